@@ -1,0 +1,51 @@
+"""The command line: parses, calls one function, maps errors to exit codes."""
+
+import sys
+
+
+def main() -> None:
+    """Entry point of `cervseg-jax`."""
+    from cervseg_jax.errors import CervsegError
+
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        from cervseg_jax.cli.app import app
+
+        app(prog_name="cervseg-jax")
+    except CervsegError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("stopped before there was anything to save", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
+        raise SystemExit(1) from None
+    except ImportError as error:
+        if debug:
+            raise
+        _fail(_import_advice(error), 2)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(exit_code)
+
+
+def _import_advice(error: ImportError) -> str:
+    """Explains the import errors that users of fresh machines meet."""
+    text = str(error)
+    if ".so" in text and any(name in text for name in ("libGL", "libX", "libxcb", "libglib", "libgthread")):
+        return (
+            f"OpenCV cannot start: {text}\nInstall the missing system library "
+            "(Debian, Ubuntu: sudo apt-get install -y libgl1 libglib2.0-0 libxcb1), or use OpenCV's build without windows: "
+            "pip uninstall -y opencv-python && pip install opencv-python-headless"
+        )
+    return f"a package is missing or broken: {text}; install again with: pip install --force-reinstall cervseg-jax"

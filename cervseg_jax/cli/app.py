@@ -1,0 +1,121 @@
+"""The Typer application. Heavy imports happen inside the commands, so that `--help` is quick."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cervseg_jax import __version__
+
+app = typer.Typer(
+    name="cervseg-jax",
+    help="Segments nuclei in clustered cervical cells. For research only; not a medical device, no diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config value (repeatable).")
+]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cervseg-jax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; works anywhere on the line.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: cervseg-jax train configs/quickstart.yaml --set train.epochs=5")
+def train(
+    config: Annotated[Path, typer.Argument(help="A recipe, such as configs/clustered.yaml.")],
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<name of the config>.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run in a numbered folder beside it.")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Go on with a run although its config or data have changed.")
+    ] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network; the same command continues a run that was stopped."""
+    from cervseg_jax.cli.commands import run_train
+
+    run_train(config, run_dir, overrides or [], fresh=fresh, allow_changes=allow_changes, quiet=quiet)
+
+
+@app.command(name="eval", epilog="Example: cervseg-jax eval runs/quickstart --split test")
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option(help="Another dataset: with train, valid, test, or with images and masks.")
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score a run's best weights; writes RUN/eval/."""
+    from cervseg_jax.cli.commands import run_eval
+
+    run_eval(run, split, data, overrides or [], quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax infer runs/quickstart --images my_slides --out my_masks")
+def infer(
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Option(help="An image or a folder of images (repeatable).")],
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write 16-bit probability maps.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make masks of images with a run's best weights."""
+    from cervseg_jax.cli.commands import run_infer
+
+    run_infer(run, images, out, overrides or [], probabilities=probabilities, overwrite=overwrite, quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax synth drawn --images 20 --seed 1")
+def synth(
+    out: Annotated[Path, typer.Argument(help="A new folder for images, labelme and instances.")],
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other images.")] = 0,
+    size: Annotated[tuple[int, int], typer.Option(min=64, help="Height and width in pixels.")] = (512, 512),
+    quiet: Quiet = False,
+) -> None:
+    """Draw clusters of stained nuclei with exact truth."""
+    from cervseg_jax.cli.commands import run_synth
+
+    run_synth(out, num_images=images, seed=seed, size=size, quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax models unet --size 512 512 --set model.args.levels=8")
+def models(
+    name: Annotated[str | None, typer.Argument(help="A model; without it, all are listed.")] = None,
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the input.")] = (256, 256),
+    overrides: Overrides = None,
+) -> None:
+    """List the networks, or show one layer by layer."""
+    from cervseg_jax.cli.commands import run_models
+
+    run_models(name, size, overrides or [])
+
+
+@app.command(epilog="Example: cervseg-jax doctor")
+def doctor() -> None:
+    """Check devices, versions, OpenCV, memory and disk; say the fix for each finding."""
+    from cervseg_jax.cli.doctor import run_doctor
+
+    run_doctor()

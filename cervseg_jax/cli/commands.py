@@ -1,0 +1,185 @@
+"""What the commands do, one function each."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cervseg_jax.config import Config, load_config
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.source import CheckedPairs, check_pairs, find_pairs
+from cervseg_jax.errors import ConfigError, FindingsError
+from cervseg_jax.files import write_csv
+
+
+def run_train(
+    config_path: Path, run_dir: Path | None, overrides: Sequence[str], *, fresh: bool, allow_changes: bool, quiet: bool
+) -> None:
+    """Trains as `config_path` says."""
+    config = load_config(config_path, overrides)
+    from cervseg_jax.training.interrupt import stop_requests
+    from cervseg_jax.training.loop import train
+    from cervseg_jax.training.run_folder import choose_run_folder, locked, open_run_folder
+    from cervseg_jax.training.sharding import make_mesh, require_devices
+
+    reporter = Reporter(quiet=quiet)
+    require_devices(config.runtime)
+    folder = choose_run_folder(config_path, run_dir, fresh=fresh)
+    reporter.info(_device_line())
+    mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
+    reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
+    pairs = _checked_data(config, reporter)
+    with locked(folder):
+        open_run_folder(folder, config, allow_changes=allow_changes)
+        reporter.info(f"run folder: {folder}; resolved config in config.yaml")
+        _write_data_list(folder, pairs)
+        with stop_requests() as stop:
+            files = {split: checked.pairs for split, checked in pairs.items()}
+            result = train(config, folder, files, reporter=reporter, stop=stop)
+    best = result.progress.best
+    reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
+    reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")
+    reporter.info(f"next: cervseg-jax eval {_short(folder)}")
+
+
+def run_eval(run: Path, split: str, data: Path | None, overrides: Sequence[str], *, quiet: bool) -> None:
+    """Scores a run."""
+    from cervseg_jax.inference.score import score_run
+    from cervseg_jax.training.run_folder import load_run_config
+
+    reporter = Reporter(quiet=quiet)
+    config = load_run_config(run, overrides)
+    summary, folder = score_run(run, config, split=split, data=data, reporter=reporter)
+    width = max(map(len, summary))
+    for name, value in summary.items():
+        reporter.info(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    reporter.info(f"written to {_short(folder)}")
+
+
+def run_infer(
+    run: Path,
+    images: Sequence[Path],
+    out: Path,
+    overrides: Sequence[str],
+    *,
+    probabilities: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Makes masks."""
+    from cervseg_jax.inference.folder import infer_files
+    from cervseg_jax.training.run_folder import load_run_config
+
+    reporter = Reporter(quiet=quiet)
+    config = load_run_config(run, overrides)
+    done, failed = infer_files(
+        run, config, images, out, with_probabilities=probabilities, overwrite=overwrite, reporter=reporter
+    )
+    reporter.info(f"{done} masks written to {_short(out)}")
+    if failed:
+        raise FindingsError(f"{failed} of {done + failed} files could not be read; see {_short(out / 'failed.csv')}")
+
+
+def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], quiet: bool) -> None:
+    """Draws images."""
+    from cervseg_jax.data.dataset_folder import write_scenes
+
+    reporter = Reporter(quiet=quiet)
+    with reporter.progress("drawing", num_images) as advance:
+        write_scenes(out.absolute(), num_images=num_images, seed=seed, size=size, each=advance)
+    reporter.info(f"{num_images} images written to {_short(out)}")
+
+
+def run_models(name: str | None, size: tuple[int, int], overrides: Sequence[str]) -> None:
+    """Lists the networks, or shows one."""
+    from cervseg_jax.models import MODELS, build_model
+    from cervseg_jax.models.blocks import num_params
+    from cervseg_jax.yaml12 import parse_yaml
+
+    if name is None:
+        for known, entry in MODELS.items():
+            print(f"{known:<16}{entry.paper}")
+        return
+    args = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.startswith("model.args."):
+            raise ConfigError(f"--set {override}: here expected model.args.KEY=VALUE")
+        args[key.removeprefix("model.args.")] = parse_yaml(text, source=f"--set {override}")
+    model = build_model(name, image_size=size, args=args)
+    model.summary(line_length=110)
+    print(f"{num_params(model):,} parameters; {MODELS[name].paper}")
+
+
+def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
+    """Makes the synthetic data if the config asks for them, finds all files and reads each once."""
+    synthetic = config.data.synthetic
+    if synthetic is not None:
+        from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
+
+        count = synthetic.train + synthetic.valid + synthetic.test
+        with reporter.progress("drawing synthetic images", count) as advance:
+            ensure_synthetic_dataset(config.data.root, synthetic, each=advance)
+    found, problems = find_pairs(config.data)
+    checked = {}
+    for split, pairs in found.items():
+        with reporter.progress(f"reading {split}", len(pairs)) as advance:
+            checked[split] = check_pairs(pairs, config.data, each=advance)
+        problems += checked[split].problems
+    reporter.info(f"data: {config.data.root}")
+    for split, result in checked.items():
+        reporter.info("  " + _describe(split, result))
+    for problem in problems:
+        reporter.warn(problem)
+    if problems:
+        reporter.warn(f"{len(problems)} files are left out")
+    num_noisy = sum(result.num_noisy_masks for result in checked.values())
+    if num_noisy:
+        reporter.warn(
+            f"{num_noisy} of {sum(len(result.facts) for result in checked.values())} masks have more than two levels, "
+            "as lossy files have; "
+            + (
+                "values from half range count as nucleus (data.mask_rule: half_range)"
+                if config.data.mask_rule == "half_range"
+                else "every non-zero value counts as nucleus and makes nuclei larger (data.mask_rule: any_nonzero)"
+            )
+        )
+    return checked
+
+
+def _describe(split: str, checked: CheckedPairs) -> str:
+    facts = checked.facts
+    groups = len({fact.pair.group for fact in facts})
+    sizes = sorted({(fact.height, fact.width) for fact in facts})
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
+    foreground = sum(fact.foreground for fact in facts) / len(facts)
+    return f"{split}: {len(facts)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
+
+
+def _write_data_list(folder: Path, checked: dict[str, CheckedPairs]) -> None:
+    """Records which files the run used: split, source, hash."""
+    rows = [
+        [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
+        for split, result in checked.items()
+        for fact in result.facts
+    ]
+    header = ["split", "stem", "group", "image_path", "height", "width", "image_sha256"]
+    try:
+        write_csv(folder / "data.csv", header, rows)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _device_line() -> str:
+    import jax
+
+    devices = jax.devices()
+    return f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} CPU cores"
+
+
+def _short(path: Path) -> Path:
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+

@@ -1,0 +1,103 @@
+"""From `{name, args}` in a config to a function: the only place where names are looked up."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from cervseg_jax.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Returns the known word that `word` most likely stands for, or None.
+
+    Example:
+      >>> nearest("epoch", ["epochs", "batch_size"])
+      'epochs'
+    """
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Returns the tail of an error message: the nearest known word, then all of them.
+
+    Example:
+      >>> suggestion("unett", ["unet", "swin_unet"])
+      "did you mean 'unet'? known: swin_unet, unet"
+    """
+    names = sorted(known)
+    guess = nearest(word, names)
+    return (f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(names) or '(none)'}"
+
+
+def lookup(table: Mapping[str, T], name: str, *, key: str) -> T:
+    """Returns `table[name]`.
+
+    Args:
+      table: an explicit table such as `MODELS` or `LOSSES`.
+      name: the name that the user wrote.
+      key: the config key it was written under, for the message.
+
+    Raises:
+      ConfigError: if the table has no such name.
+    """
+    if name not in table:
+        raise ConfigError(f"{key}: unknown name {name!r}; {suggestion(name, table)}")
+    return table[name]
+
+
+def bind(
+    function: Callable[..., Any], args: Mapping[str, Any], *, key: str, reserved: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Checks `args` against the signature of `function` and fills in the defaults.
+
+    Values are checked strictly against the annotations: a quoted number is not a number.
+
+    Args:
+      function: the function that will be called with the result as keyword arguments.
+      args: what the user wrote.
+      key: the config key of `args`, for messages.
+      reserved: parameters that the program supplies and the config must not.
+
+    Returns:
+      All keyword arguments except the reserved ones, converted to the annotated types.
+
+    Raises:
+      ConfigError: for an unknown, missing or wrongly typed argument.
+
+    Example:
+      >>> def blur(image, *, sigma: float = 1.0, size: tuple[int, int] = (3, 3)): ...
+      >>> bind(blur, {"size": [5, 5]}, key="augment.args", reserved=["image"])
+      {'sigma': 1.0, 'size': (5, 5)}
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+        if name not in reserved
+    }
+    for name in args:
+        if name not in parameters:
+            raise ConfigError(f"{key}: unknown key {name!r}; {suggestion(name, parameters)}")
+    bound = {}
+    for name, parameter in parameters.items():
+        if name in args:
+            bound[name] = _checked(args[name], parameter.annotation, key=f"{key}.{name}")
+        elif parameter.default is not inspect.Parameter.empty:
+            bound[name] = parameter.default
+        else:
+            raise ConfigError(f"{key}: the key {name!r} is required")
+    return bound
+
+
+def _checked(value: Any, annotation: Any, *, key: str) -> Any:
+    """Returns `value` as `annotation`, in the strict JSON sense (lists become tuples, integers become floats)."""
+    try:
+        return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{key}: {error.errors()[0]['msg']}, got {value!r}") from None

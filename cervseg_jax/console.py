@@ -1,0 +1,101 @@
+"""What the user sees while the program works: messages, and progress with rate and remaining time."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_SECONDS = 5.0
+"""Time between two progress lines where stdout is not a terminal."""
+
+Advance = Callable[..., None]
+"""`advance(note="")`: one more unit is done."""
+
+
+class Reporter:
+    """Prints messages and progress; on a terminal with bars, elsewhere in plain lines."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Makes a reporter.
+
+        Args:
+          quiet: keep silent except for warnings, which go to stderr.
+        """
+        self.quiet = quiet
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def info(self, message: str) -> None:
+        """Prints a line."""
+        if not self.quiet:
+            self._console.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """Prints a warning to stderr."""
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+        """Shows how far a loop has come.
+
+        Args:
+          title: what is being done.
+          total: units in all.
+          done: units that were done before.
+
+        Yields:
+          A function to call after each unit, with a note such as the current loss.
+        """
+        if self.quiet:
+            yield _silent
+        elif self._console.is_terminal:
+            with self._bar() as bar:
+                task = bar.add_task(title, total=total, completed=done, note="", rate="")
+                start = time.monotonic()
+                count = 0
+
+                def advance(note: str = "") -> None:
+                    nonlocal count
+                    count += 1
+                    rate = count / max(time.monotonic() - start, 1e-9)
+                    bar.update(task, advance=1, note=note, rate=f"{rate:.2f}/s")
+
+                yield advance
+        else:
+            yield _plain_lines(title, total, done, self.info)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+
+
+def _silent(note: str = "") -> None:
+    """Shows nothing."""
+
+
+def _plain_lines(title: str, total: int, done: int, show: Callable[[str], None]) -> Advance:
+    start = last = time.monotonic()
+    count = 0
+
+    def advance(note: str = "") -> None:
+        nonlocal count, last
+        count += 1
+        now = time.monotonic()
+        if now - last >= PLAIN_INTERVAL_SECONDS:
+            last = now
+            rate = count / (now - start)
+            left = (total - done - count) / rate
+            show(f"{title}: {done + count}/{total}  {rate:.2f}/s  {left:.0f} s left  {note}".rstrip())
+
+    return advance

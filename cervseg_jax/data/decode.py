@@ -1,0 +1,191 @@
+"""One canonical way from a file to pixels, used by training, evaluation and inference alike.
+
+Images become RGB uint8, masks become 0/1. The EXIF orientation is applied to both. Every file that is not
+understood is refused by name; nothing is guessed silently.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from cervseg_jax.data.headers import HeaderError, read_header
+from cervseg_jax.errors import DataError
+
+MAX_FILE_BYTES = 2**30
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+"""Suffixes by which files are found in folders, compared in lower case."""
+
+MaskRule = Literal["half_range", "any_nonzero"]
+
+
+class MaskReading(NamedTuple):
+    """A decoded mask and what its file looked like."""
+
+    mask: np.ndarray
+    """uint8 [h, w], 1 for nucleus."""
+    num_levels: int
+    """Distinct values in the file; more than two come from lossy compression or interpolation."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a regular file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its content, at least one byte.
+
+    Raises:
+      DataError: if it is missing, empty, larger than 1 GiB, unreadable or not a regular file (a pipe would hang).
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be opened: {error}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: is not a regular file")
+        if status.st_size == 0:
+            raise DataError(f"{path}: is empty (zero bytes)")
+        if status.st_size > MAX_FILE_BYTES:
+            raise DataError(f"{path}: is larger than {MAX_FILE_BYTES // 2**20} MiB")
+        try:
+            return file.read()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def decode_image(data: bytes, *, source: Path) -> np.ndarray:
+    """Decodes an image to RGB.
+
+    Grey becomes three equal channels, 16-bit is scaled to 8-bit with rounding, CMYK and palettes become RGB,
+    transparency is laid on white (the slide's empty background).
+
+    Args:
+      data: the whole file.
+      source: its name, for messages.
+
+    Returns:
+      uint8 [h, w, 3].
+
+    Raises:
+      DataError: if the file cannot be decoded faithfully.
+    """
+    pixels = _to_8_bit(_decode(data, source=source))
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    rgb = pixels[:, :, 2::-1]
+    if pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3:].astype(np.uint16)
+        rgb = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(rgb)
+
+
+def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> MaskReading:
+    """Decodes a mask to 0/1.
+
+    With two levels, of which one is zero, the other is the nucleus (0/1, 0/255 and colours on black). With more,
+    `half_range` takes values from half of the type's range, which drops the noise of JPEG masks, and
+    `any_nonzero` takes every other value than zero, as the reference implementation does: on the published
+    JPEG masks that adds 19 % to the nuclei's area.
+
+    Args:
+      data: the whole file.
+      source: its name, for messages.
+      rule: see above.
+
+    Returns:
+      The mask and the number of levels in the file.
+
+    Raises:
+      DataError: if the file cannot be decoded, or its values do not say what is a nucleus.
+    """
+    values = _single_channel(_decode(data, source=source), source=source)
+    levels = np.flatnonzero(np.bincount(values.ravel(), minlength=2))
+    top = int(levels[-1])
+    if rule == "any_nonzero" or top == 0 or len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
+        return MaskReading((values > 0).astype(np.uint8), len(levels))
+    half = (np.iinfo(values.dtype).max + 1) // 2
+    if top < half:
+        raise DataError(
+            f"{source}: a mask with {len(levels)} levels up to {top} of {np.iinfo(values.dtype).max}: instance labels "
+            "or class numbers? A mask has nucleus and background; data.mask_rule: any_nonzero takes all but zero"
+        )
+    return MaskReading((values >= half).astype(np.uint8), len(levels))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Reads a file as RGB uint8 [h, w, 3]; errors as `read_bytes` and `decode_image`."""
+    return decode_image(read_bytes(path), source=path)
+
+
+def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
+    """Reads a file as a 0/1 mask; errors as `read_bytes` and `decode_mask`."""
+    return decode_mask(read_bytes(path), source=path, rule=rule)
+
+
+def _decode(data: bytes, *, source: Path) -> np.ndarray:
+    """Decodes to the file's own depth, grey [h, w] or BGR(A) [h, w, 3|4], upright."""
+    try:
+        header = read_header(data)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    except HeaderError as error:
+        raise DataError(f"{source}: {error}") from None
+    except (cv2.error, MemoryError) as error:
+        raise DataError(f"{source}: cannot be decoded: {str(error).splitlines()[0]}") from None
+    if pixels is None:
+        raise DataError(f"{source}: is damaged and cannot be decoded")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{source}: has {pixels.dtype} pixels; 8-bit or 16-bit is needed")
+    if pixels.shape[:2] != (header.height, header.width):
+        raise DataError(
+            f"{source}: its header says {header.width}x{header.height}, "
+            f"its pixels are {pixels.shape[1]}x{pixels.shape[0]}"
+        )
+    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
+        raise DataError(f"{source}: has {pixels.shape[2]} channels; 1, 3 or 4 are understood")
+    return _upright(pixels, header.orientation)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation (EXIF 2.3, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
+    """Reduces a mask file to one channel, or refuses a colour mask of several classes."""
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 4:
+        if (pixels[:, :, 3] != np.iinfo(pixels.dtype).max).any():
+            raise DataError(f"{source}: a mask with transparency; save it without an alpha channel")
+        pixels = pixels[:, :, :3]
+    spread = pixels.max(axis=2).astype(np.int64) - pixels.min(axis=2)
+    if spread.max() <= np.iinfo(pixels.dtype).max // 16:  # grey, up to the colour noise of JPEG
+        return pixels[:, :, 1]
+    colours = np.unique(pixels.reshape(-1, 3), axis=0)
+    if len(colours) == 2 and not colours[0].any():
+        return pixels.max(axis=2)
+    raise DataError(
+        f"{source}: a mask with {len(colours)} colours; needed are two levels, or one colour on black"
+    )

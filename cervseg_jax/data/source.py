@@ -1,0 +1,255 @@
+"""Datasets on disk: which files belong together, whether they can be read, and their samples at the network's size."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cervseg_jax.config import DataConfig, SplitConfig
+from cervseg_jax.data.augment import Sample
+from cervseg_jax.data.decode import IMAGE_SUFFIXES, MaskRule, decode_image, decode_mask, read_bytes, read_image, read_mask
+from cervseg_jax.data.split import split_groups
+from cervseg_jax.errors import ConfigError, DataError
+
+SPLITS = ("train", "valid", "test")
+
+
+class Pair(NamedTuple):
+    """An image file and its mask file."""
+
+    stem: str
+    group: str
+    image_path: Path
+    mask_path: Path
+
+
+class PairFacts(NamedTuple):
+    """What a full read of one pair showed."""
+
+    pair: Pair
+    height: int
+    width: int
+    mask_levels: int
+    foreground: float
+    """Share of the pixels that are nucleus."""
+    image_sha256: str
+    """Hash of the image file's bytes."""
+
+
+class CheckedPairs(NamedTuple):
+    """Pairs that can be used, and what was left out."""
+
+    facts: list[PairFacts]
+    problems: list[str]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The usable pairs."""
+        return [fact.pair for fact in self.facts]
+
+    @property
+    def num_noisy_masks(self) -> int:
+        """Masks with more than two levels."""
+        return sum(fact.mask_levels > 2 for fact in self.facts)
+
+
+def find_pairs(data: DataConfig, *, whole: bool = False) -> tuple[dict[str, list[Pair]], list[str]]:
+    """Finds the dataset's files, paired by stem and sorted by it.
+
+    Args:
+      data: the config's data section; `data.root` holds `{train,valid,test}/{images,masks}`, or `images` and
+        `masks`, which `data.split` then divides by source.
+      whole: take a folder of `images` and `masks` undivided, as the split "test".
+
+    Returns:
+      Pairs by split, and one message for each file without a partner.
+
+    Raises:
+      ConfigError: if folders are missing.
+      DataError: if a folder is empty, two files share a stem, or an image has no mask and `data.on_bad_file` is
+        "fail".
+    """
+    root = data.root
+    if not root.is_dir():
+        raise ConfigError(f"data.root: no such folder: {root}" + (f"\n{data.origin}" if data.origin else ""))
+    if whole:
+        pairs, problems = _pair_folder(root, data)
+        return {"test": pairs}, problems
+    if data.split is not None:
+        pairs, problems = _pair_folder(root, data)
+        return _divide(pairs, data.split, root), problems
+    if not (root / "train").is_dir():
+        hint = (
+            "it has images and masks at its top: say how to divide them, for example --set 'data.split={valid: 0.2}'"
+            if (root / "images").is_dir()
+            else "expected are train, valid and test, each with images and masks"
+        )
+        raise ConfigError(f"data.root: {root} has no folder train; {hint}")
+    found, problems = {}, []
+    for split in SPLITS:
+        if split == "test" and not (root / split).is_dir():
+            continue
+        found[split], split_problems = _pair_folder(root / split, data)
+        problems += split_problems
+    return found, problems
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Lists a folder's image files by suffix, sorted by name.
+
+    Raises:
+      ConfigError: if there is no such folder, or it cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"no such folder: {folder}") from None
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    data: DataConfig,
+    *,
+    each: Callable[[], None] = lambda: None,
+) -> CheckedPairs:
+    """Reads every file once, so that bad ones are known before the work starts.
+
+    Args:
+      pairs: what to read.
+      data: the config's data section.
+      each: called after each pair, for a progress bar.
+
+    Returns:
+      Facts of the good pairs in the same order, and one message for each bad one.
+
+    Raises:
+      DataError: naming the bad files, if `data.on_bad_file` is "fail" or none is good.
+    """
+
+    def check(pair: Pair) -> PairFacts | str:
+        try:
+            return _read_facts(pair, data.mask_rule)
+        except DataError as error:
+            return str(error)
+        finally:
+            each()
+
+    with ThreadPoolExecutor(data.threads) as pool:
+        results = list(pool.map(check, pairs))
+    facts = [result for result in results if isinstance(result, PairFacts)]
+    problems = [result for result in results if isinstance(result, str)]
+    if problems and (data.on_bad_file == "fail" or not facts):
+        raise DataError(_bad_files_message(problems, len(pairs)))
+    return CheckedPairs(facts, problems)
+
+
+def load_sample(pair: Pair, *, image_size: tuple[int, int], mask_rule: MaskRule) -> Sample:
+    """Reads a pair at the network's size.
+
+    Args:
+      pair: the files.
+      image_size: height and width in pixels.
+      mask_rule: see `decode_mask`.
+
+    Returns:
+      Image and mask.
+
+    Raises:
+      DataError: if a file is bad.
+    """
+    mask = read_mask(pair.mask_path, rule=mask_rule).mask
+    return Sample(resize_image(read_image(pair.image_path), image_size), resize_mask(mask, image_size))
+
+
+def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Resizes by area averaging where it shrinks and bilinearly where it grows; [h, w] or [h, w, c]."""
+    height, width = image_size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Resizes by nearest neighbour, so that no new values appear; [h, w]."""
+    height, width = image_size
+    if mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]:
+    images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks")
+    if not images:
+        raise DataError(f"{folder / 'images'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    lonely = sorted(images.keys() - masks.keys())
+    if lonely and (data.on_bad_file == "fail" or len(lonely) == len(images)):
+        raise DataError(
+            f"{folder / 'images'}: {len(lonely)} of {len(images)} images have no mask of the same stem in "
+            f"{folder / 'masks'}: {_first_few(images[stem].name for stem in lonely)}"
+        )
+    problems = [f"{images[stem]}: has no mask" for stem in lonely]
+    problems += [f"{masks[stem]}: a mask without an image" for stem in sorted(masks.keys() - images.keys())]
+    pattern = data.split.group_pattern if data.split else None
+    pairs = [
+        Pair(stem, _group(images[stem], pattern), images[stem], masks[stem])
+        for stem in sorted(images.keys() & masks.keys())
+    ]
+    return pairs, problems
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in found:
+            raise DataError(f"{folder}: {found[path.stem].name} and {path.name} share a stem; pairing needs unique ones")
+        found[path.stem] = path
+    return found
+
+
+def _group(path: Path, pattern: str | None) -> str:
+    if pattern is None:
+        return path.stem
+    match = re.search(pattern, path.stem)
+    if match is None or match.group(1) is None:
+        raise DataError(f"{path}: its stem does not match data.split.group_pattern {pattern!r}")
+    return match.group(1)
+
+
+def _divide(pairs: Sequence[Pair], split: SplitConfig, root: Path) -> dict[str, list[Pair]]:
+    try:
+        parts = split_groups([pair.group for pair in pairs], valid=split.valid, test=split.test, seed=split.seed)
+    except ValueError as error:
+        raise DataError(f"{root}: {error}") from None
+    return {name: [pair for pair in pairs if parts[pair.group] == name] for name in SPLITS if name in parts.values()}
+
+
+def _read_facts(pair: Pair, mask_rule: MaskRule) -> PairFacts:
+    data = read_bytes(pair.image_path)
+    image = decode_image(data, source=pair.image_path)
+    mask, num_levels = decode_mask(read_bytes(pair.mask_path), source=pair.mask_path, rule=mask_rule)
+    if image.shape[:2] != mask.shape:
+        raise DataError(
+            f"{pair.image_path}: is {image.shape[1]}x{image.shape[0]}, "
+            f"its mask {pair.mask_path} is {mask.shape[1]}x{mask.shape[0]}"
+        )
+    height, width = mask.shape
+    return PairFacts(pair, height, width, num_levels, float(mask.mean()), hashlib.sha256(data).hexdigest())
+
+
+def _bad_files_message(problems: Sequence[str], num_pairs: int) -> str:
+    advice = "repair or remove them, or leave them out with --set data.on_bad_file=skip"
+    return f"{len(problems)} of {num_pairs} pairs cannot be used; {advice}:\n  " + _first_few(problems, "\n  ")
+
+
+def _first_few(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
+    listed = list(items)
+    rest = len(listed) - limit
+    return separator.join(listed[:limit] + ([f"and {rest} more"] if rest > 0 else []))

@@ -1,0 +1,46 @@
+"""The errors that users meet. Each is one message and one exit code."""
+
+
+class CervsegError(Exception):
+    """Base of all errors that end a command with a message instead of a traceback.
+
+    The message names the subject (file, key or argument), the rule, what was received and what to do.
+    """
+
+    exit_code = 1
+
+
+class FindingsError(CervsegError):
+    """The work ran to its end and found something wrong, such as files that could not be read."""
+
+    exit_code = 1
+
+
+class ConfigError(CervsegError):
+    """A config key, an argument or a path is wrong."""
+
+    exit_code = 2
+
+
+class DataError(CervsegError):
+    """The data are unreadable, unpaired or mismatched."""
+
+    exit_code = 3
+
+
+class CheckpointError(CervsegError):
+    """A checkpoint or a run folder cannot be used."""
+
+    exit_code = 4
+
+
+class DivergedError(CervsegError):
+    """Training produced a loss that is not finite; the last good state is kept."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(CervsegError):
+    """Training was asked to stop and has saved its state; the same command continues it."""
+
+    exit_code = 75

@@ -1,0 +1,92 @@
+"""Writing files so that a crash never leaves half of one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cervseg_jax.errors import ConfigError
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder with its parents.
+
+    Raises:
+      ConfigError: if that is impossible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: the folder cannot be made: {error.strerror}") from None
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name and renames it.
+
+    Raises:
+      OSError: if the disk is full or the folder not writable; what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON as `write_bytes` does; NaN becomes null, as JSON knows none."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes a PNG.
+
+    Args:
+      path: the file.
+      image: uint8 or uint16, [h, w] grey or [h, w, 3] RGB.
+    """
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"write_png: image must be uint8 or uint16, got {image.dtype}")
+    _, packed = cv2.imencode(".png", image if image.ndim == 2 else image[:, :, ::-1])
+    write_bytes(path, packed.tobytes())
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """Writes comma-separated values as `write_bytes` does.
+
+    Args:
+      path: the file.
+      header: column names; empty for none.
+      rows: values; text with a comma or quote is quoted.
+    """
+    lines = ([header] if header else []) + rows
+    write_text(path, "".join(",".join(_csv_cell(value) for value in line) + "\n" for line in lines))
+
+
+def _csv_cell(value: Any) -> str:
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

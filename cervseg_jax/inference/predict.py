@@ -1,0 +1,80 @@
+"""Probabilities from images, in batches of one compiled shape."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import cv2
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cervseg_jax.data.source import resize_image
+from cervseg_jax.models import Apply
+from cervseg_jax.training.sharding import batch_sharding, replicated
+from cervseg_jax.typing import ModelState, Params
+
+Predict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
+"""`predict(params, model_state, images)`: uint8 [b, h, w, 3] to float32 probabilities [b, h, w]."""
+
+
+def make_predict(apply: Apply, mesh: Mesh) -> Predict:
+    """Returns the prediction function, compiled on first use.
+
+    Args:
+      apply: the network.
+      mesh: devices over which each batch is spread.
+
+    Returns:
+      A function from weights and a full batch of images at the network's size to probabilities.
+    """
+    images_sharding = batch_sharding(mesh).image
+
+    def probabilities(params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
+        logits, _ = apply(params, model_state, images)
+        return jax.nn.sigmoid(logits[..., 0])
+
+    compiled = jax.jit(probabilities, in_shardings=(replicated(mesh), replicated(mesh), images_sharding))
+
+    def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(params, model_state, jax.device_put(images, images_sharding)))
+
+    return predict
+
+
+def predict_images(
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: Iterable[np.ndarray],
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """Streams images of any size through the network.
+
+    Args:
+      predict: from a full batch of uint8 [b, h, w, 3] to probabilities [b, h, w].
+      images: uint8 [h, w, 3], RGB; read as needed.
+      image_size: the network's height and width.
+      batch_size: rows per batch; the last one is filled up and cut.
+
+    Yields:
+      Float32 probabilities of each image in its own size, [h, w], in order.
+    """
+    waiting: list[np.ndarray] = []
+    for image in images:
+        waiting.append(image)
+        if len(waiting) == batch_size:
+            yield from _predict_batch(predict, waiting, image_size, batch_size)
+            waiting = []
+    if waiting:
+        yield from _predict_batch(predict, waiting, image_size, batch_size)
+
+
+def _predict_batch(
+    predict: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], image_size: tuple[int, int], batch_size: int
+) -> Iterator[np.ndarray]:
+    resized = [resize_image(image, image_size) for image in images]
+    batch = np.stack(resized + [resized[0]] * (batch_size - len(resized)))
+    for image, probs in zip(images, predict(batch), strict=False):
+        height, width = image.shape[:2]
+        if probs.shape != (height, width):
+            probs = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
+        yield probs

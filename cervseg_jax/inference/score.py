@@ -1,0 +1,154 @@
+"""A run and a dataset -> scores, tables and pictures."""
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cervseg_jax.config import Config
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.pipeline import eval_batches
+from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_mask
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.evaluation import Scores, evaluate
+from cervseg_jax.files import make_folder, write_csv, write_json, write_png
+from cervseg_jax.inference.predict import make_predict, predict_images
+from cervseg_jax.losses import LOSSES
+from cervseg_jax.metrics.pixel import METRICS
+from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
+from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
+from cervseg_jax.training.state import TrainState
+from cervseg_jax.training.step import make_eval_step
+from cervseg_jax.weights import Network, load_network
+
+
+def score_run(
+    run: Path, config: Config, *, split: str, data: Path | None, reporter: Reporter
+) -> tuple[dict[str, Any], Path]:
+    """Scores the run's best weights and writes `evaluation.csv`, `per_image.csv`, `summary.json` and pictures.
+
+    Args:
+      run: a run folder.
+      config: its config.
+      split: which part of the dataset.
+      data: another dataset than the config's; one with `images` and `masks` at its top is scored whole.
+      reporter: for progress.
+
+    Returns:
+      The summary and the folder it was written to.
+
+    Raises:
+      ConfigError: if the split or a folder is missing.
+      DataError: if files are bad.
+      CheckpointError: if the run has no usable weights.
+    """
+    require_devices(config.runtime)
+    pairs, name = _choose_pairs(config, split, data, reporter)
+    network = load_network(run / "best", precision=config.runtime.precision)
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"image_size": network.contract.image_size})}
+    )
+    mesh = make_mesh(config.runtime.mesh, batch_size=config.eval.batch_size)
+    state = jax.device_put(
+        TrainState(jnp.int32(network.contract.step), network.params, network.model_state, ()), replicated(mesh)
+    )
+    sharding = batch_sharding(mesh)
+    step = jax.jit(
+        make_eval_step(network.apply, LOSSES[config.train.loss], threshold=config.eval.threshold),
+        in_shardings=(replicated(mesh), sharding),
+    )
+    batch_size = config.eval.batch_size
+    with reporter.progress("scoring", math.ceil(len(pairs) / batch_size)) as advance:
+        scores = evaluate(
+            lambda batch: step(state, jax.device_put(batch, sharding)),
+            eval_batches(config, pairs, batch_size=batch_size),
+            each=advance,
+        )
+    assert scores is not None  # noqa: S101 (no `stop` was given)
+    folder = make_folder(run / "eval" / name)
+    summary = _summary(scores, pairs, network, config, split=name)
+    write_csv(
+        folder / "evaluation.csv", [], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
+    )
+    write_json(folder / "summary.json", summary)
+    order = _write_per_image(folder, scores, pairs)
+    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    count = min(config.eval.num_example_images, len(order))
+    for title, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
+        if chosen:
+            write_png(folder / f"{title}.png", _sheet(predict, [pairs[index] for index in chosen], config))
+    return summary, folder
+
+
+def _choose_pairs(config: Config, split: str, data: Path | None, reporter: Reporter) -> tuple[list[Pair], str]:
+    if split not in SPLITS:
+        raise ConfigError(f"--split: must be one of {', '.join(SPLITS)}, got {split!r}")
+    section, name = config.data, split
+    if data is not None:
+        section = section.model_copy(update={"root": data.absolute(), "synthetic": None, "split": None})
+        name = f"{data.absolute().name}-{split}"
+    if data is not None and (data / "images").is_dir():
+        found, problems = find_pairs(section, whole=True)
+        name, split = data.absolute().name, "test"
+    else:
+        found, problems = find_pairs(section)
+    if split not in found:
+        raise ConfigError(f"--split: {section.root} has no {split}; it has {', '.join(found)}")
+    checked = check_pairs(found[split], section)
+    for problem in problems + checked.problems:
+        reporter.warn(problem)
+    return checked.pairs, name
+
+
+def _summary(scores: Scores, pairs: Sequence[Pair], network: Network, config: Config, *, split: str) -> dict[str, Any]:
+    return {
+        "split": split,
+        "num_images": scores.num_images,
+        "num_sources": len({pair.group for pair in pairs}),
+        "epoch": network.contract.epoch,
+        "threshold": config.eval.threshold,
+        **scores.summary(),
+    }
+
+
+def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> list[int]:
+    """Writes one row per image, worst first, and returns the indices in that order."""
+    counts = scores.counts
+    columns = {name: metric(counts) for name, metric in METRICS.items()}
+    order = np.argsort(columns["dice"], kind="stable").tolist()  # undefined scores (NaN) come last
+    rows = [
+        [
+            pairs[scores.image_ids[row]].stem,
+            pairs[scores.image_ids[row]].group,
+            *(f"{columns[name][row]:.6f}" for name in METRICS),
+            *(int(field[row]) for field in counts),
+        ]
+        for row in order
+    ]
+    write_csv(folder / "per_image.csv", ["stem", "group", *METRICS, *counts._fields], rows)
+    defined = [row for row in order if not np.isnan(columns["dice"][row])]
+    return [scores.image_ids[row] for row in defined]
+
+
+def _sheet(predict: Any, pairs: Sequence[Pair], config: Config) -> np.ndarray:
+    """Shows images with the outlines of truth and prediction."""
+    images = [read_image(pair.image_path) for pair in pairs]
+    rows = []
+    for pair, image, probs in zip(
+        pairs,
+        images,
+        predict_images(predict, images, image_size=config.model.image_size, batch_size=config.eval.batch_size),
+        strict=True,
+    ):
+        mask = (probs >= config.eval.threshold).astype(np.uint8)
+        truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
+        both = draw_outline(image, truth, colour=TRUTH_COLOUR)
+        both = draw_outline(both, mask, colour=PREDICTION_COLOUR)
+        black = np.repeat((mask * 255)[:, :, None], 3, axis=2)
+        rows.append((image, both, black))
+    return draw_sheet(rows, captions=("image", "truth green, prediction pink", "predicted mask"))

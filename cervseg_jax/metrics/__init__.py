@@ -1,0 +1,1 @@
+"""Scores: counts first, formulas after."""

@@ -1,0 +1,120 @@
+"""Pictures: training curves, overlays, and sheets that show images beside truth and prediction."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cervseg_jax.files import write_bytes
+
+TRUTH_COLOUR = (20, 160, 60)
+PREDICTION_COLOUR = (230, 30, 140)
+_CURVE_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5")
+
+
+def draw_curves(
+    path: Path, curves: Mapping[str, Sequence[float]], *, title: str, best_epoch: int, rate_drops: Sequence[int]
+) -> None:
+    """Draws values over epochs.
+
+    Args:
+      path: the PNG to write.
+      curves: values per epoch by name; names with the prefix `val_` are drawn solid, the others dashed.
+      title: heading and label of the vertical axis.
+      best_epoch: 1-based epoch to mark; 0 for none.
+      rate_drops: 1-based epochs from which a lower learning rate was in force.
+    """
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    bases = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
+    for name, values in curves.items():
+        validation = name.startswith("val_")
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            label=name,
+            color=_CURVE_COLOURS[bases.index(name.removeprefix("val_")) % len(_CURVE_COLOURS)],
+            linestyle="-" if validation else "--",
+            alpha=1.0 if validation else 0.7,
+            linewidth=1.8,
+            marker="o" if len(values) < 3 else None,
+        )
+    for number, epoch in enumerate(rate_drops):
+        label = "learning rate reduced" if number == 0 else None
+        axes.axvline(epoch, color="0.6", linewidth=0.8, linestyle=":", label=label)
+    if best_epoch:
+        axes.axvline(best_epoch, color="0.25", linewidth=1.0, label=f"best epoch ({best_epoch})")
+    axes.set(xlabel="epoch", ylabel=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int, int] = PREDICTION_COLOUR) -> np.ndarray:
+    """Tints the mask's area and draws its outline on a copy of the image.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      mask: uint8 [h, w], 0 or 1.
+      colour: RGB.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    tinted = image.copy()
+    inside = mask > 0
+    tinted[inside] = (0.75 * image[inside] + 0.25 * np.array(colour)).astype(np.uint8)
+    return draw_outline(tinted, mask, colour=colour)
+
+
+def draw_outline(image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int, int]) -> np.ndarray:
+    """Draws the outline of a mask on a copy of the image; arguments as `draw_overlay`."""
+    outlined = image.copy()
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, round(min(image.shape[:2]) / 300))
+    cv2.drawContours(outlined, contours, -1, colour, thickness, lineType=cv2.LINE_AA)
+    return outlined
+
+
+def draw_sheet(rows: Sequence[Sequence[np.ndarray]], *, captions: Sequence[str], height_px: int = 256) -> np.ndarray:
+    """Arranges pictures in a table.
+
+    Args:
+      rows: uint8 RGB pictures; each row holds as many as there are captions.
+      captions: headings of the columns.
+      height_px: height of each row.
+
+    Returns:
+      uint8 RGB.
+    """
+    gap = 6
+    lines = []
+    widths = [
+        max(round(row[column].shape[1] * height_px / row[column].shape[0]) for row in rows)
+        for column in range(len(captions))
+    ]
+    header = np.full((28, sum(widths) + gap * (len(widths) + 1), 3), 255, np.uint8)
+    for column, caption in enumerate(captions):
+        left = gap + sum(widths[:column]) + gap * column
+        cv2.putText(header, caption, (left + 4, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
+    lines.append(header)
+    for row in rows:
+        line = np.full((height_px + gap, header.shape[1], 3), 255, np.uint8)
+        for column, picture in enumerate(row):
+            width = round(picture.shape[1] * height_px / picture.shape[0])
+            shrinks = picture.shape[0] > height_px
+            cell = cv2.resize(
+                picture, (width, height_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
+            )
+            left = gap + sum(widths[:column]) + gap * column
+            line[:height_px, left : left + width] = cell
+        lines.append(line)
+    return np.concatenate(lines)

@@ -1,0 +1,367 @@
+"""The training loop: everything that touches disk, clock and signals around the pure steps.
+
+The order within an epoch is fixed: train, evaluate, history, best weights, checkpoint, curves, previews. All that a
+resume needs is in the checkpoint: the state, and `Progress` beside it.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import Mesh
+
+from cervseg_jax.config import Config
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from cervseg_jax.data.source import Pair, read_image, read_mask
+from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
+from cervseg_jax.evaluation import Scores, evaluate
+from cervseg_jax.files import make_folder, write_png
+from cervseg_jax.inference.predict import Predict, make_predict, predict_images
+from cervseg_jax.losses import LOSSES
+from cervseg_jax.models import build_model, functionalize
+from cervseg_jax.plots import TRUTH_COLOUR, draw_overlay, draw_sheet
+from cervseg_jax.training.checkpoint import Checkpoints
+from cervseg_jax.training.interrupt import StopRequest
+from cervseg_jax.training.optimizer import make_optimizer
+from cervseg_jax.training.plateau import BestState, PlateauState, stops_early, update_best, update_plateau
+from cervseg_jax.training.run_folder import EventLog
+from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated
+from cervseg_jax.training.state import TrainState, create_state
+from cervseg_jax.training.step import StepMetrics, make_eval_step, make_train_step
+from cervseg_jax.training.writers import History, write_history
+from cervseg_jax.weights import save_weights
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the host must remember besides the state."""
+
+    plateau: PlateauState
+    best: BestState = BestState()
+    history: History = field(default_factory=list)
+    scores: Scores = field(default_factory=Scores)
+    """Training scores of the epoch that is under way."""
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values; an infinite loss becomes None."""
+        return {
+            "plateau": [_finite(value) for value in self.plateau],
+            "best": [_finite(value) for value in self.best],
+            "history": list(self.history),
+            "scores": self.scores.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Progress":
+        """Restores what `to_json` returned."""
+        plateau, best = ([math.inf if value is None else value for value in stored[key]] for key in ("plateau", "best"))
+        scores = Scores.from_json(stored["scores"])
+        return cls(PlateauState(*plateau), BestState(*best), list(stored["history"]), scores)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class Compiled(NamedTuple):
+    """The functions of a run, each compiled for its one shape."""
+
+    train_step: Callable[[TrainState, Batch, np.ndarray], tuple[TrainState, StepMetrics]]
+    eval_step: Callable[[TrainState, Batch], StepMetrics]
+    predict: Predict
+    mesh: Mesh
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended."""
+
+    progress: Progress
+    reason: str
+    """Why it ended, in words."""
+
+
+def train(
+    config: Config,
+    folder: Path,
+    pairs: dict[str, Sequence[Pair]],
+    *,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> TrainResult:
+    """Trains to the end, or continues what an earlier call in this folder left.
+
+    Args:
+      config: the recipe.
+      folder: an open run folder.
+      pairs: the files, by split; "train" and "valid" are used.
+      reporter: for messages.
+      stop: polled after each step.
+
+    Returns:
+      The final progress.
+
+    Raises:
+      InterruptedRunError: if `stop` was set; the state is saved.
+      DivergedError: if a loss is not finite; the last good state is kept.
+      CheckpointError: if no state can be restored, or none saved.
+      DataError: if a file has become unreadable.
+    """
+    if not pairs.get("valid"):
+        raise ConfigError("data.root: training needs validation images (valid), to choose the best epoch by")
+    log = EventLog(folder)
+    optimizer = make_optimizer(clip_value=config.train.clip_value)
+    mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
+    keras.utils.set_random_seed(config.train.seed)  # initial weights
+    model = build_model(
+        config.model.name, image_size=config.model.image_size, args=config.model.args, dtype=config.runtime.precision
+    )
+    apply, params, model_state = functionalize(model)
+    state = jax.device_put(create_state(params, model_state, optimizer), replicated(mesh))
+    progress = Progress(PlateauState(config.train.learning_rate))
+
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints)
+    try:
+        restored = checkpoints.restore_newest(state, warn=reporter.warn)
+        if restored is not None:
+            state, progress = restored.state, Progress.from_json(restored.meta)
+            reporter.info(f"resumed from step {int(state.step)}, {progress.epoch} epochs finished")
+            log.write("resumed", step=int(state.step), epoch=progress.epoch)
+        reason = _end_reason(config, progress)
+        if reason is None:
+            compiled = _compile(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
+            run = _Run(config, folder, pairs, compiled, checkpoints, reporter, stop, log)
+            state, progress = run.epochs(state, progress)
+            reason = _end_reason(config, progress) or "finished"
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    write_history(folder, progress.history, metrics=config.train.metrics, best_epoch=progress.best.epoch)
+    return TrainResult(progress, reason)
+
+
+def _end_reason(config: Config, progress: Progress) -> str | None:
+    if progress.epoch >= config.train.epochs:
+        return f"all {config.train.epochs} epochs are done"
+    if progress.epoch and stops_early(progress.best, progress.epoch, config.train.early_stop_patience):
+        return f"val_loss has not improved for {config.train.early_stop_patience} epochs"
+    return None
+
+
+def _compile(
+    config: Config, apply: Any, optimizer: Any, state: TrainState, mesh: Mesh, *, reporter: Reporter, log: EventLog
+) -> Compiled:
+    """Compiles the train step ahead of time: it has one shape, and any other would be an error, not a new compilation."""
+    everywhere, spread = replicated(mesh), batch_sharding(mesh)
+    loss, threshold = LOSSES[config.train.loss], config.eval.threshold
+    train_step = jax.jit(
+        make_train_step(apply, optimizer, loss, seed=config.train.seed, threshold=threshold),
+        donate_argnums=0,
+        in_shardings=(everywhere, spread, everywhere),
+        out_shardings=everywhere,
+    )
+    reporter.info("compiling the train step ...")
+    start = time.monotonic()
+    lowered = train_step.lower(state, _abstract_batch(config), jax.ShapeDtypeStruct((), np.float32))
+    compiled = lowered.compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    temporary = getattr(memory, "temp_size_in_bytes", 0)
+    reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
+    log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary)
+    eval_step = jax.jit(
+        make_eval_step(apply, loss, threshold=threshold), in_shardings=(everywhere, spread), out_shardings=everywhere
+    )
+    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh)
+
+
+def _abstract_batch(config: Config) -> Any:
+    rows, (height, width) = config.train.batch_size, config.model.image_size
+    return Batch(
+        image=jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8),  # pyright: ignore[reportArgumentType]
+        mask=jax.ShapeDtypeStruct((rows, height, width, 1), np.uint8),  # pyright: ignore[reportArgumentType]
+        valid=jax.ShapeDtypeStruct((rows,), np.float32),  # pyright: ignore[reportArgumentType]
+        image_id=jax.ShapeDtypeStruct((rows,), np.int32),  # pyright: ignore[reportArgumentType]
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same while the epochs go by."""
+
+    config: Config
+    folder: Path
+    pairs: dict[str, Sequence[Pair]]
+    compiled: Compiled
+    checkpoints: Checkpoints
+    reporter: Reporter
+    stop: StopRequest
+    log: EventLog
+
+    def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """Trains until the last epoch or an early stop."""
+        batches = train_batches(self.config, self.pairs["train"], start_step=int(state.step))
+        while _end_reason(self.config, progress) is None:
+            start = time.monotonic()
+            state, waited = self._train_epoch(state, progress, batches)
+            validation = self._validate(state, progress)
+            seconds = time.monotonic() - start
+            progress = self._advance(state, progress, validation, seconds=seconds, waited=waited)
+            self._keep(state, progress)
+        return state, progress
+
+    def _train_epoch(
+        self, state: TrainState, progress: Progress, batches: Iterator[Batch]
+    ) -> tuple[TrainState, float]:
+        """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
+        num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
+        done = int(state.step) - progress.epoch * num_steps
+        rate = np.float32(progress.plateau.learning_rate)
+        sharding = batch_sharding(self.compiled.mesh)
+        waited, pending = 0.0, None
+        title = f"epoch {progress.epoch + 1}/{self.config.train.epochs}"
+        with self.reporter.progress(title, num_steps, done=done) as advance:
+            for _ in range(done, num_steps):
+                before = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - before
+                state, metrics = self.compiled.train_step(state, jax.device_put(batch, sharding), rate)
+                # The step before this one is read while this one runs.
+                self._record(progress, pending)
+                pending = (batch, metrics)
+                advance(f"loss {progress.scores.loss:.4f}")
+                if self.stop():
+                    break
+        self._record(progress, pending)
+        self._leave_if_asked(state, progress)
+        return state, waited
+
+    def _record(self, progress: Progress, pending: tuple[Batch, StepMetrics] | None) -> None:
+        if pending is None:
+            return
+        batch, metrics = pending
+        valid, image_id = np.asarray(batch.valid), np.asarray(batch.image_id)
+        loss = progress.scores.add(metrics, valid=valid, image_id=image_id)
+        if not math.isfinite(loss):
+            files = sorted({self.pairs["train"][index].image_path.name for index in image_id})
+            self.log.write("diverged", loss=str(loss), files=files)
+            raise DivergedError(
+                f"the loss became {loss} in epoch {progress.epoch + 1}, with the images {', '.join(files)}; the last "
+                "saved state is kept; try a lower train.learning_rate, train.clip_value, or input_range: unit"
+            )
+
+    def _validate(self, state: TrainState, progress: Progress) -> Scores:
+        pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
+        sharding = batch_sharding(self.compiled.mesh)
+        batches = eval_batches(self.config, pairs, batch_size=batch_size)
+        with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
+            scores = evaluate(
+                lambda batch: self.compiled.eval_step(state, jax.device_put(batch, sharding)),
+                batches,
+                each=advance,
+                stop=self.stop,
+            )
+        if scores is None:
+            self._leave_if_asked(state, progress)
+        assert scores is not None  # noqa: S101 (for the type checker)
+        return scores
+
+    def _advance(
+        self, state: TrainState, progress: Progress, validation: Scores, *, seconds: float, waited: float
+    ) -> Progress:
+        """Closes the epoch: history, learning rate, best epoch."""
+        training, valid = progress.scores.summary(), validation.summary()
+        val_loss = valid["loss"]
+        if not math.isfinite(val_loss):
+            raise DivergedError(f"val_loss became {val_loss} in epoch {progress.epoch + 1}; the last saved state is kept")
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": int(state.step)}
+        for name in ("loss", *self.config.train.metrics):
+            row |= {name: _finite(training[name]), f"val_{name}": _finite(valid[name])}
+        row |= {
+            "learning_rate": progress.plateau.learning_rate,
+            "seconds": seconds,
+            "images_per_second": progress.scores.num_images / seconds,
+            "input_wait": waited,
+        }
+        rules = self.config.train.plateau
+        plateau = update_plateau(progress.plateau, val_loss, **rules.model_dump()) if rules else progress.plateau
+        best = update_best(progress.best, val_loss, progress.epoch + 1)
+        return Progress(plateau, best, [*progress.history, row], Scores())
+
+    def _keep(self, state: TrainState, progress: Progress) -> None:
+        """Writes everything that an epoch leaves behind."""
+        row, metrics = progress.history[-1], self.config.train.metrics
+        if progress.best.epoch == progress.epoch:
+            save_weights(
+                self.folder / "best",
+                self.config,
+                state.params,
+                state.model_state,
+                epoch=progress.epoch,
+                step=int(state.step),
+                val_loss=row["val_loss"],
+            )
+        self._save(state, progress)
+        try:
+            write_history(self.folder, progress.history, metrics=metrics, best_epoch=progress.best.epoch)
+            self._preview(state, progress.epoch)
+            self.log.write("epoch", **row)
+        except OSError as error:
+            self.checkpoints.wait()
+            raise ConfigError(
+                f"{self.folder}: cannot be written: {error.strerror}; the state of epoch {progress.epoch} is saved"
+            ) from None
+        shown = "  ".join(f"{name} {row[name]:.4f}" for name in row if name.startswith("val_") and row[name] is not None)
+        mark = "  (best so far)" if progress.best.epoch == progress.epoch else ""
+        self.reporter.info(
+            f"epoch {progress.epoch}: loss {row['loss']:.4f}  {shown}  "
+            f"rate {row['learning_rate']:.3g}  {row['seconds']:.1f} s{mark}"
+        )
+
+    def _save(self, state: TrainState, progress: Progress) -> None:
+        # The state is the same before and after an epoch is closed; the number must not be.
+        self.checkpoints.save(int(state.step) + progress.epoch, state, progress.to_json())
+
+    def _preview(self, state: TrainState, epoch: int) -> None:
+        """Writes the masks of the first validation images, and a sheet that shows them."""
+        pairs = self.pairs["valid"][: self.config.infer.num_infer_images]
+        if not pairs:
+            return
+        folder = make_folder(self.folder / "previews" / f"epoch_{epoch:04d}")
+        images = [read_image(pair.image_path) for pair in pairs]
+        batch_size = math.lcm(self.config.infer.batch_size, self.compiled.mesh.shape["data"])
+        predict = functools.partial(self.compiled.predict, state.params, state.model_state)
+        rows = []
+        all_probs = predict_images(predict, images, image_size=self.config.model.image_size, batch_size=batch_size)
+        for pair, image, probs in zip(pairs, images, all_probs, strict=True):
+            mask = (probs >= self.config.infer.threshold).astype(np.uint8)
+            truth = read_mask(pair.mask_path, rule=self.config.data.mask_rule).mask
+            write_png(folder / f"{pair.stem}.png", mask * 255)
+            rows.append((image, draw_overlay(image, truth, colour=TRUTH_COLOUR), draw_overlay(image, mask)))
+        sheet = draw_sheet(rows, captions=("image", "truth", f"prediction, epoch {epoch}"))
+        write_png(folder / "sheet.png", sheet)
+
+    def _leave_if_asked(self, state: TrainState, progress: Progress) -> None:
+        if not self.stop():
+            return
+        self._save(state, progress)
+        self.checkpoints.wait()
+        step = int(state.step)
+        self.log.write("interrupted", signal=self.stop.signal_name, step=step)
+        raise InterruptedRunError(
+            f"{self.stop.signal_name}: stopped at step {step}; the state is saved, run the same command again to go on"
+        )

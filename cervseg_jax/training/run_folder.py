@@ -1,0 +1,167 @@
+"""The run folder: whose it is, what is in it, and that nobody loses anything in it."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cervseg_jax.config import Config, config_differences, dump_config, load_config
+from cervseg_jax.errors import CheckpointError, CervsegError, ConfigError
+from cervseg_jax.files import make_folder, write_json, write_text
+
+REPORTED_PACKAGES = ("cervseg-jax", "jax", "jaxlib", "keras", "optax", "numpy", "opencv-python", "grain", "orbax-checkpoint")
+
+
+def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -> Path:
+    """Returns the folder of a run.
+
+    Args:
+      config_path: `runs/<its stem>` is the default.
+      run_dir: the user's own choice.
+      fresh: take the first numbered sibling that does not exist yet.
+
+    Returns:
+      An absolute path.
+    """
+    wanted = (run_dir or Path("runs") / config_path.stem).absolute()
+    if not fresh or not wanted.exists():
+        return wanted
+    number = 2
+    while (sibling := wanted.with_name(f"{wanted.name}-{number}")).exists():
+        number += 1
+    return sibling
+
+
+def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> None:
+    """Makes a run folder, or checks that an existing one belongs to this config.
+
+    Args:
+      folder: absolute path.
+      config: the recipe; written to `config.yaml`.
+      allow_changes: continue a run under a changed config.
+
+    Raises:
+      ConfigError: if the folder holds something else, or a run of another config.
+    """
+    path = folder / "config.yaml"
+    if path.exists():
+        try:
+            changes = config_differences(load_config(path), config)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder}: its config.yaml cannot be used: {error}") from None
+        if changes and not allow_changes:
+            raise ConfigError(
+                f"{folder}: holds a run of another config:\n  "
+                + "\n  ".join(changes)
+                + "\nUse --fresh for a new run beside it, --run-dir for another folder, or --allow-changes to go on with it"
+            )
+    elif folder.exists() and any(item.name != "run.lock" for item in folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty and holds no run (no config.yaml); choose another --run-dir")
+    make_folder(folder)
+    try:
+        write_text(path, dump_config(config))
+        write_json(folder / "env.json", _environment())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads the config of an existing run.
+
+    Args:
+      folder: the run folder.
+      overrides: as for `load_config`.
+
+    Returns:
+      The resolved config.
+
+    Raises:
+      ConfigError: if there is no such folder, or an override is wrong.
+      CheckpointError: if it is no run folder, or its config is unusable.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such run folder")
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder}: is no run folder (no config.yaml)")
+    try:
+        config = load_config(folder / "config.yaml")
+    except CervsegError as error:
+        raise CheckpointError(f"{folder}: its config.yaml cannot be used: {error}") from None
+    return load_config(folder / "config.yaml", overrides) if overrides else config
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second training out of a run folder; the lock ends with the process, however it ends.
+
+    Raises:
+      ConfigError: if another process holds it.
+    """
+    make_folder(folder)
+    try:
+        file = (folder / "run.lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is training in this folder") from None
+        yield
+
+
+class EventLog:
+    """Appends events to `log.jsonl`, one JSON object per line."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens `folder/log.jsonl` for appending."""
+        self._path = folder / "log.jsonl"
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Appends an event with the time and its facts."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, allow_nan=False, default=str)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for name in REPORTED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [f"{device.platform} {device.device_kind} #{device.id}" for device in jax.devices()],
+        "versions": versions,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the source tree that this package runs from, if it is one."""
+    try:
+        result = subprocess.run(  # noqa: S603
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

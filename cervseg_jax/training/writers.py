@@ -1,0 +1,51 @@
+"""History -> metrics.csv, history.json and curves. All are functions of the history, so a resume cannot garble them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cervseg_jax.files import write_csv, write_json
+from cervseg_jax.plots import draw_curves
+
+History = list[dict[str, Any]]
+"""One row per finished epoch, with equal keys."""
+
+
+def columns(metrics: Sequence[str]) -> list[str]:
+    """Returns the columns of metrics.csv.
+
+    Example:
+      >>> columns(["dice_mean"])[:6]
+      ['epoch', 'step', 'loss', 'val_loss', 'dice_mean', 'val_dice_mean']
+    """
+    scores = [name for metric in ("loss", *metrics) for name in (metric, f"val_{metric}")]
+    return ["epoch", "step", *scores, "learning_rate", "seconds", "images_per_second", "input_wait"]
+
+
+def write_history(folder: Path, history: History, *, metrics: Sequence[str], best_epoch: int) -> None:
+    """Writes metrics.csv, history.json, train_losses.png and train_metrics.png.
+
+    Args:
+      folder: the run folder.
+      history: rows with the keys of `columns`.
+      metrics: the metrics among them.
+      best_epoch: 1-based; 0 for none.
+
+    Raises:
+      OSError: if a file cannot be written.
+    """
+    names = columns(metrics)
+    write_csv(folder / "metrics.csv", names, [[_rounded(row[name]) for name in names] for row in history])
+    series = {name: [row[name] for row in history] for name in names}
+    write_json(folder / "history.json", series)
+    rates = series["learning_rate"]
+    drops = [epoch for epoch in range(2, len(rates) + 1) if rates[epoch - 1] < rates[epoch - 2]]
+    for name, shown in (("loss", ("loss",)), ("metrics", tuple(metrics))):
+        curves = {key: series[key] for metric in shown for key in (metric, f"val_{metric}")}
+        file = folder / ("train_losses.png" if name == "loss" else "train_metrics.png")
+        if curves:
+            draw_curves(file, curves, title=name, best_epoch=best_epoch, rate_drops=drops)
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
