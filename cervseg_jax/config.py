@@ -265,14 +265,14 @@ def _explain(problem: Any) -> str:
 def _nearest_key(location: Sequence[Any]) -> str:
     """Names the known key that was probably meant, in the same section first, then in the others."""
     word, section = str(location[-1]), ".".join(str(part) for part in location[:-1])
-    known = _known_keys(Config)
-    in_section = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    anywhere = {key.rpartition(".")[2]: key for key in known}
-    for candidates in (in_section, anywhere):
-        guess = nearest(word, candidates)
+    known = [key.rpartition(".") for key in _known_keys(Config)]
+    in_section = [(prefix, name) for prefix, _, name in known if prefix == section]
+    for candidates in (in_section, [(prefix, name) for prefix, _, name in known]):
+        guess = nearest(word, {name for _, name in candidates})
         if guess:
-            return f"; did you mean {candidates[guess]}?"
-    return f"; keys of {section or 'a config'}: {', '.join(sorted(in_section))}" if in_section else ""
+            keys = [f"{prefix}.{name}".lstrip(".") for prefix, name in candidates if name == guess]
+            return f"; did you mean {' or '.join(keys)}?"
+    return f"; keys of {section or 'a config'}: {', '.join(sorted(name for _, name in in_section))}" if in_section else ""
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -49,7 +49,7 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened: {error}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path}: is not a regular file")
@@ -57,10 +57,12 @@ def read_bytes(path: Path) -> bytes:
             raise DataError(f"{path}: is empty (zero bytes)")
         if status.st_size > MAX_FILE_BYTES:
             raise DataError(f"{path}: is larger than {MAX_FILE_BYTES // 2**20} MiB")
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def decode_image(data: bytes, *, source: Path) -> np.ndarray:

@@ -1,0 +1,81 @@
+import cv2
+import numpy as np
+import pytest
+
+from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
+
+GEOMETRIC = ("flip", "rotate90", "affine")
+
+
+def disc_sample(height=96, width=96):
+    """A dark disc off centre: the mask can be recomputed from the image."""
+    rows, columns = np.mgrid[:height, :width]
+    mask = np.uint8((rows - 40) ** 2 + (columns - 55) ** 2 < 15**2)
+    image = np.where(mask[..., None] > 0, np.uint8(60), np.uint8(220)).repeat(3, axis=2)
+    return Sample(image.astype(np.uint8), mask)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("size", [(96, 96), (96, 128)])
+def test_image_and_mask_stay_registered(name, size):
+    sample = disc_sample(*size)
+    for seed in range(20):
+        got = AUGMENTATIONS[name](sample, np.random.default_rng(seed))
+        assert got.image.shape == sample.image.shape
+        assert got.mask.shape == sample.mask.shape
+        assert got.image.dtype == got.mask.dtype == np.uint8
+        assert set(np.unique(got.mask)) <= {0, 1}
+        grey = got.image.mean(axis=2)
+        dark = grey < (grey.min() + grey.max()) / 2
+        overlap = 2 * (dark & (got.mask > 0)).sum() / (dark.sum() + got.mask.sum())
+        assert overlap > 0.97, (name, seed, overlap)
+
+
+@pytest.mark.parametrize("name", set(AUGMENTATIONS) - set(GEOMETRIC))
+def test_colour_changes_leave_the_mask_alone(name):
+    sample = disc_sample()
+    got = AUGMENTATIONS[name](sample, np.random.default_rng(1))
+    np.testing.assert_array_equal(got.mask, sample.mask)
+    assert not np.array_equal(got.image, sample.image)
+
+
+def test_every_operation_does_something_and_repeats():
+    sample = disc_sample()
+    for name, function in AUGMENTATIONS.items():
+        results = [function(sample, np.random.default_rng(seed)).image for seed in range(12)]
+        again = [function(sample, np.random.default_rng(seed)).image for seed in range(12)]
+        assert all(np.array_equal(a, b) for a, b in zip(results, again, strict=True)), name
+        assert len({result.tobytes() for result in results}) > 1, name
+
+
+def test_affine_without_freedom_is_the_identity():
+    sample = disc_sample()
+    got = AUGMENTATIONS["affine"](sample, np.random.default_rng(0), max_degrees=0.0, scale=(1.0, 1.0), max_shift=0.0)
+    np.testing.assert_array_equal(got.mask, sample.mask)
+    np.testing.assert_array_equal(got.image, sample.image)
+
+
+def test_affine_scales_areas():
+    sample = disc_sample()
+    got = AUGMENTATIONS["affine"](sample, np.random.default_rng(0), scale=(1.5, 1.5), max_shift=0.0)
+    assert got.mask.sum() == pytest.approx(2.25 * sample.mask.sum(), rel=0.05)
+
+
+def test_probability_zero_and_one(rng):
+    sample = disc_sample()
+    marks = []
+
+    def mark(sample, rng, *, value: int = 0):
+        marks.append(value)
+        return sample
+
+    apply_operations(sample, rng, [(mark, 0.0, {"value": 1}), (mark, 1.0, {"value": 2})])
+    assert marks == [2]
+
+
+def test_rectangles_are_not_turned_sideways():
+    image = np.zeros((4, 6, 3), np.uint8)
+    cv2.circle(image, (1, 1), 1, (255, 255, 255), -1)
+    for seed in range(10):
+        got = AUGMENTATIONS["rotate90"](Sample(image, image[:, :, 0] // 255), np.random.default_rng(seed))
+        assert got.image.shape == (4, 6, 3)

@@ -1,0 +1,76 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cervseg_jax.config import SyntheticConfig
+from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset, write_scenes
+from cervseg_jax.data.labelme import draw_instances
+from cervseg_jax.data.synthetic import STAINS, draw_scene
+from cervseg_jax.errors import ConfigError
+
+SCENES = [draw_scene(shape=(256, 256), seed=0, index=index) for index in range(24)]
+
+
+def test_a_scene_is_a_function_of_its_seed():
+    again = draw_scene(shape=(256, 256), seed=0, index=3)
+    np.testing.assert_array_equal(again.image, SCENES[3].image)
+    assert all(np.array_equal(a, b) for a, b in zip(again.polygons, SCENES[3].polygons, strict=True))
+    assert not np.array_equal(draw_scene(shape=(256, 256), seed=1, index=3).image, SCENES[3].image)
+
+
+def test_nuclei_are_dark_varied_and_clustered():
+    contrast, touching, sizes, counts = [], [], [], []
+    for scene in SCENES:
+        labels = draw_instances(scene.polygons, shape=(256, 256))
+        grey = scene.image.mean(axis=2)
+        contrast.append(grey[labels == 0].mean() - grey[labels > 0].mean())
+        counts.append(len(scene.polygons))
+        sizes += [int((labels == number).sum()) for number in range(1, len(scene.polygons) + 1)]
+        components, _ = ndimage.label(labels > 0)
+        owners = [len(np.unique(labels[(components == part) & (labels > 0)])) for part in range(1, components.max() + 1)]
+        touching.append(sum(owner for owner in owners if owner > 1) / len(scene.polygons))
+    assert min(contrast) > 25
+    assert np.mean(touching) > 0.6  # most nuclei touch another one
+    assert min(sizes) > 0  # none is hidden completely
+    assert max(sizes) > 8 * np.percentile(sizes, 10)
+    assert min(counts) >= 3
+    assert {scene.stain for scene in SCENES} == set(STAINS)
+
+
+def test_rectangles_and_the_smallest_size():
+    assert draw_scene(shape=(96, 200), seed=5).image.shape == (96, 200, 3)
+    with pytest.raises(ValueError, match="at least 64x64, got 40x64"):
+        draw_scene(shape=(40, 64), seed=0)
+
+
+def test_written_truth_agrees(tmp_path):
+    write_scenes(tmp_path / "s", num_images=3, seed=4, size=(96, 128))
+    names = sorted(path.stem for path in (tmp_path / "s" / "images").iterdir())
+    assert len(names) == 3
+    for name in names:
+        document = json.loads((tmp_path / "s" / "labelme" / f"{name}.json").read_text())
+        polygons = [np.array(shape["points"]) for shape in document["shapes"]]
+        labels = cv2.imread(str(tmp_path / "s" / "instances" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        assert labels.dtype == np.uint16
+        redrawn = draw_instances(polygons, shape=(96, 128))
+        assert (redrawn != labels).mean() < 1e-3  # corners are stored with two decimals
+        assert (tmp_path / "s" / "labelme" / document["imagePath"]).resolve().is_file()
+    with pytest.raises(ConfigError, match="is there already"):
+        write_scenes(tmp_path / "s", num_images=1, seed=4, size=(96, 128))
+
+
+def test_dataset_is_made_once_and_never_replaced(tmp_path):
+    wanted = SyntheticConfig(train=3, valid=1, test=2, size=(64, 64), seed=9)
+    root = tmp_path / "d"
+    assert ensure_synthetic_dataset(root, wanted)
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    assert len(before) == 3 * 6
+    assert not ensure_synthetic_dataset(root, wanted)
+    with pytest.raises(ConfigError, match="holds another dataset"):
+        ensure_synthetic_dataset(root, wanted.model_copy(update={"seed": 10}))
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
+    images = [path.read_bytes() for path in root.rglob("images/*.png")]
+    assert len(set(images)) == len(images)  # no image is in two splits

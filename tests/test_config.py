@@ -1,0 +1,180 @@
+
+import pytest
+import yaml
+
+from cervseg_jax.config import config_differences, dump_config, load_config
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.yaml12 import parse_yaml
+from tests.conftest import ROOT, TINY_CONFIG
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load_and_round_trip(path, tmp_path):
+    config = load_config(path)
+    text = path.read_text()
+    assert text.startswith("# Command:  cervseg-jax train configs/" + path.name)
+    assert all(f"# {word}" in text for word in ("Data:", "Hardware:", "Time:", "Score:"))
+    (tmp_path / "copy.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "copy.yaml") == config
+
+
+def test_clustered_is_the_published_experiment():
+    config = load_config(ROOT / "configs" / "clustered.yaml")
+    assert config.model.image_size == (512, 512)
+    assert config.model.args == {
+        "base_filters": 16,
+        "levels": 8,
+        "kernel_size": 9,
+        "dilation": 3,
+        "dropout_rate": 0.05,
+        "activation": "relu",
+        "batch_norm": False,
+        "input_range": "raw",
+    }
+    train = config.train
+    assert (train.learning_rate, train.clip_value, train.batch_size, train.epochs) == (7e-5, 0.5, 2, 100)
+    assert train.plateau is not None
+    assert (train.plateau.factor, train.plateau.patience, train.plateau.min_delta) == (0.3, 4, 1e-4)
+    assert (train.early_stop_patience, train.loss, config.infer.num_infer_images) == (10, "bce_dice", 6)
+    assert config.eval.batch_size == 4
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_are_yaml_and_win(tmp_path):
+    path = write(tmp_path, TINY_CONFIG)
+    config = load_config(path, ["train.learning_rate=1e-4", "model.args.levels=2", "train.plateau=null"])
+    assert config.train.learning_rate == 1e-4
+    assert config.model.args["levels"] == 2
+    assert config.train.plateau is None
+
+
+def test_paths_are_relative_to_the_config_and_overrides_to_the_current_folder(tmp_path, monkeypatch):
+    path = write(tmp_path, TINY_CONFIG)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_config(path).data.root == tmp_path / "data"
+    assert load_config(path, ["data.root=here"]).data.root == tmp_path / "elsewhere" / "here"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", r"unknown key train.epoch; did you mean train.epochs\?"),
+        ("train.base_filters=3", "unknown key train.base_filters"),
+        ("model.threshold=0.5", r"unknown key model.threshold; did you mean eval.threshold or infer.threshold\?"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
+        ("train.epochs='3'", "train.epochs: Input should be a valid integer, got '3'"),
+        ("train.epochs=2.5", "train.epochs: .*got 2.5"),
+        ("train.learning_rate=.nan", "train.learning_rate: .*finite"),
+        ("train.learning_rate=no", "train.learning_rate: .*got 'no'"),
+        ("train.metrics=[dice_men]", "train.metrics: unknown name 'dice_men'; did you mean 'dice_mean'"),
+        ("train.loss=focal", "train.loss: unknown name 'focal'"),
+        ("model.name=unett", "model.name: unknown name 'unett'; did you mean 'unet'"),
+        ("model.args.filters=3", "model.args: unknown key 'filters'"),
+        ("model.args.kernel_size=big", "model.args.kernel_size: .*got 'big'"),
+        ("model.args.dropout_rate=0.6", "model.args: dropout_rate grows"),
+        ("model.image_size=[30, 48]", r"multiples of 4, got \[30, 48\]; \[32, 48\] would fit"),
+        ("model.image_size=48", "model.image_size"),
+        ("runtime.mesh={data: 3}", r"train.batch_size: must be a multiple of runtime.mesh.data \(3\), got 4; 6 would fit"),
+        ("runtime.mesh={spatial: 5}", "runtime.mesh.spatial: must divide the rows"),
+        ("data.split={valid: 0.7, test: 0.4}", "data.split: valid must be above 0"),
+        ("data.split={group_pattern: '('}", "data.split.group_pattern: not a regular expression"),
+        ("data.split={group_pattern: '[0-9]'}", "data.split.group_pattern: needs one .group"),
+        ("augment.operations=[{name: flop}]", "augment.operations.0.: unknown name 'flop'; did you mean 'flip'"),
+        ("augment.operations=[{name: blur, args: {sigma: 1}}]", "augment.operations.0..args: unknown key 'sigma'"),
+        ("train=3", "expected section.key=value"),
+        ("train.epochs", "expected section.key=value"),
+        ("train.epochs.more=3", "holds a single value"),
+        ("data.split={valid: 0.2, test: 0.2}", None),
+    ],
+)
+def test_wrong_values_are_named(tmp_path, override, message):
+    path = write(tmp_path, TINY_CONFIG)
+    if message is None:
+        load_config(path, [override])
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {name: unet", r"c.yaml:1:19: not valid YAML"),
+        ("- a\n- b", "top level must be sections"),
+        ("train: {epochs: 1, epochs: 2}", "the key 'epochs' occurs twice"),
+        ("a: &x 1\nb: *x", "aliases"),
+        ("a: !!python/object/apply:os.system ['touch /tmp/canary']", "not valid YAML"),
+        ("[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: " + "x" * 70000, "larger than 64 KiB"),
+        ("", "the key model is required"),
+        ("1: {}", "keys must be text, got 1"),
+        ("a: \x00", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_one_message(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_folder_and_binary_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config(tmp_path / "nothing.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_config(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
+        load_config(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("no", "no"),
+        ("on", "on"),
+        ("012", 12),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("12:30:00", "12:30:00"),
+        ("2024-01-01", "2024-01-01"),
+        ("~", None),
+        ("True", True),
+        ("-.inf", float("-inf")),
+        ("'1'", "1"),
+        ("1_000", "1_000"),
+    ],
+)
+def test_scalars_follow_yaml_1_2(text, value):
+    got = parse_yaml(text, source="t")
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_dumped_text_means_the_same_to_a_yaml_1_1_reader(tmp_path):
+    path = write(tmp_path, TINY_CONFIG)
+    text = dump_config(load_config(path, ["model.args.activation=mish"]))
+    assert yaml.safe_load(text) == parse_yaml(text, source="t")
+
+
+def test_differences_name_the_keys(tmp_path):
+    path = write(tmp_path, TINY_CONFIG)
+    other = load_config(path, ["train.epochs=9", "model.args.levels=2", "train.plateau=null"])
+    found = config_differences(load_config(path), other)
+    assert "train.epochs: 3 -> 9" in found
+    assert "model.args.levels: 3 -> 2" in found
+    assert any(line.startswith("train.plateau") for line in found)
+    assert config_differences(other, other) == []
+
+
+def test_configs_are_frozen(tmp_path):
+    config = load_config(write(tmp_path, TINY_CONFIG))
+    with pytest.raises(Exception, match="frozen"):
+        config.train.epochs = 5  # pyright: ignore
