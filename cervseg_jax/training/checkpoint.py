@@ -1,14 +1,16 @@
 """Resumable states on disk.
 
-Orbax writes a step's folder under another name and renames it when complete. It does not notice later damage to
-the content, casts types silently and returns False instead of failing; the seal (a SHA-256 of every leaf with its
-path, type and shape) and the checks here close that.
+Orbax writes a state's folder under another name and renames it when complete. It does not notice later damage to
+the content, casts types silently and returns False instead of failing. Two seals close that: the SHA-256 of every
+file, written beside the folder when it is complete and checked before Orbax reads it, and the SHA-256 of every leaf
+inside the stored meta data, for a state whose save ended just before its files could be sealed.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cervseg_jax.errors import CheckpointError
+from cervseg_jax.files import make_folder, write_json
 from cervseg_jax.training.state import TrainState
 
-SEAL = "state_sha256"
+SEAL, LEAVES = "sha256", "leaves"
+"""Keys that are stored beside the caller's meta data."""
+
+SEAL_SUFFIX = ".sha256.json"
 
 
 class Restored(NamedTuple):
@@ -38,18 +44,21 @@ class Checkpoints:
         Args:
           folder: an absolute path.
           keep: number of states that are kept.
+
+        Raises:
+          ConfigError: if the folder cannot be made.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
         self.folder = folder
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                enable_async_checkpointing=True,
-                # A folder that cannot be made in the background would hang the next save.
-                async_options=ocp.AsyncOptions(timeout_secs=300, create_directories_asynchronously=False),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            # A folder that cannot be made in the background would hang the next save.
+            async_options=ocp.AsyncOptions(timeout_secs=300, create_directories_asynchronously=False),
         )
+        self._manager = ocp.CheckpointManager(make_folder(folder), options=options)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._under_way: Future[None] | None = None
 
     def save(self, number: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving a state; a number that is on disk already is left as it is.
@@ -62,9 +71,11 @@ class Checkpoints:
         Raises:
           CheckpointError: if this save, or the one before it in the background, failed.
         """
+        self.wait()
         if number in self._manager.all_steps():
             return
-        sealed = json.loads(json.dumps(meta | {SEAL: digest(state)}, allow_nan=False))
+        meta = json.loads(json.dumps(meta, allow_nan=False))
+        sealed = meta | {SEAL: digest(state, meta), LEAVES: describe_leaves(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed))  # pyright: ignore
         try:
             saved = self._manager.save(number, args=items, force=True)
@@ -72,6 +83,7 @@ class Checkpoints:
             raise _unwritable(self.folder, error) from error
         if not saved:
             raise CheckpointError(f"{self.folder}: state {number} was not saved: a newer one is there already")
+        self._under_way = self._pool.submit(self._finish)
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -79,15 +91,23 @@ class Checkpoints:
         Raises:
           CheckpointError: if it failed.
         """
+        under_way, self._under_way = self._under_way, None
+        if under_way is None:
+            return
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            under_way.result()
         except Exception as error:  # noqa: BLE001
             raise _unwritable(self.folder, error) from error
 
     def close(self) -> None:
-        """Ends the background threads."""
+        """Ends the background threads; a save that is under way is completed."""
+        self._pool.shutdown()
         self._manager.close()
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        seal_files(self.folder)
 
     def restore_newest(self, target: TrainState, *, warn: Callable[[str], None]) -> Restored | None:
         """Loads the newest state that is whole.
@@ -119,26 +139,25 @@ class Checkpoints:
         return None
 
     def _restore(self, number: int, target: TrainState) -> Restored:
+        check_files(self.folder, number)
+        meta = self._manager.restore(number, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]  # pyright: ignore
+        _check_leaves(meta.pop(LEAVES), describe_leaves(target))
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), target
         )
-        stored_types = self._manager.item_metadata(number)["state"].tree
-        _check_types(stored_types, target)
-        items = self._manager.restore(
-            number,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()),  # pyright: ignore
-        )
-        state, meta = items["state"], items["meta"]
-        if digest(state) != meta.pop(SEAL):
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))  # pyright: ignore
+        state = self._manager.restore(number, args=items)["state"]
+        if digest(state, meta) != meta.pop(SEAL):
             raise CheckpointError("its content is damaged (checksum differs)")
         return Restored(state, meta)
 
 
-def digest(tree: Any) -> str:
-    """Returns the SHA-256 over path, type, shape and bytes of every leaf.
+def digest(tree: Any, meta: dict[str, Any] | None = None) -> str:
+    """Returns the SHA-256 over path, type, shape and bytes of every leaf, and over the meta data.
 
     Args:
       tree: a pytree of arrays.
+      meta: JSON values; the seal among them is left out.
 
     Returns:
       Hexadecimal text.
@@ -148,28 +167,72 @@ def digest(tree: Any) -> str:
         array = np.asarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)}|{array.dtype}|{array.shape}|".encode())
         total.update(np.ascontiguousarray(array).data)
+    facts = {key: value for key, value in (meta or {}).items() if key not in (SEAL, LEAVES)}
+    total.update(json.dumps(facts, sort_keys=True).encode())
     return total.hexdigest()
 
 
-def _check_types(stored: Any, target: TrainState) -> None:
-    """Compares shapes and types leaf by leaf; Orbax itself would cast."""
-    found = {_plain_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-    wanted = {_plain_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
+def describe_leaves(tree: Any) -> dict[str, str]:
+    """Returns type and shape of every leaf as text, by path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
+    """Compares leaf by leaf; Orbax itself would cast types."""
     for path in sorted(found.keys() | wanted.keys()):
-        if path not in wanted or path not in found:
-            raise CheckpointError(f"is of another model: {path} is only in the {'file' if path in found else 'config'}")
-        old, new = found[path], wanted[path]
-        if tuple(old.shape) != tuple(new.shape) or np.dtype(old.dtype) != np.dtype(new.dtype):
+        if found.get(path) != wanted.get(path):
             raise CheckpointError(
-                f"is of another model: {path} is {old.dtype}{list(old.shape)}, "
-                f"the config needs {new.dtype}{list(new.shape)}"
+                f"is of another model: {path} is {found.get(path, 'absent')}, "
+                f"the config needs {wanted.get(path, 'none of that name')}"
             )
 
 
-def _plain_path(path: Any) -> str:
-    """Joins a key path to text that is the same for dataclasses, named tuples and the dicts Orbax stores."""
-    names = [getattr(key, "name", getattr(key, "key", getattr(key, "idx", None))) for key in path]
-    return ".".join(str(name) for name in names)
+def seal_files(folder: Path) -> None:
+    """Writes the checksums of each complete state that has none, and removes those of deleted states.
+
+    Args:
+      folder: the folder of states; each gets `<number>.sha256.json` beside it.
+    """
+    states = {path.name: path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()}
+    for number, path in states.items():
+        seal = folder / f"{number}{SEAL_SUFFIX}"
+        if not seal.exists():
+            write_json(seal, _file_hashes(path))
+    for seal in folder.glob(f"*{SEAL_SUFFIX}"):
+        if seal.name.removesuffix(SEAL_SUFFIX) not in states:
+            seal.unlink(missing_ok=True)
+
+
+def check_files(folder: Path, number: int) -> None:
+    """Compares a state's files with their checksums; a state without checksums passes.
+
+    Raises:
+      CheckpointError: naming the first file that differs.
+    """
+    seal = folder / f"{number}{SEAL_SUFFIX}"
+    if not seal.exists():
+        return
+    try:
+        wanted = json.loads(seal.read_text())
+    except ValueError:
+        raise CheckpointError(f"{seal.name} is damaged") from None
+    found = _file_hashes(folder / str(number))
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            problem = "is missing" if name not in found else "is damaged" if name in wanted else "does not belong here"
+            raise CheckpointError(f"the file {name} {problem}")
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _unwritable(folder: Path, error: Exception) -> CheckpointError:

@@ -1,0 +1,427 @@
+"""The commands as a user runs them, in processes of their own."""
+
+import atexit
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TINY_CONFIG, draw_discs
+
+CACHE = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "KERAS_BACKEND")},
+    "JAX_PLATFORMS": "cpu",
+    # The processes of these tests compile the same functions again and again.
+    "JAX_COMPILATION_CACHE_DIR": CACHE,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+COMMAND = [sys.executable, "-W", "error::DeprecationWarning:cervseg_jax", "-c", "from cervseg_jax.cli import main; main()"]
+
+
+def run(*arguments):
+    """Runs a command in this process; returns (exit code, stdout, stderr)."""
+    from cervseg_jax.cli import main
+
+    stdout, stderr = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["cervseg-jax", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    return code, stdout.getvalue(), stderr.getvalue()
+
+
+def run_process(*arguments, prelude=""):
+    """Runs a command in a process of its own, after some code; returns (exit code, stdout, stderr)."""
+    command = [*COMMAND[:-1], prelude + COMMAND[-1], *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(code, *arguments):
+    """Runs a command that must fail with one message, and returns the message."""
+    got, _, stderr = run(*arguments)
+    assert got == code, (got, stderr)
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    return stderr[stderr.index("error: ") :]
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(run_dir):
+    contract = json.loads((run_dir / "best" / "contract.json").read_text())
+    with np.load(run_dir / "best" / contract["weights_file"]) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def assert_same_run(one, other):
+    """Two runs have the same history, apart from the clock, and bit-equal best weights."""
+    clock = ("seconds", "images_per_second", "input_wait")
+    histories = [
+        [{key: value for key, value in row.items() if key not in clock} for row in rows_of(path / "metrics.csv")]
+        for path in (one, other)
+    ]
+    assert histories[0] == histories[1]
+    a, b = weights_of(one), weights_of(other)
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small finished run: (config, run folder, stdout)."""
+    folder = tmp_path_factory.mktemp("finished")
+    for seed, (split, count) in enumerate((("train", 6), ("valid", 3), ("test", 5))):
+        draw_discs(folder / "data" / split, count=count, seed=seed)
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    code, stdout, stderr = run("train", folder / "tiny.yaml", "--run-dir", folder / "run")
+    assert code == 0, stderr
+    return folder / "tiny.yaml", folder / "run", stdout
+
+
+def test_training_leaves_the_promised_files(finished):
+    _, folder, stdout = finished
+    for name in ("config.yaml", "env.json", "metrics.csv", "history.json", "train_losses.png", "train_metrics.png"):
+        assert (folder / name).is_file(), name
+    rows = rows_of(folder / "metrics.csv")
+    assert list(rows[0])[:8] == [
+        "epoch", "step", "loss", "val_loss", "dice_coef", "val_dice_coef", "dice_mean", "val_dice_mean",
+    ]  # fmt: skip
+    assert list(rows[0])[8:] == ["learning_rate", "seconds", "images_per_second", "input_wait"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "4"), ("3", "6")]
+    history = json.loads((folder / "history.json").read_text())
+    assert history["epoch"] == [1, 2, 3]
+    previews = sorted(path.name for path in (folder / "previews" / "epoch_0003").iterdir())
+    assert previews == ["disc_000.png", "disc_001.png", "sheet.png"]
+    mask = cv2.imread(str(folder / "previews" / "epoch_0003" / "disc_000.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (48, 40)  # the image's own size, not the network's
+    assert "devices: 8 x cpu" in stdout
+    assert "train: 6 images of 6 sources, 48x40" in stdout
+
+
+def test_one_compilation_of_the_train_step(finished):
+    _, folder, _ = finished
+    events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert events.count("compiled") == 1
+    assert events.count("epoch") == 3
+
+
+def test_a_finished_run_says_so(finished):
+    config, folder, _ = finished
+    before = weights_of(folder)
+    code, stdout, _ = run("train", config, "--run-dir", folder)
+    assert code == 0
+    assert "finished: all 3 epochs are done" in stdout
+    assert "compiling" not in stdout
+    assert all(np.array_equal(before[name], value) for name, value in weights_of(folder).items())
+
+
+def test_a_changed_config_is_refused_with_the_difference(finished):
+    config, folder, _ = finished
+    message = refused(2, "train", config, "--run-dir", folder, "--set", "train.learning_rate=1e-5")
+    assert "train.learning_rate: 0.005 -> 1e-05" in message
+    assert "--fresh" in message
+
+
+def test_fresh_starts_beside(finished):
+    config, folder, _ = finished
+    code, stdout, _ = run("train", config, "--run-dir", folder, "--fresh", "--set", "train.epochs=1", "--quiet")
+    assert code == 0
+    assert stdout == ""
+    assert len(rows_of(folder.with_name("run-2") / "metrics.csv")) == 1
+    assert len(rows_of(folder / "metrics.csv")) == 3
+
+
+def test_eval_writes_scores_that_agree_with_numpy(finished):
+    _, folder, _ = finished
+    code, stdout, stderr = run("eval", folder)
+    assert code == 0, stderr
+    out = folder / "eval" / "test"
+    lines = (out / "evaluation.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["loss", "dice_coef"]
+    assert all(len(line.split(".")[1]) == 4 for line in lines)
+    rows, summary = rows_of(out / "per_image.csv"), json.loads((out / "summary.json").read_text())
+    assert len(rows) == summary["num_images"] == 5
+    assert summary["dice_mean"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), abs=1e-6)
+    counts = np.array([[int(row[name]) for name in ("true_positive", "false_positive", "false_negative")] for row in rows])
+    tp, fp, fn = counts.sum(axis=0)
+    assert summary["dice_pooled"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert summary["iou_pooled"] == pytest.approx(tp / (tp + fp + fn))
+    assert f"dice_mean         {summary['dice_mean']:.4f}" in stdout
+    assert (out / "worst.png").is_file()
+    assert (out / "best.png").is_file()
+
+
+def test_eval_of_another_folder_and_of_a_missing_split(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "other", count=3, seed=9)
+    assert run("eval", folder, "--data", tmp_path / "other")[0] == 0
+    assert len(rows_of(folder / "eval" / "other" / "per_image.csv")) == 3
+    assert "must be one of train, valid, test" in refused(2, "eval", folder, "--split", "tests")
+
+
+def test_infer_restores_sizes_and_keeps_equal_stems_apart(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "in", count=2, size=(70, 90))
+    images = tmp_path / "in" / "images"
+    picture = cv2.imread(str(images / "disc_000.png"))
+    cv2.imwrite(str(images / "disc_000.jpg"), cv2.resize(picture, (31, 65)))
+    (images / "broken.png").write_bytes(b"nonsense")
+    code, _, stderr = run("infer", folder, "--images", images, "--out", tmp_path / "out", "--probabilities")
+    assert code == 1
+    assert "1 of 4 files could not be read" in stderr
+    sizes = {
+        path.name: cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape for path in (tmp_path / "out" / "masks").iterdir()
+    }
+    assert sizes == {"disc_000_png.png": (70, 90), "disc_000_jpg.png": (65, 31), "disc_001.png": (70, 90)}
+    failed = rows_of(tmp_path / "out" / "failed.csv")
+    assert [Path(row["file"]).name for row in failed] == ["broken.png"]
+    probs = cv2.imread(str(tmp_path / "out" / "probabilities" / "disc_001.png"), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / "disc_001.png"), cv2.IMREAD_UNCHANGED)
+    assert probs.dtype == np.uint16
+    assert ((probs >= 32768) == (mask > 0)).mean() > 0.999
+    message = refused(2, "infer", folder, "--images", images, "--out", tmp_path / "out")
+    assert "holds results already" in message
+
+
+def test_infer_never_writes_among_its_inputs(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "in", count=1)
+    images = tmp_path / "in" / "images"
+    before = sorted(path.name for path in images.iterdir())
+    assert "is a folder of input images" in refused(2, "infer", folder, "--images", images, "--out", images)
+    assert "is a folder of input images" in refused(
+        2, "infer", folder, "--images", tmp_path / "in" / "masks", "--out", tmp_path / "in"
+    )
+    assert sorted(path.name for path in images.iterdir()) == before
+    assert "no such file or folder" in refused(2, "infer", folder, "--images", "nowhere", "--out", tmp_path / "o")
+
+
+@pytest.fixture(scope="module")
+def straight(finished, tmp_path_factory):
+    """A run that nobody disturbs: (arguments without the run folder, run folder)."""
+    config, _, _ = finished
+    arguments = ["train", config]
+    for setting in ("train.epochs=3", "train.steps_per_epoch=25", f"data.root={config.parent / 'data'}"):
+        arguments += ["--set", setting]
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    code, _, stderr = run_process(*arguments, "--run-dir", folder)
+    assert code == 0, stderr
+    return arguments, folder
+
+
+def start(arguments, folder):
+    command = [*COMMAND, *map(str, arguments), "--run-dir", str(folder)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_sigkill_in_mid_epoch_then_the_same_command(straight, tmp_path):
+    arguments, reference = straight
+    process = start(arguments, tmp_path / "killed")
+    wait_for(lambda: (tmp_path / "killed" / "metrics.csv").exists(), process)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    code, stdout, stderr = run_process(*arguments, "--run-dir", tmp_path / "killed")
+    assert code == 0, stderr
+    assert "resumed from step" in stdout
+    assert_same_run(tmp_path / "killed", reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_in_mid_epoch_and_exits_75(straight, tmp_path, number):
+    arguments, reference = straight
+    log = tmp_path / "stopped" / "log.jsonl"
+    process = start(arguments, tmp_path / "stopped")
+    wait_for(lambda: log.exists() and "compiled" in log.read_text(), process)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "the state is saved, run the same command again" in stderr
+    assert "Traceback" not in stderr
+    code, stdout, stderr = run_process(*arguments, "--run-dir", tmp_path / "stopped")
+    assert code == 0, stderr
+    assert "resumed from step" in stdout
+    assert_same_run(tmp_path / "stopped", reference)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(finished, tmp_path):
+    config, folder, _ = finished
+    with (folder / "run.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process is training" in refused(2, "train", config, "--run-dir", folder)
+
+
+def test_a_folder_of_something_else_is_left_alone(finished, tmp_path):
+    config, _, _ = finished
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert "holds no run" in refused(2, "train", config, "--run-dir", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_divergence_exits_5_and_keeps_the_last_state(finished, tmp_path):
+    config, _, _ = finished
+    folder = tmp_path / "diverged"
+    settings = ["--set", f"data.root={config.parent / 'data'}", "--set", "train.epochs=2"]
+    assert run("train", config, "--run-dir", folder, *settings, "--set", "train.learning_rate=1e-3")[0] == 0
+    message = refused(
+        5, "train", config, "--run-dir", tmp_path / "d2", *settings, "--set", "train.learning_rate=1e30"
+    )
+    assert "the loss became nan" in message or "became inf" in message
+    assert "disc_" in message or "val_loss" in message
+
+
+def test_damaged_weights_and_foreign_folders(finished, tmp_path):
+    _, folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    weights = next((copy / "best").glob("*.npz"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert "is damaged" in refused(4, "eval", copy)
+    contract = json.loads((copy / "best" / "contract.json").read_text())
+    contract["model_args"]["base_filters"] = 8
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    contract["weights_sha256"] = hashlib.sha256(bytes(data)).hexdigest()
+    (copy / "best" / "contract.json").write_text(json.dumps(contract))
+    assert "the network needs" in refused(4, "eval", copy)
+    shutil.rmtree(copy / "best")
+    assert "holds no trained weights" in refused(4, "eval", copy)
+    assert "is no run folder" in refused(4, "eval", tmp_path)
+    assert "no such run folder" in refused(2, "eval", tmp_path / "nowhere")
+
+
+def test_every_damaged_state_is_exit_4(finished, tmp_path):
+    config, folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for state in (copy / "checkpoints").iterdir():
+        if state.name.isdigit():
+            next(path for path in state.rglob("*") if path.is_file() and path.stat().st_size > 100).write_bytes(b"x")
+    message = refused(4, "train", config, "--run-dir", copy)
+    assert "no usable state" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (["train.epoch=3"], 2, "did you mean train.epochs?"),
+        (["model.image_size=[30, 48]"], 2, "multiples of 4"),
+        (["runtime.require=tpu"], 2, "tpu is required, got cpu"),
+        (["runtime.mesh={data: 4, spatial: 4}"], 2, "needs 16 devices, got 8"),
+        (["data.root=/nowhere"], 2, "no such folder: /nowhere"),
+    ],
+)
+def test_wrong_settings(finished, overrides, code, message):
+    config, folder, _ = finished
+    arguments = [item for override in overrides for item in ("--set", override)]
+    assert message in refused(code, "train", config, "--run-dir", folder.with_name("never"), *arguments)
+    assert not folder.with_name("never").exists()
+
+
+def test_bad_data_is_exit_3_and_can_be_skipped(finished, tmp_path):
+    config, _, _ = finished
+    shutil.copytree(config.parent / "data", tmp_path / "data")
+    (tmp_path / "data" / "train" / "images" / "disc_001.png").write_bytes(b"")
+    settings = ["--run-dir", tmp_path / "r", "--set", f"data.root={tmp_path / 'data'}", "--set", "train.epochs=1"]
+    message = refused(3, "train", config, *settings)
+    assert "disc_001.png: is empty (zero bytes)" in message
+    code, stdout, stderr = run("train", config, *settings, "--set", "data.on_bad_file=skip")
+    assert code == 0, stderr
+    assert "train: 5 images" in stdout
+    assert "1 files are left out" in stderr
+
+
+def test_a_full_disk_is_one_message_and_the_saved_states_stay(finished, tmp_path):
+    config, folder, _ = finished
+        copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+
+    small_files = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); "
+    )
+    settings = ["--set", "train.epochs=5", "--allow-changes"]
+    code, _, stderr = run_process("train", config, "--run-dir", copy, *settings, prelude=small_files)
+    assert code in (2, 4), stderr
+    assert stderr.count("error: ") == 1
+    code, stdout, stderr = run_process("train", config, "--run-dir", copy, *settings)
+    assert code == 0, stderr
+    assert "resumed from step 6, 3 epochs finished" in stdout
+    assert len(rows_of(copy / "metrics.csv")) == 5
+
+
+def test_clustered_without_data_says_where_to_get_it(tmp_path):
+    message = refused(2, "train", ROOT / "configs" / "clustered.yaml", "--set", f"data.root={tmp_path / 'no'}")
+    assert "10.1016/j.cmpb.2023.107732" in message
+
+
+def test_synth_models_doctor_and_help(tmp_path):
+    assert run("synth", tmp_path / "s", "--images", 2, "--seed", 3, "--size", 96, 128)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["images", "instances", "labelme"]
+    assert "is there already" in refused(2, "synth", tmp_path / "s", "--images", 1)
+    code, stdout, _ = run("models")
+    assert code == 0
+    assert "arXiv:1505.04597" in stdout
+    code, stdout, _ = run("models", "unet", "--size", 64, 64, "--set", "model.args.base_filters=4")
+    assert code == 0
+    assert "encoder0_conv1" in stdout
+    assert "did you mean 'unet'" in refused(2, "models", "unte")
+    assert run("doctor")[0] in (0, 1)
+    for command in ("train", "eval", "infer", "synth", "models", "doctor"):
+        code, stdout, _ = run(command, "--help")
+        assert code == 0
+        assert "Example: cervseg-jax" in stdout
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    code = (
+        "import sys, cervseg_jax.cli.app; "
+        "print([m for m in ('jax', 'keras', 'numpy', 'cv2', 'orbax', 'grain', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_usage_errors_are_exit_2():
+    code, _, stderr = run("train")
+    assert code == 2
+    assert "Missing argument" in stderr

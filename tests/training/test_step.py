@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cervseg_jax.config import MeshConfig, RuntimeConfig
+from cervseg_jax.data.batch import Batch, Element, collate
+from cervseg_jax.data.augment import Sample
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.losses import LOSSES
+from cervseg_jax.models import build_model, functionalize
+from cervseg_jax.training.optimizer import make_optimizer, scale_by_adam_epsilon_hat
+from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
+from cervseg_jax.training.state import create_state
+from cervseg_jax.training.step import make_eval_step, make_train_step, stream_key
+
+SIZE = (32, 48)
+ARGS = {"base_filters": 4, "levels": 3, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.1, "batch_norm": True}
+
+
+@pytest.fixture
+def parts(rng):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    apply, params, model_state = functionalize(build_model("unet", image_size=SIZE, args=ARGS))
+    batch = Batch(
+        rng.integers(0, 256, (8, *SIZE, 3), np.uint8),
+        (rng.random((8, *SIZE, 1)) < 0.3).astype(np.uint8),
+        np.ones(8, np.float32),
+        np.arange(8, dtype=np.int32),
+    )
+    optimizer = make_optimizer(clip_value=0.5)
+    return apply, optimizer, create_state(params, model_state, optimizer), batch
+
+
+def run(parts, mesh, steps=3):
+    apply, optimizer, state, batch = parts
+    everywhere, spread = replicated(mesh), batch_sharding(mesh)
+    step = jax.jit(
+        make_train_step(apply, optimizer, LOSSES["bce_dice"], seed=1, threshold=0.5),
+        in_shardings=(everywhere, spread, everywhere),
+        out_shardings=everywhere,
+    )
+    state, losses = jax.device_put(state, everywhere), []
+    for _ in range(steps):
+        state, metrics = step(state, jax.device_put(batch, spread), np.float32(1e-3))
+        losses.append(float(metrics.loss))
+    assert step._cache_size() == 1
+    return state, losses, np.asarray(metrics.counts)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_eight_devices_equal_one(parts, shape):
+    one, losses, counts = run(parts, make_mesh(MeshConfig(), batch_size=8))
+    many, other, other_counts = run(parts, make_mesh(MeshConfig(data=shape[0], spatial=shape[1]), batch_size=8))
+    np.testing.assert_allclose(other, losses, rtol=2e-5)
+    assert np.abs(counts - other_counts).max() <= 3  # pixels at the threshold
+    for path, value in one.model_state.items():
+        np.testing.assert_allclose(many.model_state[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_mesh_takes_what_divides_the_batch():
+    assert dict(make_mesh(None, batch_size=6).shape) == {"data": 2, "spatial": 1}
+    assert dict(make_mesh(None, batch_size=16).shape) == {"data": 8, "spatial": 1}
+    with pytest.raises(ConfigError, match="runtime.mesh: 4 x 4 needs 16 devices, got 8"):
+        make_mesh(MeshConfig(data=4, spatial=4), batch_size=4)
+
+
+def test_required_platform():
+    require_devices(RuntimeConfig(require="cpu"))
+    with pytest.raises(ConfigError, match="runtime.require: tpu is required, got cpu"):
+        require_devices(RuntimeConfig(require="tpu"))
+
+
+def test_same_step_same_result_other_step_other_dropout(parts):
+    apply, optimizer, state, batch = parts
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], seed=1, threshold=0.5))
+    batch = jax.tree.map(jnp.asarray, batch)
+    one, two = step(state, batch, jnp.float32(0.0)), step(state, batch, jnp.float32(0.0))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    later = jax.tree.map(lambda leaf: leaf, state)
+    later = type(state)(jnp.int32(5), later.params, later.model_state, later.opt_state)
+    assert float(step(later, batch, jnp.float32(0.0))[1].loss) != float(one[1].loss)
+
+
+def test_streams_and_steps_have_their_own_keys():
+    keys = {
+        tuple(np.asarray(jax.random.key_data(stream_key(seed, stream, jnp.int32(step)))))
+        for seed in (0, 1)
+        for stream in ("dropout", "other")
+        for step in (0, 1)
+    }
+    assert len(keys) == 8
+
+
+def test_padding_never_counts_in_evaluation(parts):
+    apply, _, state, batch = parts
+    score = jax.jit(make_eval_step(apply, LOSSES["bce_dice"], threshold=0.5))
+    samples = [Element(Sample(batch.image[i], batch.mask[i, ..., 0]), i) for i in range(5)]
+    padded, exact = collate(samples, batch_size=8), collate(samples, batch_size=5)
+    assert padded.valid.tolist() == [1] * 5 + [0] * 3
+    a, b = score(state, padded), score(state, exact)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
+    np.testing.assert_allclose(a.dice_coef, b.dice_coef, rtol=1e-5)
+
+
+def test_adam_is_the_papers_second_form(rng):
+    """Against a loop over the formula, in float64."""
+    gradients = rng.normal(0, 1e-3, (5, 40)) * 10.0 ** rng.integers(-6, 1, 40)
+    transform = scale_by_adam_epsilon_hat()
+    state = transform.init(jnp.zeros(40))
+    mean = variance = np.zeros(40)
+    for t, gradient in enumerate(gradients, start=1):
+        direction, state = transform.update(jnp.asarray(gradient, jnp.float32), state)
+        mean, variance = 0.9 * mean + 0.1 * gradient, 0.999 * variance + 0.001 * gradient**2
+        want = np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * mean / (np.sqrt(variance) + 1e-7)
+        np.testing.assert_allclose(direction, want, rtol=1e-4)
+
+
+def test_adam_equals_keras(rng):
+    import keras
+
+    values, optimizer = rng.normal(size=30).astype(np.float32), keras.optimizers.Adam(1e-2, clipvalue=0.5)
+    variable = keras.Variable(values)
+    transform = make_optimizer(clip_value=0.5)
+    ours, state = jnp.asarray(values), transform.init(jnp.asarray(values))
+    for _ in range(4):
+        gradient = rng.normal(0, 1, 30).astype(np.float32)
+        optimizer.apply([jnp.asarray(gradient)], [variable])
+        direction, state = transform.update(jnp.asarray(gradient), state)
+        ours = optax.apply_updates(ours, -1e-2 * direction)
+    np.testing.assert_allclose(ours, np.asarray(variable.value), rtol=1e-5, atol=1e-7)
