@@ -17,7 +17,7 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @typechecked
-def bce_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -> Float[Array, "b"]:
+def bce_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
     """Binary cross-entropy per pixel, averaged over each image.
 
     Computed from logits without clipping, so a confidently wrong pixel keeps its gradient.
@@ -39,7 +39,7 @@ def bce_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) ->
 @typechecked
 def soft_dice_loss(
     logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"], *, smooth: float = 1.0
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """Soft Dice loss of the nucleus class, one value per image.
 
     Sums run in float32 even for bfloat16 logits. An image without nuclei gives `p / (p + smooth)` for a
@@ -68,7 +68,7 @@ def soft_dice_loss(
 
 @typechecked
 def dice_coef(
-    logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"], valid: Float[Array, "b"]
+    logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"], valid: Float[Array, " b"]
 ) -> Float[Array, ""]:
     """Soft Dice of the whole batch pooled into one image, with a smoothing of one pixel.
 
@@ -89,7 +89,7 @@ def dice_coef(
 
 @typechecked
 def iou_coef(
-    logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"], valid: Float[Array, "b"]
+    logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"], valid: Float[Array, " b"]
 ) -> Float[Array, ""]:
     """Soft intersection over union of the pooled batch, without smoothing, as in the reference implementation.
 

@@ -58,7 +58,9 @@ def draw_curves(
     write_bytes(path, buffer.getvalue())
 
 
-def draw_overlay(image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int, int] = PREDICTION_COLOUR) -> np.ndarray:
+def draw_overlay(
+    image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int, int] = PREDICTION_COLOUR
+) -> np.ndarray:
     """Tints the mask's area and draws its outline on a copy of the image.
 
     Args:

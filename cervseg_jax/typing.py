@@ -9,6 +9,9 @@ from jaxtyping import jaxtyped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+ArrayLike = Any
+"""A numpy array on the host, a JAX array on the device, or what describes one: a shape, a placement."""
+
 Params = dict[str, jax.Array]
 """Trainable variables by variable path."""
 

@@ -6,7 +6,6 @@ last and in one move, so a reader always finds a matching pair.
 
 import hashlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cervseg_jax import __version__
-from cervseg_jax.config import Config
 from cervseg_jax.data.decode import MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, write_bytes, write_text
 from cervseg_jax.models import Apply, build_model, functionalize
+from cervseg_jax.sections import Config
 from cervseg_jax.typing import ModelState, Params
 
 PREPROCESSING = (

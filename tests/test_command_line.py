@@ -31,7 +31,13 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-COMMAND = [sys.executable, "-W", "error::DeprecationWarning:cervseg_jax", "-c", "from cervseg_jax.cli import main; main()"]
+COMMAND = [
+    sys.executable,
+    "-W",
+    "error::DeprecationWarning:cervseg_jax",
+    "-c",
+    "from cervseg_jax.cli import main; main()",
+]
 
 
 def run(*arguments):
@@ -169,7 +175,9 @@ def test_eval_writes_scores_that_agree_with_numpy(finished):
     rows, summary = rows_of(out / "per_image.csv"), json.loads((out / "summary.json").read_text())
     assert len(rows) == summary["num_images"] == 5
     assert summary["dice_mean"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), abs=1e-6)
-    counts = np.array([[int(row[name]) for name in ("true_positive", "false_positive", "false_negative")] for row in rows])
+    counts = np.array(
+        [[int(row[name]) for name in ("true_positive", "false_positive", "false_negative")] for row in rows]
+    )
     tp, fp, fn = counts.sum(axis=0)
     assert summary["dice_pooled"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     assert summary["iou_pooled"] == pytest.approx(tp / (tp + fp + fn))
@@ -300,9 +308,7 @@ def test_divergence_exits_5_and_keeps_the_last_state(finished, tmp_path):
     folder = tmp_path / "diverged"
     settings = ["--set", f"data.root={config.parent / 'data'}", "--set", "train.epochs=2"]
     assert run("train", config, "--run-dir", folder, *settings, "--set", "train.learning_rate=1e-3")[0] == 0
-    message = refused(
-        5, "train", config, "--run-dir", tmp_path / "d2", *settings, "--set", "train.learning_rate=1e30"
-    )
+    message = refused(5, "train", config, "--run-dir", tmp_path / "d2", *settings, "--set", "train.learning_rate=1e30")
     assert "the loss became nan" in message or "became inf" in message
     assert "disc_" in message or "val_loss" in message
 
@@ -372,7 +378,7 @@ def test_bad_data_is_exit_3_and_can_be_skipped(finished, tmp_path):
 
 def test_a_full_disk_is_one_message_and_the_saved_states_stay(finished, tmp_path):
     config, folder, _ = finished
-        copy = tmp_path / "copy"
+    copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
 
     small_files = (

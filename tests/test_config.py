@@ -1,4 +1,3 @@
-
 import pytest
 import yaml
 
@@ -80,7 +79,10 @@ def test_paths_are_relative_to_the_config_and_overrides_to_the_current_folder(tm
         ("model.args.dropout_rate=0.6", "model.args: dropout_rate grows"),
         ("model.image_size=[30, 48]", r"multiples of 4, got \[30, 48\]; \[32, 48\] would fit"),
         ("model.image_size=48", "model.image_size"),
-        ("runtime.mesh={data: 3}", r"train.batch_size: must be a multiple of runtime.mesh.data \(3\), got 4; 6 would fit"),
+        (
+            "runtime.mesh={data: 3}",
+            r"train.batch_size: must be a multiple of runtime.mesh.data \(3\), got 4; 6 would fit",
+        ),
         ("runtime.mesh={spatial: 5}", "runtime.mesh.spatial: must divide the rows"),
         ("data.split={valid: 0.7, test: 0.4}", "data.split: valid must be above 0"),
         ("data.split={group_pattern: '('}", "data.split.group_pattern: not a regular expression"),

@@ -45,7 +45,8 @@ def _import_advice(error: ImportError) -> str:
     if ".so" in text and any(name in text for name in ("libGL", "libX", "libxcb", "libglib", "libgthread")):
         return (
             f"OpenCV cannot start: {text}\nInstall the missing system library "
-            "(Debian, Ubuntu: sudo apt-get install -y libgl1 libglib2.0-0 libxcb1), or use OpenCV's build without windows: "
+            "(Debian, Ubuntu: sudo apt-get install -y libgl1 libglib2.0-0 libxcb1), "
+            "or use OpenCV's build without windows: "
             "pip uninstall -y opencv-python && pip install opencv-python-headless"
         )
     return f"a package is missing or broken: {text}; install again with: pip install --force-reinstall cervseg-jax"

@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cervseg_jax.config import Config, load_config
+from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.source import CheckedPairs, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.files import write_csv
+from cervseg_jax.sections import Config
 
 
 def run_train(
@@ -181,5 +182,3 @@ def _short(path: Path) -> Path:
         return path.absolute().relative_to(Path.cwd())
     except ValueError:
         return path
-
-

@@ -35,7 +35,10 @@ def run_doctor() -> None:
       FindingsError: if one of them found something.
     """
     checks = [
-        Check("cervseg-jax", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
+        Check(
+            "cervseg-jax",
+            f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        ),
         *check_packages(),
         check_opencv(),
         *check_devices(),
@@ -72,9 +75,11 @@ def check_opencv() -> Check:
         import numpy as np
 
         _, packed = cv2.imencode(".png", np.full((2, 2), 7, np.uint8))
-        works = int(cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)[0, 0]) == 7
+        works = bool((np.asarray(cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)) == 7).all())
     except ImportError as error:
-        return Check("OpenCV", str(error), "sudo apt-get install -y libgl1 libglib2.0-0 libxcb1, or opencv-python-headless")
+        return Check(
+            "OpenCV", str(error), "sudo apt-get install -y libgl1 libglib2.0-0 libxcb1, or opencv-python-headless"
+        )
     return Check("OpenCV", "starts" if works else "reads wrong values", "" if works else "install opencv-python again")
 
 
@@ -107,7 +112,9 @@ def check_memory() -> Check:
     free = free_memory()
     if free is None:
         return Check("free memory", "unknown on this system")
-    fix = "close other programs, or take a smaller model.image_size or train.batch_size" if free < MIN_FREE_MEMORY else ""
+    fix = (
+        "close other programs, or take a smaller model.image_size or train.batch_size" if free < MIN_FREE_MEMORY else ""
+    )
     return Check("free memory", f"{free / 2**30:.1f} GiB", fix)
 
 
@@ -174,4 +181,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cervseg_jax.data.augment import Sample
+from cervseg_jax.typing import ArrayLike
 
 
 @jax.tree_util.register_dataclass
@@ -15,13 +16,13 @@ from cervseg_jax.data.augment import Sample
 class Batch:
     """Images and targets of one step; rows with `valid == 0` are padding and never count."""
 
-    image: jax.Array
+    image: ArrayLike
     """uint8 [b, h, w, 3], RGB."""
-    mask: jax.Array
+    mask: ArrayLike
     """uint8 [b, h, w, 1], 0 or 1."""
-    valid: jax.Array
+    valid: ArrayLike
     """float32 [b], 1 for real images."""
-    image_id: jax.Array
+    image_id: ArrayLike
     """int32 [b], position of the image in its split."""
 
 
@@ -47,8 +48,8 @@ def collate(elements: Sequence[Element], *, batch_size: int) -> Batch:
     num_padding = batch_size - len(elements)
     filled = [*elements, *[elements[0]] * num_padding]
     return Batch(
-        image=np.stack([element.sample.image for element in filled]),  # pyright: ignore[reportArgumentType]
-        mask=np.stack([element.sample.mask for element in filled])[..., None],  # pyright: ignore[reportArgumentType]
-        valid=np.repeat(np.float32([1, 0]), [len(elements), num_padding]),  # pyright: ignore[reportArgumentType]
-        image_id=np.int32([element.image_id for element in filled]),  # pyright: ignore[reportArgumentType]
+        image=np.stack([element.sample.image for element in filled]),
+        mask=np.stack([element.sample.mask for element in filled])[..., None],
+        valid=np.repeat(np.array([1, 0], np.float32), [len(elements), num_padding]),
+        image_id=np.array([element.image_id for element in filled], np.int32),
     )

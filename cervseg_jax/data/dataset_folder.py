@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cervseg_jax.config import SyntheticConfig
 from cervseg_jax.data.labelme import draw_instances, labelme_document
 from cervseg_jax.data.synthetic import Scene, draw_scene
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_json, write_png, write_text
+from cervseg_jax.sections import SyntheticConfig
 
 DATASET_FILE = "dataset.json"
 
@@ -49,9 +49,7 @@ def write_scenes(
     _for_all(write, num_images)
 
 
-def ensure_synthetic_dataset(
-    root: Path, wanted: SyntheticConfig, *, each: Callable[[], None] = lambda: None
-) -> bool:
+def ensure_synthetic_dataset(root: Path, wanted: SyntheticConfig, *, each: Callable[[], None] = lambda: None) -> bool:
     """Makes the drawn dataset of a config, unless it is there.
 
     The splits are drawn from one stream of scenes, none twice. The folder appears complete or not at all.

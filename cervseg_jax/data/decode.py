@@ -188,6 +188,4 @@ def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
     colours = np.unique(pixels.reshape(-1, 3), axis=0)
     if len(colours) == 2 and not colours[0].any():
         return pixels.max(axis=2)
-    raise DataError(
-        f"{source}: a mask with {len(colours)} colours; needed are two levels, or one colour on black"
-    )
+    raise DataError(f"{source}: a mask with {len(colours)} colours; needed are two levels, or one colour on black")

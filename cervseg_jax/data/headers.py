@@ -45,9 +45,7 @@ def read_header(data: bytes) -> Header:
     if header.width < 1 or header.height < 1:
         raise HeaderError(f"has the impossible size {header.width}x{header.height}")
     if header.width * header.height > MAX_PIXELS:
-        raise HeaderError(
-            f"has {header.width}x{header.height} pixels, more than the {MAX_PIXELS} that are read whole; cut it into parts"
-        )
+        raise HeaderError(f"has {header.width}x{header.height} pixels, more than the {MAX_PIXELS} that are read whole")
     return header if 1 <= header.orientation <= 8 else header._replace(orientation=1)
 
 

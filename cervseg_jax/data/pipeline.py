@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from cervseg_jax.config import Config
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.data.source import Pair, load_sample
+from cervseg_jax.sections import Config
 
 
 def steps_per_epoch(config: Config, num_images: int) -> int:

@@ -10,11 +10,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.config import DataConfig, SplitConfig
 from cervseg_jax.data.augment import Sample
-from cervseg_jax.data.decode import IMAGE_SUFFIXES, MaskRule, decode_image, decode_mask, read_bytes, read_image, read_mask
+from cervseg_jax.data.decode import (
+    IMAGE_SUFFIXES,
+    MaskRule,
+    decode_image,
+    decode_mask,
+    read_bytes,
+    read_image,
+    read_mask,
+)
 from cervseg_jax.data.split import split_groups
 from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.sections import DataConfig, SplitConfig
 
 SPLITS = ("train", "valid", "test")
 
@@ -209,7 +217,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in list_images(folder):
         if path.stem in found:
-            raise DataError(f"{folder}: {found[path.stem].name} and {path.name} share a stem; pairing needs unique ones")
+            raise DataError(
+                f"{folder}: {found[path.stem].name} and {path.name} share a stem; pairing needs unique ones"
+            )
         found[path.stem] = path
     return found
 

@@ -127,7 +127,9 @@ def _vary(stain: Stain, rng: np.random.Generator) -> Stain:
     )
 
 
-def _outline(centre: np.ndarray, radius: float, elongation: float, angle: float, rng: np.random.Generator) -> np.ndarray:
+def _outline(
+    centre: np.ndarray, radius: float, elongation: float, angle: float, rng: np.random.Generator
+) -> np.ndarray:
     """An ellipse with a few low-frequency dents, as corners [n, 2]."""
     theta = np.linspace(0, 2 * np.pi, NUM_CORNERS, endpoint=False)
     order = np.arange(2, 6)
@@ -155,7 +157,7 @@ def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.n
     for _ in range(num_clusters):
         centres = [rng.uniform(0.22, 0.78, 2) * (width, height)]
         radii: list[float] = []
-        for attempt in range(3 * per_cluster):
+        for _attempt in range(3 * per_cluster):
             radius = base_radius * float(np.exp(rng.normal(0, 0.2)))
             if radii:
                 parent = int(rng.integers(len(radii)))
@@ -235,7 +237,9 @@ def _add_nucleus(
         squared = (columns - spot[0]) ** 2 + (rows - spot[1]) ** 2
         texture += rng.uniform(0.1, 0.35) * np.exp(-squared / (2 * (0.13 * radius) ** 2))
     strength = rng.uniform(0.72, 1.18)
-    density[window] += (strength * coverage * np.clip(texture, 0.3, 1.9))[..., None] * np.float32(stain.nucleus)
+    density[window] += (strength * coverage * np.clip(texture, 0.3, 1.9))[..., None] * np.array(
+        stain.nucleus, np.float32
+    )
 
 
 def _add_cytoplasm(
@@ -250,14 +254,16 @@ def _add_cytoplasm(
             continue
         radius = np.sqrt(_polygon_area(outline) / np.pi)
         centre = outline.mean(axis=0) + rng.normal(0, 0.3 * radius, 2)
-        body = _outline(centre, radius * reach * rng.uniform(0.75, 1.25), rng.uniform(1, 1.8), rng.uniform(0, np.pi), rng)
+        body = _outline(
+            centre, radius * reach * rng.uniform(0.75, 1.25), rng.uniform(1, 1.8), rng.uniform(0, np.pi), rng
+        )
         placed = _soft_shape(body, density.shape[:2], rng.uniform(1.0, 0.25 * radius + 1.5))
         if placed is None:
             continue
         window, coverage = placed
         thickness = 1 + 0.25 * noise.read(8.0, window, rng) + 0.06 * noise.read(1.0, window, rng)
         layer = coverage * np.clip(thickness, 0.2, 2) * rng.uniform(0.15, 0.7)
-        density[window] += layer[..., None] * np.float32(stain.cytoplasm)
+        density[window] += layer[..., None] * np.array(stain.cytoplasm, np.float32)
 
 
 def _add_leucocytes(
@@ -275,7 +281,7 @@ def _add_leucocytes(
             continue
         body = _soft_shape(_outline(centre, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
         if body is not None:
-            density[body[0]] += (0.16 * body[1])[..., None] * np.float32(stain.cytoplasm)
+            density[body[0]] += (0.16 * body[1])[..., None] * np.array(stain.cytoplasm, np.float32)
         start = rng.uniform(0, 2 * np.pi)
         for lobe in range(int(rng.integers(2, 5))):
             angle = start + lobe * rng.uniform(1.4, 1.9)
@@ -284,7 +290,7 @@ def _add_leucocytes(
             if placed is not None:
                 window, coverage = placed
                 grain = np.clip(1 + 0.15 * noise.read(1.0, window, rng), 0.4, 1.6)
-                density[window] += (0.8 * coverage * grain)[..., None] * np.float32(stain.nucleus)
+                density[window] += (0.8 * coverage * grain)[..., None] * np.array(stain.nucleus, np.float32)
 
 
 def _add_debris(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.random.Generator) -> None:
@@ -298,7 +304,7 @@ def _add_debris(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.ra
     if rng.random() < 0.3:
         strands = np.clip(np.abs(noise.whole(8.0) + 0.6 * noise.whole(40.0)) < 0.07, 0, 1).astype(np.float32)
         strands = cv2.GaussianBlur(strands, (0, 0), 1.6) * np.clip(noise.whole(40.0), 0, 1)
-        density += (0.2 * strands)[..., None] * np.float32(stain.cytoplasm)
+        density += (0.2 * strands)[..., None] * np.array(stain.cytoplasm, np.float32)
 
 
 def _photograph(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.random.Generator) -> np.ndarray:
@@ -308,7 +314,7 @@ def _photograph(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.ra
     slope = rng.normal(0, 0.03, 2)
     light = 1 + slope[0] * rows + slope[1] * columns - rng.uniform(0, 0.06) * (rows**2 + columns**2)
     light = light + 0.012 * noise.whole(40.0)
-    picture = np.float32(stain.light) * light[..., None] * np.exp(-density)
+    picture = np.array(stain.light, np.float32) * light[..., None] * np.exp(-density)
     # Scattered light keeps the darkest nuclei from being black.
     picture = 10 + picture * (245 / 255)
     picture = cv2.GaussianBlur(picture, (0, 0), 0.5 + min(height, width) / 512 * rng.gamma(2.0, 0.5))
@@ -316,5 +322,5 @@ def _photograph(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.ra
     image = np.clip(np.round(picture), 0, 255).astype(np.uint8)
     if rng.random() < 0.6:
         _, packed = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(70, 96))])
-        image = np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[:, :, ::-1])
+        image = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))[:, :, ::-1].copy()
     return image

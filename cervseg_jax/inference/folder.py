@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cervseg_jax.config import Config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import list_images
@@ -18,6 +17,7 @@ from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import make_folder, write_csv, write_png
 from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.plots import draw_overlay
+from cervseg_jax.sections import Config
 from cervseg_jax.training.sharding import make_mesh, require_devices
 from cervseg_jax.weights import load_network
 
@@ -92,9 +92,7 @@ def infer_files(
 
         done = 0
         writes: list[Future[None]] = []
-        for probs in predict_images(
-            predict, images(), image_size=network.contract.image_size, batch_size=batch_size
-        ):
+        for probs in predict_images(predict, images(), image_size=network.contract.image_size, batch_size=batch_size):
             job, image = good.pop(0)
             writes.append(pool.submit(_write_results, out, kinds, job, image, probs, config.infer.threshold))
             if len(writes) > 2 * batch_size:

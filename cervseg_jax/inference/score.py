@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cervseg_jax.config import Config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_mask
@@ -21,6 +20,7 @@ from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.metrics.pixel import METRICS
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
+from cervseg_jax.sections import Config
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import TrainState
 from cervseg_jax.training.step import make_eval_step
@@ -72,9 +72,7 @@ def score_run(
     assert scores is not None  # noqa: S101 (no `stop` was given)
     folder = make_folder(run / "eval" / name)
     summary = _summary(scores, pairs, network, config, split=name)
-    write_csv(
-        folder / "evaluation.csv", [], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
-    )
+    write_csv(folder / "evaluation.csv", [], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")])
     write_json(folder / "summary.json", summary)
     order = _write_per_image(folder, scores, pairs)
     predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)

@@ -62,9 +62,7 @@ def dice(counts: Counts) -> np.ndarray:
 
     Reference: Dice 1945, Ecology 26(3).
     """
-    return _ratio(
-        2 * counts.true_positive, 2 * counts.true_positive + counts.false_positive + counts.false_negative
-    )
+    return _ratio(2 * counts.true_positive, 2 * counts.true_positive + counts.false_positive + counts.false_negative)
 
 
 def iou(counts: Counts) -> np.ndarray:
@@ -75,9 +73,7 @@ def iou(counts: Counts) -> np.ndarray:
 def precision(counts: Counts) -> np.ndarray:
     """Share of the predicted foreground that is right, TP / (TP + FP); 0 where only the truth has nuclei."""
     found_nothing = (counts.true_positive + counts.false_positive == 0) & (counts.false_negative > 0)
-    return np.where(
-        found_nothing, 0.0, _ratio(counts.true_positive, counts.true_positive + counts.false_positive)
-    )
+    return np.where(found_nothing, 0.0, _ratio(counts.true_positive, counts.true_positive + counts.false_positive))
 
 
 def recall(counts: Counts) -> np.ndarray:
@@ -88,7 +84,7 @@ def recall(counts: Counts) -> np.ndarray:
 
 def accuracy(counts: Counts) -> np.ndarray:
     """Share of all pixels that are right. Flatters images with much background."""
-    return _ratio(counts.true_positive + counts.true_negative, sum(np.asarray(field) for field in counts))
+    return _ratio(counts.true_positive + counts.true_negative, np.sum(counts, axis=0))
 
 
 METRICS: Mapping[str, Callable[[Counts], np.ndarray]] = {

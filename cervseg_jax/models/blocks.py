@@ -31,9 +31,7 @@ class UpsampleConv2x2(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates kernel and bias for inputs of `input_shape` [b, h, w, c]."""
         channels = input_shape[-1]
-        self.kernel = self.add_weight(
-            name="kernel", shape=(2, 2, self.filters, channels), initializer="glorot_uniform"
-        )
+        self.kernel = self.add_weight(name="kernel", shape=(2, 2, self.filters, channels), initializer="glorot_uniform")
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
     def call(self, inputs: Any) -> Any:

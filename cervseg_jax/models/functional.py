@@ -61,7 +61,7 @@ def functionalize(model: keras.Model) -> tuple[Apply, Params, ModelState]:
         if seed_order:
             keys = {path: jax.random.fold_in(dropout_key, i) for i, path in enumerate(seed_order)}
             feeds |= {path: jax.random.key_data(value) for path, value in keys.items()}
-        logits, new_fixed = model.stateless_call(
+        logits, new_fixed, *_ = model.stateless_call(
             [params[path] for path in trainable],
             [feeds[path] for path in fixed],
             jnp.asarray(images, jnp.float32),

@@ -90,7 +90,11 @@ def build_unet(
         return conv(x, level, f"{name}_conv2")
 
     inputs = keras.Input((*image_size, 3), name="image")
-    x = keras.layers.Rescaling(1 / 255, dtype="float32", name="scale_input")(inputs) if input_range == "unit" else inputs
+    x = (
+        keras.layers.Rescaling(1 / 255, dtype="float32", name="scale_input")(inputs)
+        if input_range == "unit"
+        else inputs
+    )
     skips = []
     for level in range(levels):
         x = block(x, level, f"encoder{level}")

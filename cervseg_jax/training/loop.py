@@ -4,39 +4,35 @@ The order within an epoch is fixed: train, evaluate, history, best weights, chec
 resume needs is in the checkpoint: the state, and `Progress` beside it.
 """
 
-import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import keras
 import numpy as np
-from jax.sharding import Mesh
 
-from cervseg_jax.config import Config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
-from cervseg_jax.data.source import Pair, read_image, read_mask
+from cervseg_jax.data.source import Pair
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
 from cervseg_jax.evaluation import Scores, evaluate
-from cervseg_jax.files import make_folder, write_png
-from cervseg_jax.inference.predict import Predict, make_predict, predict_images
-from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import build_model, functionalize
-from cervseg_jax.plots import TRUTH_COLOUR, draw_overlay, draw_sheet
+from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
+from cervseg_jax.training.compiled import Compiled, compile_run
 from cervseg_jax.training.interrupt import StopRequest
 from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.plateau import BestState, PlateauState, stops_early, update_best, update_plateau
+from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.run_folder import EventLog
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated
 from cervseg_jax.training.state import TrainState, create_state
-from cervseg_jax.training.step import StepMetrics, make_eval_step, make_train_step
+from cervseg_jax.training.step import StepMetrics
 from cervseg_jax.training.writers import History, write_history
 from cervseg_jax.weights import save_weights
 
@@ -68,22 +64,15 @@ class Progress:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Progress":
         """Restores what `to_json` returned."""
-        plateau, best = ([math.inf if value is None else value for value in stored[key]] for key in ("plateau", "best"))
-        scores = Scores.from_json(stored["scores"])
-        return cls(PlateauState(*plateau), BestState(*best), list(stored["history"]), scores)
+        rate, lowest, wait = stored["plateau"]
+        val_loss, epoch = stored["best"]
+        plateau = PlateauState(rate, math.inf if lowest is None else lowest, wait)
+        best = BestState(math.inf if val_loss is None else val_loss, epoch)
+        return cls(plateau, best, list(stored["history"]), Scores.from_json(stored["scores"]))
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-class Compiled(NamedTuple):
-    """The functions of a run, each compiled for its one shape."""
-
-    train_step: Callable[[TrainState, Batch, np.ndarray], tuple[TrainState, StepMetrics]]
-    eval_step: Callable[[TrainState, Batch], StepMetrics]
-    predict: Predict
-    mesh: Mesh
 
 
 @dataclass(frozen=True)
@@ -98,7 +87,7 @@ class TrainResult:
 def train(
     config: Config,
     folder: Path,
-    pairs: dict[str, Sequence[Pair]],
+    pairs: Mapping[str, Sequence[Pair]],
     *,
     reporter: Reporter,
     stop: StopRequest,
@@ -143,7 +132,7 @@ def train(
             log.write("resumed", step=int(state.step), epoch=progress.epoch)
         reason = _end_reason(config, progress)
         if reason is None:
-            compiled = _compile(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
+            compiled = compile_run(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
             run = _Run(config, folder, pairs, compiled, checkpoints, reporter, stop, log)
             state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
@@ -162,50 +151,13 @@ def _end_reason(config: Config, progress: Progress) -> str | None:
     return None
 
 
-def _compile(
-    config: Config, apply: Any, optimizer: Any, state: TrainState, mesh: Mesh, *, reporter: Reporter, log: EventLog
-) -> Compiled:
-    """Compiles the train step ahead of time: it has one shape, and any other would be an error, not a new compilation."""
-    everywhere, spread = replicated(mesh), batch_sharding(mesh)
-    loss, threshold = LOSSES[config.train.loss], config.eval.threshold
-    train_step = jax.jit(
-        make_train_step(apply, optimizer, loss, seed=config.train.seed, threshold=threshold),
-        donate_argnums=0,
-        in_shardings=(everywhere, spread, everywhere),
-        out_shardings=everywhere,
-    )
-    reporter.info("compiling the train step ...")
-    start = time.monotonic()
-    lowered = train_step.lower(state, _abstract_batch(config), jax.ShapeDtypeStruct((), np.float32))
-    compiled = lowered.compile()
-    seconds = time.monotonic() - start
-    memory = compiled.memory_analysis()
-    temporary = getattr(memory, "temp_size_in_bytes", 0)
-    reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
-    log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary)
-    eval_step = jax.jit(
-        make_eval_step(apply, loss, threshold=threshold), in_shardings=(everywhere, spread), out_shardings=everywhere
-    )
-    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh)
-
-
-def _abstract_batch(config: Config) -> Any:
-    rows, (height, width) = config.train.batch_size, config.model.image_size
-    return Batch(
-        image=jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8),  # pyright: ignore[reportArgumentType]
-        mask=jax.ShapeDtypeStruct((rows, height, width, 1), np.uint8),  # pyright: ignore[reportArgumentType]
-        valid=jax.ShapeDtypeStruct((rows,), np.float32),  # pyright: ignore[reportArgumentType]
-        image_id=jax.ShapeDtypeStruct((rows,), np.int32),  # pyright: ignore[reportArgumentType]
-    )
-
-
 @dataclass(frozen=True)
 class _Run:
     """What stays the same while the epochs go by."""
 
     config: Config
     folder: Path
-    pairs: dict[str, Sequence[Pair]]
+    pairs: Mapping[str, Sequence[Pair]]
     compiled: Compiled
     checkpoints: Checkpoints
     reporter: Reporter
@@ -224,9 +176,7 @@ class _Run:
             self._keep(state, progress)
         return state, progress
 
-    def _train_epoch(
-        self, state: TrainState, progress: Progress, batches: Iterator[Batch]
-    ) -> tuple[TrainState, float]:
+    def _train_epoch(self, state: TrainState, progress: Progress, batches: Iterator[Batch]) -> tuple[TrainState, float]:
         """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
         num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
         done = int(state.step) - progress.epoch * num_steps
@@ -287,7 +237,9 @@ class _Run:
         training, valid = progress.scores.summary(), validation.summary()
         val_loss = valid["loss"]
         if not math.isfinite(val_loss):
-            raise DivergedError(f"val_loss became {val_loss} in epoch {progress.epoch + 1}; the last saved state is kept")
+            raise DivergedError(
+                f"val_loss became {val_loss} in epoch {progress.epoch + 1}; the last saved state is kept"
+            )
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": int(state.step)}
         for name in ("loss", *self.config.train.metrics):
             row |= {name: _finite(training[name]), f"val_{name}": _finite(valid[name])}
@@ -318,14 +270,22 @@ class _Run:
         self._save(state, progress)
         try:
             write_history(self.folder, progress.history, metrics=metrics, best_epoch=progress.best.epoch)
-            self._preview(state, progress.epoch)
+            write_previews(
+                self.folder / "previews" / f"epoch_{progress.epoch:04d}",
+                self.config,
+                self.compiled,
+                state,
+                self.pairs["valid"],
+            )
             self.log.write("epoch", **row)
         except OSError as error:
             self.checkpoints.wait()
             raise ConfigError(
                 f"{self.folder}: cannot be written: {error.strerror}; the state of epoch {progress.epoch} is saved"
             ) from None
-        shown = "  ".join(f"{name} {row[name]:.4f}" for name in row if name.startswith("val_") and row[name] is not None)
+        shown = "  ".join(
+            f"{name} {row[name]:.4f}" for name in row if name.startswith("val_") and row[name] is not None
+        )
         mark = "  (best so far)" if progress.best.epoch == progress.epoch else ""
         self.reporter.info(
             f"epoch {progress.epoch}: loss {row['loss']:.4f}  {shown}  "
@@ -335,25 +295,6 @@ class _Run:
     def _save(self, state: TrainState, progress: Progress) -> None:
         # The state is the same before and after an epoch is closed; the number must not be.
         self.checkpoints.save(int(state.step) + progress.epoch, state, progress.to_json())
-
-    def _preview(self, state: TrainState, epoch: int) -> None:
-        """Writes the masks of the first validation images, and a sheet that shows them."""
-        pairs = self.pairs["valid"][: self.config.infer.num_infer_images]
-        if not pairs:
-            return
-        folder = make_folder(self.folder / "previews" / f"epoch_{epoch:04d}")
-        images = [read_image(pair.image_path) for pair in pairs]
-        batch_size = math.lcm(self.config.infer.batch_size, self.compiled.mesh.shape["data"])
-        predict = functools.partial(self.compiled.predict, state.params, state.model_state)
-        rows = []
-        all_probs = predict_images(predict, images, image_size=self.config.model.image_size, batch_size=batch_size)
-        for pair, image, probs in zip(pairs, images, all_probs, strict=True):
-            mask = (probs >= self.config.infer.threshold).astype(np.uint8)
-            truth = read_mask(pair.mask_path, rule=self.config.data.mask_rule).mask
-            write_png(folder / f"{pair.stem}.png", mask * 255)
-            rows.append((image, draw_overlay(image, truth, colour=TRUTH_COLOUR), draw_overlay(image, mask)))
-        sheet = draw_sheet(rows, captions=("image", "truth", f"prediction, epoch {epoch}"))
-        write_png(folder / "sheet.png", sheet)
 
     def _leave_if_asked(self, state: TrainState, progress: Progress) -> None:
         if not self.stop():

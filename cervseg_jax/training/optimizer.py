@@ -10,7 +10,7 @@ import optax
 class AdamState(NamedTuple):
     """Moments of Adam."""
 
-    count: jax.Array
+    num_updates: jax.Array
     mean: optax.Params
     variance: optax.Params
 
@@ -41,12 +41,12 @@ def scale_by_adam_epsilon_hat(
     def update(
         updates: optax.Updates, state: AdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AdamState]:
-        count = state.count + 1
+        num_updates = state.num_updates + 1
         mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
         variance = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.variance, updates)
-        correction = jnp.sqrt(1 - jnp.float32(beta2) ** count) / (1 - jnp.float32(beta1) ** count)
+        correction = jnp.sqrt(1 - jnp.float32(beta2) ** num_updates) / (1 - jnp.float32(beta1) ** num_updates)
         direction = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + epsilon), mean, variance)
-        return direction, AdamState(count, mean, variance)
+        return direction, AdamState(num_updates, mean, variance)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 

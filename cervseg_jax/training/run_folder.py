@@ -15,11 +15,22 @@ from typing import Any
 
 import jax
 
-from cervseg_jax.config import Config, config_differences, dump_config, load_config
-from cervseg_jax.errors import CheckpointError, CervsegError, ConfigError
+from cervseg_jax.config import config_differences, dump_config, load_config
+from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
 from cervseg_jax.files import make_folder, write_json, write_text
+from cervseg_jax.sections import Config
 
-REPORTED_PACKAGES = ("cervseg-jax", "jax", "jaxlib", "keras", "optax", "numpy", "opencv-python", "grain", "orbax-checkpoint")
+REPORTED_PACKAGES = (
+    "cervseg-jax",
+    "jax",
+    "jaxlib",
+    "keras",
+    "optax",
+    "numpy",
+    "opencv-python",
+    "grain",
+    "orbax-checkpoint",
+)
 
 
 def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -> Path:
@@ -63,7 +74,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
             raise ConfigError(
                 f"{folder}: holds a run of another config:\n  "
                 + "\n  ".join(changes)
-                + "\nUse --fresh for a new run beside it, --run-dir for another folder, or --allow-changes to go on with it"
+                + "\nUse --fresh for a new run beside it, or --allow-changes to go on with it"
             )
     elif folder.exists() and any(item.name != "run.lock" for item in folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and holds no run (no config.yaml); choose another --run-dir")

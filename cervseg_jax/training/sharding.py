@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cervseg_jax.config import MeshConfig, RuntimeConfig
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.sections import MeshConfig, RuntimeConfig
 
 
 def require_devices(runtime: RuntimeConfig) -> None:
@@ -59,7 +59,7 @@ def batch_sharding(mesh: Mesh) -> Batch:
     """Returns the placement of a batch: rows of the batch over `data`, rows of the images over `spatial`."""
     images = NamedSharding(mesh, PartitionSpec("data", "spatial"))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    return Batch(image=images, mask=images, valid=rows, image_id=rows)  # pyright: ignore[reportArgumentType]
+    return Batch(image=images, mask=images, valid=rows, image_id=rows)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -47,7 +47,16 @@ def test_exif_orientation_is_applied_to_images_and_masks(photo, kind, orientatio
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("L", "PNG"), ("RGB", "PNG"), ("P", "PNG"), ("1", "PNG"), ("RGB", "TIFF"), ("L", "TIFF"), ("RGB", "BMP"), ("L", "BMP")],
+    [
+        ("L", "PNG"),
+        ("RGB", "PNG"),
+        ("P", "PNG"),
+        ("1", "PNG"),
+        ("RGB", "TIFF"),
+        ("L", "TIFF"),
+        ("RGB", "BMP"),
+        ("L", "BMP"),
+    ],
 )
 def test_modes_equal_pillow(photo, mode, kind):
     image = Image.fromarray(photo)
@@ -106,7 +115,9 @@ def bad_files(photo):
         "gif": (pack(image.quantize(), "GIF"), "is not a PNG"),
         "huge claim": (SIGNATURE + struct.pack(">I", 2**31 - 1) + b"IHDR" + b"x" * 200, "cut short"),
         "bomb": (
-            SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)) + png_chunk(b"IEND", b""),
+            SIGNATURE
+            + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+            + png_chunk(b"IEND", b""),
             "pixels, more than",
         ),
         "no size": (SIGNATURE + png_chunk(b"IEND", b""), "has no size"),
@@ -159,7 +170,15 @@ DISC = np.uint8(np.hypot(*np.mgrid[-20:20, -30:30]) < 12)
 
 @pytest.mark.parametrize(
     "values",
-    [DISC, DISC * 255, DISC * np.uint16(65535), DISC.astype(np.uint16), DISC * 38, np.dstack([DISC * 255] * 3), DISC * 0],
+    [
+        DISC,
+        DISC * 255,
+        DISC * np.uint16(65535),
+        DISC.astype(np.uint16),
+        DISC * 38,
+        np.dstack([DISC * 255] * 3),
+        DISC * 0,
+    ],
     ids=["0/1", "0/255", "16-bit", "16-bit 0/1", "0/38", "grey RGB", "empty"],
 )
 @pytest.mark.parametrize("rule", ["half_range", "any_nonzero"])

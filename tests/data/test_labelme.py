@@ -69,7 +69,10 @@ def test_polygons_outside_the_image_and_degenerate_ones_are_empty():
 
 
 def test_neighbours_share_no_pixel_and_leave_no_gap():
-    left, right = np.array([[5, 5], [20.5, 5], [20.5, 30], [5, 30.0]]), np.array([[20.5, 5], [40, 5], [40, 30], [20.5, 30.0]])
+    left, right = (
+        np.array([[5, 5], [20.5, 5], [20.5, 30], [5, 30.0]]),
+        np.array([[20.5, 5], [40, 5], [40, 30], [20.5, 30.0]]),
+    )
     a, b = whole(left, (64, 64)), whole(right, (64, 64))
     assert not (a & b).any()
     np.testing.assert_array_equal(a | b, whole(np.array([[5, 5], [40, 5], [40, 30], [5, 30.0]]), (64, 64)))

@@ -103,9 +103,7 @@ def test_split_keeps_groups_together(tiny_config, tmp_path):
     for folder in ("images", "masks"):
         for path in sorted((root / folder).iterdir()):
             path.rename(path.with_name(f"variant_{int(path.stem[-3:]) % 2}_{int(path.stem[-3:]) // 2}.png"))
-    data = data_of(
-        tiny_config, f"data.root={root}", "data.split={valid: 0.2, test: 0.2, group_pattern: '([0-9]+)$'}"
-    )
+    data = data_of(tiny_config, f"data.root={root}", "data.split={valid: 0.2, test: 0.2, group_pattern: '([0-9]+)$'}")
     found, _ = find_pairs(data)
     groups = {split: {pair.group for pair in pairs} for split, pairs in found.items()}
     assert sum(len(group) for group in groups.values()) == 6

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cervseg_jax.config import SyntheticConfig
 from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset, write_scenes
 from cervseg_jax.data.labelme import draw_instances
 from cervseg_jax.data.synthetic import STAINS, draw_scene
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.sections import SyntheticConfig
 
 SCENES = [draw_scene(shape=(256, 256), seed=0, index=index) for index in range(24)]
 
@@ -30,7 +30,9 @@ def test_nuclei_are_dark_varied_and_clustered():
         counts.append(len(scene.polygons))
         sizes += [int((labels == number).sum()) for number in range(1, len(scene.polygons) + 1)]
         components, _ = ndimage.label(labels > 0)
-        owners = [len(np.unique(labels[(components == part) & (labels > 0)])) for part in range(1, components.max() + 1)]
+        owners = [
+            len(np.unique(labels[(components == part) & (labels > 0)])) for part in range(1, components.max() + 1)
+        ]
         touching.append(sum(owner for owner in owners if owner > 1) / len(scene.polygons))
     assert min(contrast) > 25
     assert np.mean(touching) > 0.6  # most nuclei touch another one

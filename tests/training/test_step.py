@@ -4,12 +4,12 @@ import numpy as np
 import optax
 import pytest
 
-from cervseg_jax.config import MeshConfig, RuntimeConfig
-from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.data.augment import Sample
+from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import build_model, functionalize
+from cervseg_jax.sections import MeshConfig, RuntimeConfig
 from cervseg_jax.training.optimizer import make_optimizer, scale_by_adam_epsilon_hat
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import create_state

@@ -1,0 +1,154 @@
+"""The sections of a config: frozen, with all defaults of the program that no named component has."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused, values not converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """What network is built."""
+
+    name: str
+    image_size: tuple[Positive, Positive]
+    """Height and width of the network's input, in pixels."""
+    args: dict[str, Any] = {}
+    """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
+
+
+class SyntheticConfig(Section):
+    """Dataset of drawn cells, made on first use under `data.root`."""
+
+    train: Positive
+    valid: Positive
+    test: Positive
+    size: tuple[Annotated[int, Field(ge=64)], Annotated[int, Field(ge=64)]] = (512, 512)
+    """Height and width of the drawn images."""
+    seed: Count = 0
+
+
+class SplitConfig(Section):
+    """How a folder with only `images` and `masks` is divided: whole groups, never single files."""
+
+    valid: Fraction = 0.2
+    test: Fraction = 0.2
+    seed: Count = 0
+    group_pattern: str | None = None
+    """Regular expression searched in the file stem; its first group names the source. None: each stem is its own."""
+
+
+class DataConfig(Section):
+    """Where the images are and how they are read."""
+
+    root: Path
+    """Folder with `{train,valid,test}/{images,masks}`, or with `images` and `masks` if `split` is given."""
+    synthetic: SyntheticConfig | None = None
+    split: SplitConfig | None = None
+    origin: str | None = None
+    """Where to get the data; shown when `data.root` is missing."""
+    mask_rule: Literal["half_range", "any_nonzero"] = "half_range"
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    threads: Positive = 2
+    """Threads that decode and augment."""
+    prefetch_batches: Positive = 4
+
+
+class OperationConfig(Section):
+    """One augmentation, applied to a sample with a probability."""
+
+    name: str
+    probability: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    args: dict[str, Any] = {}
+
+
+class AugmentConfig(Section):
+    """Augmentation of the training part, in order."""
+
+    operations: tuple[OperationConfig, ...] = ()
+
+
+class PlateauConfig(Section):
+    """Learning-rate reduction when `val_loss` stops improving (rules of Keras' ReduceLROnPlateau)."""
+
+    factor: Probability = 0.3
+    patience: Positive = 4
+    min_delta: Annotated[float, Field(ge=0.0)] = 1e-4
+    min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class TrainConfig(Section):
+    """How the network is trained."""
+
+    epochs: Positive
+    batch_size: Positive
+    """Images per optimizer update, over all devices and hosts."""
+    steps_per_epoch: Positive | None = None
+    """Updates between two evaluations; None: one pass over the training images."""
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    clip_value: Annotated[float, Field(gt=0.0)] | None = None
+    """Each gradient element is clipped to [-clip_value, clip_value]."""
+    loss: str = "bce_soft_dice"
+    metrics: tuple[str, ...] = ("dice_coef", "dice_mean")
+    """Columns of metrics.csv: `dice_coef` or any `<pixel score>_mean|_pooled`."""
+    plateau: PlateauConfig | None = PlateauConfig()
+    early_stop_patience: Positive | None = 10
+    """Epochs without a lower `val_loss` after which training ends; None: never."""
+    seed: Count = 0
+    keep_checkpoints: Positive = 2
+
+
+class EvalConfig(Section):
+    """How `eval` scores."""
+
+    batch_size: Positive = 4
+    threshold: Probability = 0.5
+    num_example_images: Count = 4
+    """How many of the worst and of the best images become pictures."""
+
+
+class InferConfig(Section):
+    """How masks are made, by `infer` and for the previews of training."""
+
+    batch_size: Positive = 4
+    threshold: Probability = 0.5
+    num_infer_images: Count = 6
+    """Validation images whose masks are written after every epoch."""
+
+
+class MeshConfig(Section):
+    """Devices along the batch and along the rows of an image."""
+
+    data: Positive = 1
+    spatial: Positive = 1
+
+
+class RuntimeConfig(Section):
+    """Where and how precisely the program computes."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    mesh: MeshConfig | None = None
+    """None: as many devices along `data` as divide the batch."""
+    require: Literal["any", "cpu", "gpu", "tpu"] = "any"
+
+
+class Config(Section):
+    """One complete recipe."""
+
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    infer: InferConfig = InferConfig()
+    runtime: RuntimeConfig = RuntimeConfig()

@@ -1,0 +1,88 @@
+"""The functions of a run, compiled for its one shape."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.batch import Batch
+from cervseg_jax.inference.predict import Predict, make_predict
+from cervseg_jax.losses import LOSSES
+from cervseg_jax.models import Apply
+from cervseg_jax.sections import Config
+from cervseg_jax.training.run_folder import EventLog
+from cervseg_jax.training.sharding import batch_sharding, replicated
+from cervseg_jax.training.state import TrainState
+from cervseg_jax.training.step import StepMetrics, make_eval_step, make_train_step
+
+
+class Compiled(NamedTuple):
+    """The functions of a run, each compiled for its one shape."""
+
+    train_step: Callable[[TrainState, Batch, np.float32], tuple[TrainState, StepMetrics]]
+    eval_step: Callable[[TrainState, Batch], StepMetrics]
+    predict: Predict
+    mesh: Mesh
+
+
+def compile_run(
+    config: Config,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    reporter: Reporter,
+    log: EventLog,
+) -> Compiled:
+    """Compiles the train step ahead of time: another shape would be an error, never a second compilation.
+
+    Args:
+      config: the recipe.
+      apply: the network.
+      optimizer: its transform.
+      state: a state that lies on the mesh.
+      mesh: the devices.
+      reporter: is told the time and the memory.
+      log: likewise.
+
+    Returns:
+      The functions of the run.
+    """
+    everywhere, spread = replicated(mesh), batch_sharding(mesh)
+    loss, threshold = LOSSES[config.train.loss], config.eval.threshold
+    train_step = jax.jit(
+        make_train_step(apply, optimizer, loss, seed=config.train.seed, threshold=threshold),
+        donate_argnums=0,
+        in_shardings=(everywhere, spread, everywhere),
+        out_shardings=everywhere,
+    )
+    reporter.info("compiling the train step ...")
+    start = time.monotonic()
+    lowered = train_step.lower(state, _abstract_batch(config), jax.ShapeDtypeStruct((), np.float32))
+    compiled = lowered.compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    temporary = getattr(memory, "temp_size_in_bytes", 0)
+    reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
+    log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary)
+    eval_step = jax.jit(
+        make_eval_step(apply, loss, threshold=threshold), in_shardings=(everywhere, spread), out_shardings=everywhere
+    )
+    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh)
+
+
+def _abstract_batch(config: Config) -> Batch:
+    """Shapes and types of a training batch."""
+    rows, (height, width) = config.train.batch_size, config.model.image_size
+    return Batch(
+        image=jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8),
+        mask=jax.ShapeDtypeStruct((rows, height, width, 1), np.uint8),
+        valid=jax.ShapeDtypeStruct((rows,), np.float32),
+        image_id=jax.ShapeDtypeStruct((rows,), np.int32),
+    )
