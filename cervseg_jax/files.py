@@ -1,7 +1,10 @@
 """Writing files so that a crash never leaves half of one."""
 
+import csv
+import io
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +46,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    """Writes UTF-8 text as `write_bytes` does; file names that are no UTF-8 keep their bytes."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,21 +68,22 @@ def write_png(path: Path, image: np.ndarray) -> None:
     write_bytes(path, packed.tobytes())
 
 
-def write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    """Writes comma-separated values as `write_bytes` does.
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns comma-separated values; text with a comma, quote or line break is quoted.
 
     Args:
-      path: the file.
       header: column names; empty for none.
-      rows: values; text with a comma or quote is quoted.
+      rows: values.
+
+    Example:
+      >>> print(csv_text(["a", "b"], [[1, "x, y"]]), end="")
+      a,b
+      1,"x, y"
     """
-    lines = ([header] if header else []) + rows
-    write_text(path, "".join(",".join(_csv_cell(value) for value in line) + "\n" for line in lines))
-
-
-def _csv_cell(value: Any) -> str:
-    text = str(value)
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows(([header] if header else []) + list(rows))
+    return buffer.getvalue()
 
 
 def _without_nan(value: Any) -> Any:

@@ -155,6 +155,37 @@ def test_a_changed_config_is_refused_with_the_difference(finished):
     assert "--fresh" in message
 
 
+def test_changed_data_are_refused(finished, tmp_path):
+    config, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.copytree(config.parent / "data", tmp_path / "data")
+    data = ["--set", f"data.root={config.parent / 'data'}"]
+    assert run("train", config, "--run-dir", tmp_path / "run", *data)[0] == 0
+    extra = config.parent / "data" / "train"
+    try:
+        for name in ("images", "masks"):
+            shutil.copy(extra / name / "disc_001.png", extra / name / "extra.png")
+        message = refused(2, "train", config, "--run-dir", tmp_path / "run", *data)
+        assert "the data have changed" in message
+        assert "extra.png" in message
+        assert run("train", config, "--run-dir", tmp_path / "run", *data, "--allow-changes")[0] == 0
+    finally:
+        for name in ("images", "masks"):
+            (extra / name / "extra.png").unlink()
+
+
+def test_names_that_are_no_utf8(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "in", count=1)
+    images = tmp_path / "in" / "images"
+    (images / "disc_000.png").rename(images / os.fsdecode(b"sp ace\xff\xe9.png"))
+    (images / os.fsdecode(b"bad\xfe.png")).write_bytes(b"")
+    code, _, stderr = run_process("infer", folder, "--images", images, "--out", tmp_path / "out")
+    assert code == 1, stderr
+    assert [os.fsencode(path.name) for path in (tmp_path / "out" / "masks").iterdir()] == [b"sp ace\xff\xe9.png"]
+    assert b"bad\xfe.png" in (tmp_path / "out" / "failed.csv").read_bytes()
+
+
 def test_fresh_starts_beside(finished):
     config, folder, _ = finished
     code, stdout, _ = run("train", config, "--run-dir", folder, "--fresh", "--set", "train.epochs=1", "--quiet")

@@ -1,5 +1,6 @@
 """The command line: parses, calls one function, maps errors to exit codes."""
 
+import io
 import sys
 
 
@@ -8,6 +9,8 @@ def main() -> None:
     from cervseg_jax.errors import CervsegError
 
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are no UTF-8
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         from cervseg_jax.cli.app import app

@@ -1,14 +1,14 @@
 """What the commands do, one function each."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cervseg_jax.config import load_config
+from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.source import CheckedPairs, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError, FindingsError
-from cervseg_jax.files import write_csv
 from cervseg_jax.sections import Config
 
 
@@ -19,7 +19,7 @@ def run_train(
     config = load_config(config_path, overrides)
     from cervseg_jax.training.interrupt import stop_requests
     from cervseg_jax.training.loop import train
-    from cervseg_jax.training.run_folder import choose_run_folder, locked, open_run_folder
+    from cervseg_jax.training.run_folder import choose_run_folder, locked, open_run_folder, record_data
     from cervseg_jax.training.sharding import make_mesh, require_devices
 
     reporter = Reporter(quiet=quiet)
@@ -28,11 +28,12 @@ def run_train(
     reporter.info(_device_line())
     mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
     reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
+    reporter.info(f"config, with all defaults:\n{textwrap.indent(dump_config(config), '  ').rstrip()}")
     pairs = _checked_data(config, reporter)
     with locked(folder):
         open_run_folder(folder, config, allow_changes=allow_changes)
-        reporter.info(f"run folder: {folder}; resolved config in config.yaml")
-        _write_data_list(folder, pairs)
+        reporter.info(f"run folder: {_short(folder)}")
+        record_data(folder, {split: checked.facts for split, checked in pairs.items()}, allow_changes=allow_changes)
         with stop_requests() as stop:
             files = {split: checked.pairs for split, checked in pairs.items()}
             result = train(config, folder, files, reporter=reporter, stop=stop)
@@ -154,20 +155,6 @@ def _describe(split: str, checked: CheckedPairs) -> str:
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     foreground = sum(fact.foreground for fact in facts) / len(facts)
     return f"{split}: {len(facts)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
-
-
-def _write_data_list(folder: Path, checked: dict[str, CheckedPairs]) -> None:
-    """Records which files the run used: split, source, hash."""
-    rows = [
-        [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
-        for split, result in checked.items()
-        for fact in result.facts
-    ]
-    header = ["split", "stem", "group", "image_path", "height", "width", "image_sha256"]
-    try:
-        write_csv(folder / "data.csv", header, rows)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
 def _device_line() -> str:

@@ -14,7 +14,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import list_images
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import make_folder, write_csv, write_png
+from cervseg_jax.files import csv_text, make_folder, write_png, write_text
 from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.plots import draw_overlay
 from cervseg_jax.sections import Config
@@ -103,7 +103,7 @@ def infer_files(
             write.result()
     failed_csv = out / "failed.csv"
     if failed or failed_csv.exists():
-        write_csv(failed_csv, ["file", "reason"], [[job.path, reason] for job, reason in failed])
+        write_text(failed_csv, csv_text(["file", "reason"], [[job.path, reason] for job, reason in failed]))
     return done, len(failed)
 
 

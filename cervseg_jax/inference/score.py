@@ -15,7 +15,7 @@ from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_mask
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.evaluation import Scores, evaluate
-from cervseg_jax.files import make_folder, write_csv, write_json, write_png
+from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
 from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.metrics.pixel import METRICS
@@ -72,7 +72,7 @@ def score_run(
     assert scores is not None  # noqa: S101 (no `stop` was given)
     folder = make_folder(run / "eval" / name)
     summary = _summary(scores, pairs, network, config, split=name)
-    write_csv(folder / "evaluation.csv", [], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")])
+    write_text(folder / "evaluation.csv", csv_text([], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]))
     write_json(folder / "summary.json", summary)
     order = _write_per_image(folder, scores, pairs)
     predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
@@ -128,7 +128,7 @@ def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> lis
         ]
         for row in order
     ]
-    write_csv(folder / "per_image.csv", ["stem", "group", *METRICS, *counts._fields], rows)
+    write_text(folder / "per_image.csv", csv_text(["stem", "group", *METRICS, *counts._fields], rows))
     defined = [row for row in order if not np.isnan(columns["dice"][row])]
     return [scores.image_ids[row] for row in defined]
 

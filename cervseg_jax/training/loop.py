@@ -179,7 +179,7 @@ class _Run:
     def _train_epoch(self, state: TrainState, progress: Progress, batches: Iterator[Batch]) -> tuple[TrainState, float]:
         """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
         num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
-        done = int(state.step) - progress.epoch * num_steps
+        done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
         rate = np.float32(progress.plateau.learning_rate)
         sharding = batch_sharding(self.compiled.mesh)
         waited, pending = 0.0, None

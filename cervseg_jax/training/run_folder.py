@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import jax
 
 from cervseg_jax.config import config_differences, dump_config, load_config
+from cervseg_jax.data.source import PairFacts
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
-from cervseg_jax.files import make_folder, write_json, write_text
+from cervseg_jax.files import csv_text, make_folder, write_json, write_text
 from cervseg_jax.sections import Config
 
 REPORTED_PACKAGES = (
@@ -82,6 +83,40 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
     try:
         write_text(path, dump_config(config))
         write_json(folder / "env.json", _environment())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow_changes: bool) -> None:
+    """Writes `data.csv`: every file of the run with its split, source and hash.
+
+    Args:
+      folder: the run folder.
+      facts: what was read, by split.
+      allow_changes: accept other files than an earlier call in this folder saw.
+
+    Raises:
+      ConfigError: if the files have changed, or the folder cannot be written.
+    """
+    path = folder / "data.csv"
+    rows = [
+        [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
+        for split, split_facts in facts.items()
+        for fact in split_facts
+    ]
+    text = csv_text(["split", "stem", "group", "image_path", "height", "width", "image_sha256"], rows)
+    try:
+        if path.exists() and not allow_changes:
+            changed = sorted(
+                set(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) ^ set(text.splitlines())
+            )
+            if changed:
+                raise ConfigError(
+                    f"{folder}: the data have changed since this run began "
+                    f"({len(changed)} lines of data.csv, the first: {changed[0]})\n"
+                    "Use --fresh for a new run beside it, or --allow-changes to go on with it"
+                )
+        write_text(path, text)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cervseg_jax.files import write_csv, write_json
+from cervseg_jax.files import csv_text, write_json, write_text
 from cervseg_jax.plots import draw_curves
 
 History = list[dict[str, Any]]
@@ -35,7 +35,7 @@ def write_history(folder: Path, history: History, *, metrics: Sequence[str], bes
       OSError: if a file cannot be written.
     """
     names = columns(metrics)
-    write_csv(folder / "metrics.csv", names, [[_rounded(row[name]) for name in names] for row in history])
+    write_text(folder / "metrics.csv", csv_text(names, [[_rounded(row[name]) for name in names] for row in history]))
     series = {name: [row[name] for row in history] for name in names}
     write_json(folder / "history.json", series)
     rates = series["learning_rate"]
