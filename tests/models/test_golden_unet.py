@@ -55,7 +55,7 @@ def load(golden, name, *, without_dropout=False):
 def test_probabilities(golden, name):
     apply, params, model_state, _ = load(golden, name)
     stored = np.load(golden / name / "io.npz")
-    probs = jax.nn.sigmoid(apply(params, model_state, stored["x"])[0])
+    probs = jax.nn.sigmoid(jax.jit(apply)(params, model_state, stored["x"])[0])
     np.testing.assert_allclose(probs, stored["y"], atol=1e-4)
     assert float(np.abs(np.asarray(probs) - stored["y"]).max()) < 3e-5  # ten times its own rounding
 
@@ -72,7 +72,7 @@ def test_loss_and_gradients(golden, name):
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, stored["loss"], rtol=1e-5)
     np.testing.assert_allclose(
-        dice_coef(apply(params, model_state, images)[0], masks, valid), stored["dice_coef"], rtol=1e-5
+        dice_coef(jax.jit(apply)(params, model_state, images)[0], masks, valid), stored["dice_coef"], rtol=1e-5
     )
     for path in params:
         want = stored[keys[path].replace("w", "g")]
