@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cervseg_jax.components import bind, lookup, nearest
+from cervseg_jax.data.split import compile_group_pattern
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.sections import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
@@ -196,12 +196,4 @@ def _check_split(config: Config) -> None:
             f"data.split: valid must be above 0 and valid + test below 1, got valid {split.valid} and test {split.test}"
         )
     if split.group_pattern is not None:
-        try:
-            groups = re.compile(split.group_pattern).groups
-        except re.error as error:
-            raise ConfigError(f"data.split.group_pattern: not a regular expression: {error}") from None
-        if groups < 1:
-            raise ConfigError(
-                "data.split.group_pattern: needs one (group) that names the source, "
-                f"got {split.group_pattern!r}; for example '([0-9]+)$'"
-            )
+        compile_group_pattern(split.group_pattern, key="data.split.group_pattern")

@@ -1,6 +1,7 @@
 """Writing files so that a crash never leaves half of one."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -43,6 +44,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sha256_of(data: bytes) -> str:
+    """Returns the SHA-256 of some bytes as hexadecimal text."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

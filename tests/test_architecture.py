@@ -14,8 +14,9 @@ PACKAGE = ROOT / "cervseg_jax"
 
 LAYERS = (
     ("__init__", "errors", "typing", "components", "yaml12", "sections", "files", "console"),
-    ("models", "losses", "metrics", "plots", "data.augment", "data.headers", "data.decode", "data.split"),
-    ("config", "data.labelme", "data.synthetic"),
+    ("models", "losses", "metrics", "plots"),
+    ("data.augment", "data.headers", "data.decode", "data.split", "data.outlines"),
+    ("config", "data.annotation", "data.labelme", "data.formats", "data.synthetic"),
     ("data", "weights"),
     ("training", "inference", "evaluation"),
     ("cli",),

@@ -1,7 +1,7 @@
 """The Typer application. Heavy imports happen inside the commands, so that `--help` is quick."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Padding = Literal["none", "square", "square_reference"]
+MaskRule = Literal["half_range", "any_nonzero"]
+OnBadFile = Literal["fail", "skip"]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config value (repeatable).")
@@ -99,6 +102,48 @@ def synth(
     from cervseg_jax.cli.commands import run_synth
 
     run_synth(out, num_images=images, seed=seed, size=size, quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512")
+def prepare(
+    source: Annotated[Path, typer.Argument(help="LabelMe, COCO, GeoJSON, masks or instance labels; or CNSeg.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the dataset.")],
+    padding: Annotated[Padding, typer.Option(help="Pad to a square first, or not.")] = "none",
+    size: Annotated[tuple[int, int] | None, typer.Option(min=8, help="Resize to this height and width.")] = None,
+    tile: Annotated[tuple[int, int] | None, typer.Option(min=8, help="Cut into pieces of height and width.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Keep this label only (repeatable).")] = None,
+    mask_rule: Annotated[MaskRule, typer.Option(help="What is nucleus in a mask of many levels.")] = "half_range",
+    valid: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the sources for validation.")] = 0.15,
+    test: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share for testing, without official test part.")
+    ] = 0.15,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed divides otherwise.")] = 0,
+    group_pattern: Annotated[str | None, typer.Option(help="Regular expression; its group names the source.")] = None,
+    groups: Annotated[Path | None, typer.Option(help="CSV with the columns stem and group (patient, slide).")] = None,
+    folds: Annotated[int, typer.Option(min=0, help="Parts for cross-validation; 0 for none.")] = 0,
+    fold: Annotated[int, typer.Option(min=0, help="The part that becomes valid.")] = 0,
+    on_bad_file: Annotated[OnBadFile, typer.Option(help="Stop at a bad file, or leave it out.")] = "fail",
+    quiet: Quiet = False,
+) -> None:
+    """Turn annotated images into a dataset: divided by source, exact masks, instance labels."""
+    from cervseg_jax.cli.data_commands import run_prepare
+    from cervseg_jax.data.geometry import Geometry
+    from cervseg_jax.data.prepare import Recipe
+
+    recipe = Recipe(
+        geometry=Geometry(padding, size, tile),
+        labels=tuple(label or ()),
+        mask_rule=mask_rule,
+        valid=valid,
+        test=test,
+        seed=seed,
+        group_pattern=group_pattern,
+        groups_csv=groups,
+        folds=folds,
+        fold=fold,
+        on_bad_file=on_bad_file,
+    )
+    run_prepare(source, out, recipe, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax models unet --size 512 512 --set model.args.levels=8")

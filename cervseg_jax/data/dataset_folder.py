@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cervseg_jax.data.labelme import draw_instances, labelme_document
+from cervseg_jax.data.labelme import labelme_document
+from cervseg_jax.data.outlines import draw_instances
 from cervseg_jax.data.synthetic import Scene, draw_scene
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_json, write_png, write_text
@@ -41,7 +42,7 @@ def write_scenes(
         stem = f"synthetic_{seed:03d}_{index:05d}"
         scene = draw_scene(shape=size, seed=seed, index=index)
         write_png(folder / "images" / f"{stem}.png", scene.image)
-        document = labelme_document(scene.polygons, image_path=f"../images/{stem}.png", shape=size)
+        document = labelme_document(scene.outlines, image_path=f"../images/{stem}.png", shape=size)
         write_text(folder / "labelme" / f"{stem}.json", document)
         write_png(folder / "instances" / f"{stem}.png", _instances(scene, size))
         each()
@@ -105,7 +106,7 @@ def _write_split(folder: Path, indices: range, wanted: SyntheticConfig, each: Ca
 
 
 def _instances(scene: Scene, size: tuple[int, int]) -> np.ndarray:
-    return draw_instances(scene.polygons, shape=size).astype(np.uint16)
+    return draw_instances(scene.outlines, shape=size).astype(np.uint16)
 
 
 def _for_all(work: Callable[[int], None], count: int) -> None:

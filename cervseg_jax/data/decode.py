@@ -134,6 +134,28 @@ def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
     return decode_mask(read_bytes(path), source=path, rule=rule)
 
 
+def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarray, bool]:
+    """Reads a file that holds instance labels, or a mask after all.
+
+    More than two levels in a lossless file are labels, one per nucleus. Two levels, or a JPEG, are a mask.
+
+    Args:
+      path: the file.
+      rule: how a mask is read, see `decode_mask`.
+
+    Returns:
+      int32 [h, w] with 0 for background, and whether touching nuclei are told apart.
+
+    Raises:
+      DataError: if the file is bad.
+    """
+    data = read_bytes(path)
+    values = _single_channel(_decode(data, source=path), source=path)
+    if data.startswith(b"\xff\xd8") or len(np.unique(values)) <= 2:
+        return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
+    return values.astype(np.int32), True
+
+
 def _decode(data: bytes, *, source: Path) -> np.ndarray:
     """Decodes to the file's own depth, grey [h, w] or BGR(A) [h, w, 3|4], upright."""
     try:

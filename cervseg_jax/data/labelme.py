@@ -1,80 +1,113 @@
-"""LabelMe polygons: writing them, and turning them into masks by the pixel-centre rule.
+"""LabelMe files: reading every shape that LabelMe writes, and writing polygons."""
 
-A pixel belongs to a polygon if its centre lies inside (even-odd rule). Coordinates are LabelMe's: the pixel in
-column x and row y covers [x, x + 1) by [y, y + 1), its centre is at (x + 0.5, y + 0.5). OpenCV's `fillPoly` paints
-the outline as well and makes a nucleus of 10 px radius a tenth larger.
-"""
-
+import base64
+import binascii
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
+from cervseg_jax.data.annotation import Annotation, Nucleus, as_ring, parse_json
+from cervseg_jax.data.decode import decode_mask
+from cervseg_jax.data.outlines import Rings, trace
+from cervseg_jax.errors import DataError
 
-class Window(NamedTuple):
-    """A polygon's pixels within its bounding box."""
-
-    top: int
-    left: int
-    inside: np.ndarray
-    """bool [h, w]; may be empty."""
+CIRCLE_CORNERS = 128
+WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
 
 
-def rasterise_polygon(points: np.ndarray, *, shape: tuple[int, int]) -> Window:
-    """Finds the pixels whose centres lie inside a closed polygon.
+def read_labelme(data: bytes, *, source: Path) -> Annotation:
+    """Reads a LabelMe document.
+
+    Understood are polygon, rectangle and oriented rectangle, circle (centre and a point on it), ellipse (two corners
+    of its box, or centre and the ends of both half-axes) and mask. Points and lines have no area; they are left
+    out and noted.
 
     Args:
-      points: float [n, 2], x and y of the corners in order; the last joins the first.
-      shape: height and width of the image; what lies outside is cut off.
+      data: the file's content.
+      source: its name, for messages.
 
     Returns:
-      The pixels inside.
+      The nuclei, the image's file name and size.
 
-    Example:
-      >>> rasterise_polygon(np.array([[1, 1], [3, 1], [3, 2], [1, 2]]), shape=(4, 4))
-      Window(top=1, left=1, inside=array([[ True,  True]]))
+    Raises:
+      DataError: if this is no LabelMe document, or a shape is broken.
     """
-    x, y = np.asarray(points, np.float64).T
-    height, width = shape
-    left, right = _pixel_range(x, width)
-    top, bottom = _pixel_range(y, height)
-    rows = np.arange(top, bottom) + 0.5
-    x_next, y_next = np.roll(x, -1), np.roll(y, -1)
-    edge, row = np.nonzero((y[:, None] <= rows) != (y_next[:, None] <= rows))
-    share = (rows[row] - y[edge]) / (y_next[edge] - y[edge])
-    crossing = x[edge] + share * (x_next[edge] - x[edge])
-    first_right_of_it = np.clip(np.ceil(crossing - 0.5).astype(int) - left, 0, right - left)
-    toggles = np.zeros((bottom - top, right - left + 1), np.int32)
-    np.add.at(toggles, (row, first_right_of_it), 1)
-    inside = np.cumsum(toggles, axis=1)[:, :-1] % 2 == 1
-    return Window(top, left, inside)
+    document = parse_json(data, source=source)
+    shapes = document.get("shapes") if isinstance(document, dict) else None
+    if not isinstance(shapes, list):
+        raise DataError(f"{source}: is no LabelMe file (it has no list of shapes)")
+    nuclei, notes = [], []
+    for number, shape in enumerate(shapes, start=1):
+        name = f"{source}: shape {number}"
+        if not isinstance(shape, dict):
+            raise DataError(f"{name}: is no object")
+        kind = shape.get("shape_type") or "polygon"
+        if kind in WITHOUT_AREA:
+            notes.append(f"{name}: a {kind} has no area and is left out")
+            continue
+        nuclei.append(Nucleus(str(shape.get("label", "")), _rings(shape, kind, name=name)))
+    height, width = document.get("imageHeight"), document.get("imageWidth")
+    path = document.get("imagePath")
+    return Annotation(
+        nuclei,
+        image_name=Path(path.replace("\\", "/")).name if isinstance(path, str) and path else None,
+        size=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
+        notes=notes,
+    )
 
 
-def draw_instances(polygons: Sequence[np.ndarray], *, shape: tuple[int, int]) -> np.ndarray:
-    """Paints polygons into a label map; where they overlap, the later one lies on top.
+def _rings(shape: dict[str, Any], kind: str, *, name: str) -> Rings:
+    points = as_ring(shape.get("points"), name=name, at_least=2)
+    if kind == "polygon":
+        return [as_ring(shape.get("points"), name=name)]
+    if kind in ("rectangle", "oriented_rectangle"):
+        return [_box(points) if len(points) == 2 else points]
+    if kind == "circle":
+        radius = math.dist(points[0], points[1])
+        return [_ellipse(points[0], np.array([radius, 0.0]), np.array([0.0, radius]))]
+    if kind == "ellipse":
+        if len(points) == 2:
+            half = np.abs(points[1] - points[0]) / 2
+            return [_ellipse(points.mean(axis=0), np.array([half[0], 0.0]), np.array([0.0, half[1]]))]
+        return [_ellipse(points[0], points[1] - points[0], points[2] - points[0])]
+    if kind == "mask":
+        return _mask_rings(shape.get("mask"), points, name=name)
+    raise DataError(f"{name}: unknown shape_type {kind!r}")
+
+
+def _box(points: np.ndarray) -> np.ndarray:
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+
+
+def _ellipse(centre: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, CIRCLE_CORNERS, endpoint=False)[:, None]
+    # A polygon inside the ellipse is smaller by this factor; make up for it, so that the area is right.
+    grow = math.sqrt(2 * np.pi / (CIRCLE_CORNERS * math.sin(2 * np.pi / CIRCLE_CORNERS)))
+    return centre + grow * (np.cos(angle) * one + np.sin(angle) * other)
+
+
+def _mask_rings(text: Any, points: np.ndarray, *, name: str) -> Rings:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise DataError(f"{name}: its mask is not base64") from None
+    mask = decode_mask(data, source=Path(f"{name}, its mask")).mask
+    rings = trace(mask, left=int(points[:, 0].min()), top=int(points[:, 1].min()))
+    if not rings:
+        raise DataError(f"{name}: its mask is empty")
+    return rings
+
+
+def labelme_document(outlines: Sequence[Rings], *, image_path: str, shape: tuple[int, int]) -> str:
+    """Returns the JSON text of a LabelMe file with the nuclei as polygons.
 
     Args:
-      polygons: float [n, 2] each.
-      shape: height and width.
-
-    Returns:
-      int32 [h, w]: 0 for background, i + 1 for polygon i.
-    """
-    labels = np.zeros(shape, np.int32)
-    for number, points in enumerate(polygons, start=1):
-        top, left, inside = rasterise_polygon(points, shape=shape)
-        region = labels[top : top + inside.shape[0], left : left + inside.shape[1]]
-        region[inside] = number
-    return labels
-
-
-def labelme_document(polygons: Sequence[np.ndarray], *, image_path: str, shape: tuple[int, int]) -> str:
-    """Returns the JSON text of a LabelMe file with one polygon per nucleus.
-
-    Args:
-      polygons: float [n, 2] each, in drawing order.
+      outlines: in drawing order; of several rings each becomes a polygon, with a common group_id.
       image_path: path of the image as seen from the JSON file.
       shape: height and width of the image.
 
@@ -84,12 +117,13 @@ def labelme_document(polygons: Sequence[np.ndarray], *, image_path: str, shape: 
     shapes = [
         {
             "label": "nucleus",
-            "points": np.round(points, 2).tolist(),
-            "group_id": None,
+            "points": np.round(ring, 3).tolist(),
+            "group_id": number if len(rings) > 1 else None,
             "shape_type": "polygon",
             "flags": {},
         }
-        for points in polygons
+        for number, rings in enumerate(outlines, start=1)
+        for ring in rings
     ]
     height, width = shape
     document = {
@@ -102,10 +136,3 @@ def labelme_document(polygons: Sequence[np.ndarray], *, image_path: str, shape: 
         "imageWidth": width,
     }
     return json.dumps(document, indent=1)
-
-
-def _pixel_range(values: np.ndarray, size: int) -> tuple[int, int]:
-    """First and last-plus-one pixel whose centre can lie within the values' extent."""
-    first = int(np.clip(np.floor(values.min()), 0, size))
-    last = int(np.clip(np.ceil(values.max()), 0, size))
-    return first, max(first, last)

@@ -1,7 +1,5 @@
 """Datasets on disk: which files belong together, whether they can be read, and their samples at the network's size."""
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +18,10 @@ from cervseg_jax.data.decode import (
     read_image,
     read_mask,
 )
-from cervseg_jax.data.split import split_groups
+from cervseg_jax.data.manifest import read_manifest
+from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.files import sha256_of
 from cervseg_jax.sections import DataConfig, SplitConfig
 
 SPLITS = ("train", "valid", "test")
@@ -104,6 +104,13 @@ def find_pairs(data: DataConfig, *, whole: bool = False) -> tuple[dict[str, list
             continue
         found[split], split_problems = _pair_folder(root / split, data)
         problems += split_problems
+    manifest = root / "manifest.csv"
+    if manifest.is_file():
+        groups = {(row["split"], row["stem"]): row["group"] for row in read_manifest(manifest)}
+        found = {
+            split: [pair._replace(group=groups.get((split, pair.stem), pair.group)) for pair in pairs]
+            for split, pairs in found.items()
+        }
     return found, problems
 
 
@@ -119,6 +126,23 @@ def list_images(folder: Path) -> list[Path]:
         raise ConfigError(f"no such folder: {folder}") from None
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Lists a folder's images by their stem, which pairs them with their masks.
+
+    Raises:
+      ConfigError: if there is no such folder.
+      DataError: if two files share a stem.
+    """
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in found:
+            raise DataError(
+                f"{folder}: {found[path.stem].name} and {path.name} share a stem; pairing needs unique ones"
+            )
+        found[path.stem] = path
+    return found
 
 
 def check_pairs(
@@ -186,15 +210,17 @@ def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes by nearest neighbour, so that no new values appear; [h, w]."""
-    height, width = image_size
-    if mask.shape == (height, width):
+    """Resizes by nearest neighbour, so that no new values appear; [h, w] of any type."""
+    if mask.shape == image_size:
         return mask
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(image_size, mask.shape, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
 
 
 def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]:
-    images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks")
+    images, masks = images_by_stem(folder / "images"), images_by_stem(folder / "masks")
     if not images:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     lonely = sorted(images.keys() - masks.keys())
@@ -205,32 +231,11 @@ def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]
         )
     problems = [f"{images[stem]}: has no mask" for stem in lonely]
     problems += [f"{masks[stem]}: a mask without an image" for stem in sorted(masks.keys() - images.keys())]
+    stems = sorted(images.keys() & masks.keys())
     pattern = data.split.group_pattern if data.split else None
-    pairs = [
-        Pair(stem, _group(images[stem], pattern), images[stem], masks[stem])
-        for stem in sorted(images.keys() & masks.keys())
-    ]
+    groups = groups_by_pattern(stems, pattern, key="data.split.group_pattern")
+    pairs = [Pair(stem, group, images[stem], masks[stem]) for stem, group in zip(stems, groups, strict=True)]
     return pairs, problems
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in list_images(folder):
-        if path.stem in found:
-            raise DataError(
-                f"{folder}: {found[path.stem].name} and {path.name} share a stem; pairing needs unique ones"
-            )
-        found[path.stem] = path
-    return found
-
-
-def _group(path: Path, pattern: str | None) -> str:
-    if pattern is None:
-        return path.stem
-    match = re.search(pattern, path.stem)
-    if match is None or match.group(1) is None:
-        raise DataError(f"{path}: its stem does not match data.split.group_pattern {pattern!r}")
-    return match.group(1)
 
 
 def _divide(pairs: Sequence[Pair], split: SplitConfig, root: Path) -> dict[str, list[Pair]]:
@@ -251,7 +256,7 @@ def _read_facts(pair: Pair, mask_rule: MaskRule) -> PairFacts:
             f"its mask {pair.mask_path} is {mask.shape[1]}x{mask.shape[0]}"
         )
     height, width = mask.shape
-    return PairFacts(pair, height, width, num_levels, float(mask.mean()), hashlib.sha256(data).hexdigest())
+    return PairFacts(pair, height, width, num_levels, float(mask.mean()), sha256_of(data))
 
 
 def _bad_files_message(problems: Sequence[str], num_pairs: int) -> str:

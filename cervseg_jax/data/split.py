@@ -1,8 +1,58 @@
 """Division of a dataset by source, so that no image has a sibling in another part."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 
 import numpy as np
+
+from cervseg_jax.errors import ConfigError, DataError
+
+
+def compile_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
+    """Compiles the expression whose first group names an image's source.
+
+    Args:
+      pattern: a regular expression, searched in file stems.
+      key: where the user wrote it, for messages.
+
+    Raises:
+      ConfigError: if it is no regular expression, or has no group.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{key}: not a regular expression: {error}") from None
+    if compiled.groups < 1:
+        raise ConfigError(f"{key}: needs one (group) that names the source, got {pattern!r}; for example '([0-9]+)$'")
+    return compiled
+
+
+def groups_by_pattern(stems: Sequence[str], pattern: str | None, *, key: str) -> list[str]:
+    """Names the source of each image.
+
+    Args:
+      stems: file stems.
+      pattern: see `compile_group_pattern`; None makes each stem its own source.
+      key: where the user wrote it, for messages.
+
+    Raises:
+      ConfigError: if the pattern is wrong.
+      DataError: if it does not match a stem.
+
+    Example:
+      >>> groups_by_pattern(["flipped_17", "17"], "([0-9]+)$", key="group_pattern")
+      ['17', '17']
+    """
+    if pattern is None:
+        return list(stems)
+    compiled = compile_group_pattern(pattern, key=key)
+    names = []
+    for stem in stems:
+        match = compiled.search(stem)
+        if match is None or match.group(1) is None:
+            raise DataError(f"{stem}: does not match {key} {pattern!r}")
+        names.append(match.group(1))
+    return names
 
 
 def split_groups(groups: Collection[str], *, valid: float, test: float, seed: int) -> dict[str, str]:
@@ -36,3 +86,28 @@ def split_groups(groups: Collection[str], *, valid: float, test: float, seed: in
     parts = ["valid"] * num_valid + ["test"] * num_test
     parts += ["train"] * (len(names) - len(parts))
     return {names[position]: part for position, part in zip(order, parts, strict=True)}
+
+
+def assign_folds(groups: Sequence[str], folds: int, *, seed: int) -> dict[str, int]:
+    """Deals groups into parts of nearly equal number, for cross-validation.
+
+    Args:
+      groups: names of sources.
+      folds: number of parts, at least 2.
+      seed: another seed gives other parts.
+
+    Returns:
+      Part 0 .. folds - 1 of each group; a function of the set of names and the seed.
+
+    Raises:
+      ValueError: if there are fewer groups than parts.
+
+    Example:
+      >>> sorted(assign_folds(["a", "b", "c"], 3, seed=0).values())
+      [0, 1, 2]
+    """
+    names = sorted(set(groups))
+    if folds < 2 or len(names) < folds:
+        raise ValueError(f"{len(names)} sources cannot be dealt into {folds} folds")
+    order = np.random.default_rng(seed).permutation(len(names))
+    return {names[position]: rank % folds for rank, position in enumerate(order)}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.data.labelme import rasterise_polygon
+from cervseg_jax.data.outlines import Rings, enclosed_area, rasterise
 
 NUM_CORNERS = 64
 """Corners of a nucleus' outline."""
@@ -43,8 +43,8 @@ class Scene(NamedTuple):
 
     image: np.ndarray
     """uint8 [h, w, 3], RGB."""
-    polygons: list[np.ndarray]
-    """Outlines of all nuclei at full extent, float [n, 2] each, in drawing order: later lies on top."""
+    outlines: list[Rings]
+    """Of all nuclei at full extent, in drawing order: later lies on top."""
     stain: str
 
 
@@ -76,7 +76,7 @@ def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     _add_leucocytes(density, outlines, stain, noise, rng)
     for outline in outlines:
         _add_nucleus(density, outline, stain, noise, rng)
-    return Scene(_photograph(density, stain, noise, rng), outlines, name)
+    return Scene(_photograph(density, stain, noise, rng), [[outline] for outline in outlines], name)
 
 
 class _NoiseBank:
@@ -170,7 +170,7 @@ def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.n
             outline = _outline(centre, radius, rng.uniform(1.0, 1.9), angle, rng)
             if not _fits(outline, labels, outlines):
                 continue
-            top, left, inside = rasterise_polygon(outline, shape=shape)
+            top, left, inside = rasterise([outline], shape=shape)
             outlines.append(outline)
             labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = len(outlines)
             centres = [*centres, centre] if radii else [centre]
@@ -182,22 +182,17 @@ def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.n
 
 def _fits(outline: np.ndarray, labels: np.ndarray, outlines: list[np.ndarray]) -> bool:
     """Whether a nucleus lies mostly inside the image and hides no other one too far."""
-    top, left, inside = rasterise_polygon(outline, shape=labels.shape)
-    if inside.sum() < 0.6 * _polygon_area(outline):
+    top, left, inside = rasterise([outline], shape=labels.shape)
+    if inside.sum() < 0.6 * enclosed_area([outline]):
         return False
     covered = labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside]
     numbers, pixels = np.unique(covered[covered > 0], return_counts=True)
     if pixels.sum() > MAX_HIDDEN * inside.sum():
         return False
     return all(
-        (labels == number).sum() - hidden > (1 - MAX_HIDDEN) * _polygon_area(outlines[number - 1])
+        (labels == number).sum() - hidden > (1 - MAX_HIDDEN) * enclosed_area([outlines[number - 1]])
         for number, hidden in zip(numbers, pixels, strict=True)
     )
-
-
-def _polygon_area(points: np.ndarray) -> float:
-    x, y = points.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
 def _soft_shape(
@@ -221,7 +216,7 @@ def _add_nucleus(
     density: np.ndarray, outline: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.random.Generator
 ) -> None:
     """Adds one nucleus: chromatin grain, a darker membrane, sometimes nucleoli, its own focus."""
-    radius = np.sqrt(_polygon_area(outline) / np.pi)
+    radius = np.sqrt(enclosed_area([outline]) / np.pi)
     softness = rng.uniform(0.5, 0.5 + 0.07 * radius)
     placed = _soft_shape(outline, density.shape[:2], softness)
     if placed is None:
@@ -252,7 +247,7 @@ def _add_cytoplasm(
     for outline in outlines:
         if rng.random() < 0.25:
             continue
-        radius = np.sqrt(_polygon_area(outline) / np.pi)
+        radius = np.sqrt(enclosed_area([outline]) / np.pi)
         centre = outline.mean(axis=0) + rng.normal(0, 0.3 * radius, 2)
         body = _outline(
             centre, radius * reach * rng.uniform(0.75, 1.25), rng.uniform(1, 1.8), rng.uniform(0, np.pi), rng
@@ -273,7 +268,7 @@ def _add_leucocytes(
     if not outlines:
         return
     height, width = density.shape[:2]
-    radius = 0.42 * float(np.median([np.sqrt(_polygon_area(outline) / np.pi) for outline in outlines]))
+    radius = 0.42 * float(np.median([np.sqrt(enclosed_area([outline]) / np.pi) for outline in outlines]))
     centres = np.array([outline.mean(axis=0) for outline in outlines])
     for _ in range(int(rng.integers(0, 8))):
         centre = rng.uniform(0, 1, 2) * (width, height)

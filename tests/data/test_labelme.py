@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 
-from cervseg_jax.data.labelme import draw_instances, labelme_document, rasterise_polygon
+from cervseg_jax.data.labelme import labelme_document
+from cervseg_jax.data.outlines import draw_instances, rasterise
 
 
 def whole(points, shape):
-    top, left, inside = rasterise_polygon(points, shape=shape)
+    top, left, inside = rasterise([points], shape=shape)
     mask = np.zeros(shape, bool)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
@@ -79,13 +80,13 @@ def test_neighbours_share_no_pixel_and_leave_no_gap():
 
 
 def test_later_polygons_lie_on_top():
-    labels = draw_instances([circle(12), circle(6)], shape=(64, 64))
+    labels = draw_instances([[circle(12)], [circle(6)]], shape=(64, 64))
     assert labels[28, 30] == 2
     assert (labels == 1).sum() > 200
 
 
 def test_document_is_what_labelme_writes():
-    document = json.loads(labelme_document([circle(5)], image_path="../images/a.png", shape=(64, 48)))
+    document = json.loads(labelme_document([[circle(5)]], image_path="../images/a.png", shape=(64, 48)))
     assert (document["imageHeight"], document["imageWidth"]) == (64, 48)
     assert document["imagePath"] == "../images/a.png"
     assert document["imageData"] is None

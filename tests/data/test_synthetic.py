@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset, write_scenes
-from cervseg_jax.data.labelme import draw_instances
+from cervseg_jax.data.outlines import draw_instances
 from cervseg_jax.data.synthetic import STAINS, draw_scene
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.sections import SyntheticConfig
@@ -17,23 +17,23 @@ SCENES = [draw_scene(shape=(256, 256), seed=0, index=index) for index in range(2
 def test_a_scene_is_a_function_of_its_seed():
     again = draw_scene(shape=(256, 256), seed=0, index=3)
     np.testing.assert_array_equal(again.image, SCENES[3].image)
-    assert all(np.array_equal(a, b) for a, b in zip(again.polygons, SCENES[3].polygons, strict=True))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(again.outlines, SCENES[3].outlines, strict=True))
     assert not np.array_equal(draw_scene(shape=(256, 256), seed=1, index=3).image, SCENES[3].image)
 
 
 def test_nuclei_are_dark_varied_and_clustered():
     contrast, touching, sizes, counts = [], [], [], []
     for scene in SCENES:
-        labels = draw_instances(scene.polygons, shape=(256, 256))
+        labels = draw_instances(scene.outlines, shape=(256, 256))
         grey = scene.image.mean(axis=2)
         contrast.append(grey[labels == 0].mean() - grey[labels > 0].mean())
-        counts.append(len(scene.polygons))
-        sizes += [int((labels == number).sum()) for number in range(1, len(scene.polygons) + 1)]
+        counts.append(len(scene.outlines))
+        sizes += [int((labels == number).sum()) for number in range(1, len(scene.outlines) + 1)]
         components, _ = ndimage.label(labels > 0)
         owners = [
             len(np.unique(labels[(components == part) & (labels > 0)])) for part in range(1, components.max() + 1)
         ]
-        touching.append(sum(owner for owner in owners if owner > 1) / len(scene.polygons))
+        touching.append(sum(owner for owner in owners if owner > 1) / len(scene.outlines))
     assert min(contrast) > 25
     assert np.mean(touching) > 0.6  # most nuclei touch another one
     assert min(sizes) > 0  # none is hidden completely
@@ -54,7 +54,7 @@ def test_written_truth_agrees(tmp_path):
     assert len(names) == 3
     for name in names:
         document = json.loads((tmp_path / "s" / "labelme" / f"{name}.json").read_text())
-        polygons = [np.array(shape["points"]) for shape in document["shapes"]]
+        polygons = [[np.array(shape["points"])] for shape in document["shapes"]]
         labels = cv2.imread(str(tmp_path / "s" / "instances" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
         assert labels.dtype == np.uint16
         redrawn = draw_instances(polygons, shape=(96, 128))

@@ -1,0 +1,201 @@
+"""The reference implementation's augmentations, exactly as it computes them, known defects included.
+
+For comparison alone. Its border rules, its rotation about (width / 2, height / 2), its bulges that add up from centre
+to centre, its elastic field that is smoothed across colour channels: all of it is kept here and nowhere else.
+Pictures are BGR as OpenCV reads them, [h, w, 3], because the elastic field differs between channels.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+CENTRES = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.7, 0.7))
+RADIUS, AMOUNT = 0.3, 0.3
+ALPHA, SIGMA, ELASTIC_SEED = 1300, 8, 137
+DISTORTIONS, DISTORTION_SIGMA = (0.02, 0.03), 40
+
+Colour = tuple[float, ...]
+
+
+def rotate(picture: np.ndarray, angle: float, *, border: Colour) -> np.ndarray:
+    """Rotates counter-clockwise about (w / 2, h / 2), half a pixel off the true centre."""
+    height, width = picture.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+    return _warp(picture, matrix, border)
+
+
+def shear(picture: np.ndarray, amount: float, *, border: Colour) -> np.ndarray:
+    """Shears vertically about the centre column."""
+    matrix = np.array([[1, 0, 0], [amount, 1, -amount * picture.shape[1] / 2]], np.float32)
+    return _warp(picture, matrix, border)
+
+
+def shrink(picture: np.ndarray, ratio: float, *, colour: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Shrinks by nearest neighbour and puts the result on a canvas of `colour(shrunken)`."""
+    height, width = picture.shape[:2]
+    small = cv2.resize(picture, (int(width * ratio), int(height * ratio)), interpolation=cv2.INTER_NEAREST)
+    small = small.reshape(*small.shape[:2], -1)
+    canvas = np.empty((height, width, small.shape[2]), np.uint8)
+    canvas[:] = colour(small)
+    top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
+    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return canvas
+
+
+def elastic(picture: np.ndarray, field: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Displaces by fields dx and dy of the picture's own shape [h, w, c], bilinearly, edges repeated."""
+    rows, columns, channels = np.meshgrid(*(np.arange(side) for side in picture.shape), indexing="ij")
+    positions = np.stack([rows + field[1], columns + field[0], channels])
+    return ndimage.map_coordinates(picture, positions, order=1, mode="nearest")
+
+
+def elastic_fields(shapes: tuple[tuple[int, int, int], ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draws (dx, dy) for pictures of the given shapes, one after the other from one stream of seed 137."""
+    random = np.random.RandomState(ELASTIC_SEED)  # noqa: NPY002 (the reference's generator)
+    return [
+        tuple(ndimage.gaussian_filter(random.rand(*shape) * 2 - 1, SIGMA, mode="constant") * ALPHA for _ in range(2))
+        for shape in shapes
+    ]  # pyright: ignore[reportReturnType]
+
+
+@functools.lru_cache(maxsize=2)
+def _offline_field(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return elastic_fields((shape,))[0]
+
+
+def distort(picture: np.ndarray, amount: float, noise: np.ndarray) -> np.ndarray:
+    """Warps along the gradient of smoothed noise [s, s], s being the larger side; black outside."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    dx, dy = (smoothed * int(side * amount) / smoothed.max() for smoothed in _gradient(noise))
+    rows, columns = np.mgrid[:side, :side]
+    square = cv2.resize(picture, (side, side))
+    warped = _remap(square, (columns - dx).astype(np.float32), (rows - dy).astype(np.float32))
+    return cv2.resize(warped, (width, height))
+
+
+def _gradient(noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives of a Gaussian of sigma 40 along x and y, edges mirrored, cut off at four sigma."""
+    offsets = np.arange(-4 * DISTORTION_SIGMA, 4 * DISTORTION_SIGMA + 1)
+    bell = np.exp(-0.5 * (offsets / DISTORTION_SIGMA) ** 2)
+    bell /= bell.sum()
+    slope = bell * offsets / DISTORTION_SIGMA**2
+
+    def filtered(along_x: np.ndarray, along_y: np.ndarray) -> np.ndarray:
+        half = len(offsets) // 2
+        padded = np.pad(noise, half, mode="symmetric")
+        result = cv2.sepFilter2D(padded, cv2.CV_64F, along_x, along_y, borderType=cv2.BORDER_REFLECT)
+        return result[half:-half, half:-half]
+
+    return filtered(slope, bell), filtered(bell, slope)
+
+
+def bulge(picture: np.ndarray, centre: tuple[float, float], *, radius: float, amount: float) -> np.ndarray:
+    """Warps a disc radially: a positive amount magnifies its centre (barrel), a negative one shrinks it."""
+    maps = _bulge_maps(picture.shape[0], picture.shape[1], centre, radius, amount)
+    return _remap(picture, *maps)
+
+
+@functools.lru_cache(maxsize=32)
+def _bulge_maps(
+    height: int, width: int, centre: tuple[float, float], radius: float, amount: float
+) -> tuple[np.ndarray, np.ndarray]:
+    x0, y0, reach = width * centre[0], height * centre[1], width * radius
+    rows, columns = np.mgrid[:height, :width].astype(np.float64)
+    dx, dy = columns - x0, rows - y0
+    distance = np.hypot(dx, dy)
+    inside = (distance < reach) & (distance > 0)
+    factor = np.ones_like(distance)
+    factor[inside] = np.sin(np.pi * distance[inside] / reach / 2) ** amount
+    within = distance < reach
+    return (
+        np.where(within, factor * dx + x0, columns).astype(np.float32),
+        np.where(within, factor * dy + y0, rows).astype(np.float32),
+    )
+
+
+def bulges(picture: np.ndarray, *, radius: float, amount: float) -> Iterator[np.ndarray]:
+    """Yields the picture after one, two ... five bulges, each applied to the result of the one before."""
+    for centre in CENTRES:
+        picture = bulge(picture, centre, radius=radius, amount=amount)
+        yield picture
+
+
+def sharpen(picture: np.ndarray, k: float) -> np.ndarray:
+    """Convolves with a 3x3 kernel of centre 1 + 8k and -k around."""
+    kernel = np.full((3, 3), -k)
+    kernel[1, 1] = 1 + 8 * k
+    return cv2.filter2D(picture, -1, kernel)
+
+
+def brighten(picture: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """Scales and shifts, saturating; the reference does it to masks as well."""
+    return cv2.convertScaleAbs(picture, alpha=alpha, beta=beta)
+
+
+def offline_variants(
+    picture: np.ndarray, *, is_mask: bool, random: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Makes the 20 variants of the published dataset.
+
+    Args:
+      picture: uint8 [s, s, 3], BGR; a mask as three equal channels.
+      is_mask: masks are rotated onto black, images onto their pixel (2, 2).
+      random: source of the distortions' noise. The reference draws image and mask from an unseeded generator at
+        different times, so that the two do not match; pass different generators to repeat that.
+
+    Yields:
+      Prefix of the file name and picture; the first is the picture itself.
+    """
+    yield "", picture
+    yield "hflipped_", picture[:, ::-1]
+    yield "vflipped_", picture[::-1]
+    border = (0.0, 0.0, 0.0) if is_mask else tuple(float(value) for value in picture[2, 2])
+    for angle in (90, 180, 270):
+        yield f"rotated_{angle}_", rotate(picture, angle, border=border)
+    shape = (picture.shape[0], picture.shape[1], picture.shape[2])
+    yield f"deformed_alpha_{ALPHA}_sigmoid_{float(SIGMA)}_", elastic(picture, _offline_field(shape))
+    for amount in DISTORTIONS:
+        noise = random.standard_normal((max(shape[:2]),) * 2)
+        yield f"distorted_{amount}_rsigma0.5_sigma{DISTORTION_SIGMA}_", distort(picture, amount, noise)
+    yield "shrinked_0_8_", shrink(picture, 0.8, colour=lambda small: small[2, 2])
+    for prefix, amount in (("barrdistorted", AMOUNT), ("pincdistorted", -AMOUNT)):
+        for number, warped in enumerate(bulges(picture, radius=RADIUS, amount=amount), start=101):
+            yield f"{prefix}_{number}_{RADIUS}_{amount}_", warped
+
+
+VARIANT_PREFIXES: Mapping[str, str] = {
+    "hflipped_": "mirrored",
+    "vflipped_": "mirrored",
+    "rotated_": "rotated",
+    "deformed_": "elastic",
+    "distorted_": "distorted",
+    "shrinked_": "shrunken",
+    "sheared_": "sheared",
+    "barrdistorted_": "bulged",
+    "pincdistorted_": "bulged",
+    "sharpened_": "sharpened",
+    "brightened_": "brightened",
+}
+"""Beginnings of file names that the reference gives to variants, and what they are."""
+
+
+def _remap(picture: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, *, border: Colour = (0.0,) * 3) -> np.ndarray:
+    """Samples bilinearly at positions rounded to 1/32 pixel, as OpenCV 4 does."""
+    map_x, map_y = ((np.round(positions * 32) / 32).astype(np.float32) for positions in (map_x, map_y))
+    return cv2.remap(picture, map_x, map_y, cv2.INTER_LINEAR, borderValue=border)
+
+
+def _warp(picture: np.ndarray, matrix: np.ndarray, border: Colour) -> np.ndarray:
+    """Affine warp in the fixed-point arithmetic of OpenCV 4; version 5 interpolates between finer positions."""
+    height, width = picture.shape[:2]
+    inverse = cv2.invertAffineTransform(matrix.astype(np.float64))
+    columns, rows = np.arange(width), np.arange(height)[:, None]
+    positions = [
+        (np.rint(a * columns * 1024).astype(int) + np.rint((b * rows + c) * 1024).astype(int) + 16 >> 5) / 32
+        for a, b, c in inverse
+    ]
+    return _remap(picture, positions[0], positions[1], border=border)
