@@ -1,7 +1,7 @@
 """Augmentation of training samples, in numpy and OpenCV.
 
-An operation is `(sample, rng, **args) -> sample`. Geometry is drawn once and applied to image and mask alike, masks
-by nearest neighbour with background outside; colour changes touch the image alone.
+An operation is `(sample, rng, **args) -> sample`. Geometry is drawn once and applied to image, mask and instance labels
+alike, labels by nearest neighbour with background outside; colour changes touch the image alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,32 +12,41 @@ import numpy as np
 from pydantic import Field
 
 NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Sample(NamedTuple):
-    """One image with its mask, both of the network's input size."""
+    """One image with its mask, and its instance labels where it has them, all of one size."""
 
     image: np.ndarray
     """uint8 [h, w, 3], RGB."""
     mask: np.ndarray
     """uint8 [h, w], 0 or 1."""
+    instances: np.ndarray | None = None
+    """Integer labels [h, w], 0 for background."""
 
 
 Operation = Callable[..., Sample]
 
 
+def _geometric(
+    sample: Sample, on_image: Callable[[np.ndarray], np.ndarray], on_labels: Callable[[np.ndarray], np.ndarray]
+) -> Sample:
+    instances = None if sample.instances is None else on_labels(sample.instances)
+    return Sample(on_image(sample.image), on_labels(sample.mask), instances)
+
+
 def flip(sample: Sample, rng: np.random.Generator) -> Sample:
     """Mirrors left-right, top-bottom, both or not, with equal chances."""
-    steps = (slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(2))
-    window = tuple(steps)
-    return Sample(sample.image[window], sample.mask[window])
+    window = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(2))
+    return _geometric(sample, lambda image: image[window], lambda labels: labels[window])
 
 
 def rotate90(sample: Sample, rng: np.random.Generator) -> Sample:
     """Rotates by a random multiple of 90 degrees; by 0 or 180 where the image is not square."""
     height, width = sample.mask.shape
     turns = int(rng.integers(4)) if height == width else 2 * int(rng.integers(2))
-    return Sample(np.rot90(sample.image, turns), np.rot90(sample.mask, turns))
+    return _geometric(sample, lambda image: np.rot90(image, turns), lambda labels: np.rot90(labels, turns))
 
 
 def affine(
@@ -47,17 +56,19 @@ def affine(
     max_degrees: NonNegative = 180.0,
     scale: tuple[float, float] = (0.8, 1.25),
     max_shift: NonNegative = 0.05,
+    max_shear: NonNegative = 0.0,
 ) -> Sample:
-    """Rotates, scales and shifts about the image's centre.
+    """Rotates, scales, shears and shifts about the image's true centre.
 
     What comes in from outside has the median colour of the image's border, and no nuclei.
 
     Args:
-      sample: image and mask.
+      sample: image and labels.
       rng: source of randomness.
       max_degrees: the angle is uniform in [-max_degrees, max_degrees].
       scale: smallest and largest magnification; drawn log-uniformly.
       max_shift: largest shift as a share of each side.
+      max_shear: largest vertical shift per pixel to the side of the centre.
 
     Returns:
       The warped sample.
@@ -68,11 +79,76 @@ def affine(
     centre = ((width - 1) / 2, (height - 1) / 2)
     matrix = cv2.getRotationMatrix2D(centre, angle, factor)
     matrix[:, 2] += rng.uniform(-max_shift, max_shift, size=2) * (width, height)
-    image = cv2.warpAffine(
-        sample.image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=border_colour(sample.image)
+    amount = rng.uniform(-max_shear, max_shear)
+    sheared = np.array([[1, 0, 0], [amount, 1, -amount * centre[0]], [0, 0, 1]])
+    rows, columns = np.mgrid[:height, :width]
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]) @ sheared)
+    return _remap(
+        sample,
+        inverse[0, 0] * columns + inverse[0, 1] * rows + inverse[0, 2],
+        inverse[1, 0] * columns + inverse[1, 1] * rows + inverse[1, 2],
     )
-    mask = cv2.warpAffine(sample.mask, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=0)
-    return Sample(image, mask)
+
+
+def elastic(
+    sample: Sample, rng: np.random.Generator, *, max_shift_px: NonNegative = 6.0, sigma_px: Positive = 24.0
+) -> Sample:
+    """Displaces every point by a smooth random field, the same one for image and labels.
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      max_shift_px: length of the largest displacement.
+      sigma_px: smoothness of the field; below about `max_shift_px` the picture would fold.
+
+    Returns:
+      The warped sample.
+
+    Reference: Simard et al. 2003, ICDAR, with a field that is drawn coarsely and enlarged.
+    """
+    height, width = sample.mask.shape
+    coarse = rng.standard_normal((2, int(height / sigma_px) + 4, int(width / sigma_px) + 4))
+    dx, dy = (cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in coarse)
+    longest = max(float(np.hypot(dx, dy).max()), 1e-6)
+    rows, columns = np.mgrid[:height, :width]
+    return _remap(sample, columns + dx * max_shift_px / longest, rows + dy * max_shift_px / longest)
+
+
+def bulge(sample: Sample, rng: np.random.Generator, *, radius: Positive = 0.3, max_amount: NonNegative = 0.3) -> Sample:
+    """Magnifies or shrinks a disc at a random place (barrel and pincushion).
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      radius: of the disc, as a share of the width.
+      max_amount: exponent of the radial profile; uniform in [-max_amount, max_amount], positive magnifies.
+
+    Returns:
+      The warped sample.
+    """
+    height, width = sample.mask.shape
+    amount, reach = rng.uniform(-max_amount, max_amount), width * radius
+    x0, y0 = rng.uniform(0.25, 0.75, 2) * (width, height)
+    rows, columns = np.mgrid[:height, :width].astype(np.float64)
+    dx, dy = columns - x0, rows - y0
+    share = np.clip(np.hypot(dx, dy) / reach, 1e-6, 1.0)
+    factor = np.sin(np.pi / 2 * share) ** amount
+    return _remap(sample, x0 + factor * dx, y0 + factor * dy)
+
+
+def _remap(sample: Sample, map_x: np.ndarray, map_y: np.ndarray) -> Sample:
+    """Fetches image (bilinear, border colour outside) and labels (nearest, background outside) from positions."""
+    map_x, map_y = map_x.astype(np.float32), map_y.astype(np.float32)
+    colour = border_colour(sample.image)
+    columns, rows = np.rint(map_x).astype(np.intp), np.rint(map_y).astype(np.intp)
+    height, width = sample.mask.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = np.where(inside, rows * width + columns, 0)
+    return _geometric(
+        sample,
+        lambda image: cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR, borderValue=colour),
+        lambda labels: np.where(inside, labels.ravel()[index], 0).astype(labels.dtype),
+    )
 
 
 def color(
@@ -118,12 +194,62 @@ def blur(sample: Sample, rng: np.random.Generator, *, max_sigma_px: NonNegative 
     return sample._replace(image=cv2.GaussianBlur(sample.image, (0, 0), sigma))
 
 
+def sharpen(sample: Sample, rng: np.random.Generator, *, max_amount: NonNegative = 1.0) -> Sample:
+    """Adds up to `max_amount` times the difference between the image and its blurred self."""
+    amount = rng.uniform(0.0, max_amount)
+    soft = cv2.GaussianBlur(sample.image, (0, 0), 1.0)
+    return sample._replace(image=cv2.addWeighted(sample.image, 1 + amount, soft, -amount, 0))
+
+
+def noise(sample: Sample, rng: np.random.Generator, *, max_sigma: NonNegative = 6.0) -> Sample:
+    """Adds sensor noise with a uniform deviation of up to `max_sigma` grey levels."""
+    sigma = rng.uniform(0.0, max_sigma)
+    grain = rng.standard_normal(sample.image.shape[:2], np.float32) * sigma
+    noisy = sample.image + np.rint(grain).astype(np.int16)[..., None]
+    return sample._replace(image=np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+# Absorbances of haematoxylin, eosin and DAB in R, G, B.
+_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+
+
+def stain(
+    sample: Sample, rng: np.random.Generator, *, max_gain: NonNegative = 0.15, max_offset: NonNegative = 0.03
+) -> Sample:
+    """Varies the amounts of the dyes, as laboratories do: each stain's absorbance is scaled and shifted.
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      max_gain: largest relative change of a dye's absorbance.
+      max_offset: largest absorbance that is added to or taken from a dye.
+
+    Returns:
+      The sample with a changed image.
+
+    Reference: Tellez et al. 2018, IEEE TMI 37(9), with the stain vectors of Ruifrok and Johnston 2001.
+    """
+    gain = 1.0 + rng.uniform(-max_gain, max_gain, 3)
+    offset = rng.uniform(-max_offset, max_offset, 3)
+    # The way to the dyes, the change and the way back are one linear map of absorbances.
+    change = np.linalg.inv(_HED) @ np.diag(gain) @ _HED
+    density = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)[sample.image]
+    changed = density @ change.astype(np.float32) + (offset @ _HED).astype(np.float32)
+    image = 255.0 * np.exp(-np.maximum(changed, 0.0))
+    return sample._replace(image=np.rint(image).astype(np.uint8))
+
+
 AUGMENTATIONS: Mapping[str, Operation] = {
     "flip": flip,
     "rotate90": rotate90,
     "affine": affine,
+    "elastic": elastic,
+    "bulge": bulge,
     "color": color,
+    "stain": stain,
     "blur": blur,
+    "sharpen": sharpen,
+    "noise": noise,
 }
 """Operations by config name."""
 
@@ -150,4 +276,4 @@ def apply_operations(
     for function, probability, args in operations:
         if rng.random() < probability:
             sample = function(sample, rng, **args)
-    return Sample(np.ascontiguousarray(sample.image), np.ascontiguousarray(sample.mask))
+    return _geometric(sample, np.ascontiguousarray, np.ascontiguousarray)

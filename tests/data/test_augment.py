@@ -4,7 +4,7 @@ import pytest
 
 from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
 
-GEOMETRIC = ("flip", "rotate90", "affine")
+GEOMETRIC = ("flip", "rotate90", "affine", "elastic", "bulge")
 
 
 def disc_sample(height=96, width=96):
@@ -12,7 +12,7 @@ def disc_sample(height=96, width=96):
     rows, columns = np.mgrid[:height, :width]
     mask = np.uint8((rows - 40) ** 2 + (columns - 55) ** 2 < 15**2)
     image = np.where(mask[..., None] > 0, np.uint8(60), np.uint8(220)).repeat(3, axis=2)
-    return Sample(image.astype(np.uint8), mask)
+    return Sample(image.astype(np.uint8), mask, mask.astype(np.int32) * 700)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -25,6 +25,7 @@ def test_image_and_mask_stay_registered(name, size):
         assert got.mask.shape == sample.mask.shape
         assert got.image.dtype == got.mask.dtype == np.uint8
         assert set(np.unique(got.mask)) <= {0, 1}
+        np.testing.assert_array_equal(got.instances, got.mask.astype(np.int32) * 700)
         grey = got.image.mean(axis=2)
         dark = grey < (grey.min() + grey.max()) / 2
         overlap = 2 * (dark & (got.mask > 0)).sum() / (dark.sum() + got.mask.sum())
@@ -53,6 +54,33 @@ def test_affine_without_freedom_is_the_identity():
     got = AUGMENTATIONS["affine"](sample, np.random.default_rng(0), max_degrees=0.0, scale=(1.0, 1.0), max_shift=0.0)
     np.testing.assert_array_equal(got.mask, sample.mask)
     np.testing.assert_array_equal(got.image, sample.image)
+
+
+def test_stain_without_freedom_is_the_identity_and_gain_darkens():
+    sample = disc_sample()
+    stain = AUGMENTATIONS["stain"]
+    got = stain(sample, np.random.default_rng(0), max_gain=0.0, max_offset=0.0)
+    assert np.abs(got.image.astype(int) - sample.image).max() <= 1
+
+
+def test_stain_equals_scikit_images_separation():
+    from skimage.color import hed_from_rgb, rgb_from_hed
+
+    image = np.random.default_rng(3).integers(40, 255, (16, 16, 3), np.uint8)
+    got = AUGMENTATIONS["stain"](Sample(image, image[:, :, 0] * 0), np.random.default_rng(5), max_offset=0.0)
+    gain = 1.0 + np.random.default_rng(5).uniform(-0.15, 0.15, 3)
+    density = -np.log(image / 255.0)
+    want = 255 * np.exp(-np.maximum((density @ hed_from_rgb * gain) @ rgb_from_hed, 0))
+    assert np.abs(got.image - want).max() <= 1.0
+
+
+def test_elastic_moves_by_what_it_says():
+    rows, columns = np.mgrid[:64, :64]
+    ramp = np.dstack([columns * 4, rows * 4, columns * 0]).astype(np.uint8)
+    got = AUGMENTATIONS["elastic"](Sample(ramp, ramp[:, :, 0] * 0), np.random.default_rng(2), max_shift_px=5.0)
+    inner = (slice(8, -8), slice(8, -8))
+    shift = (got.image[inner][..., :2].astype(float) - ramp[inner][..., :2]) / 4
+    assert 1.0 < np.hypot(shift[..., 0], shift[..., 1]).max() <= 5.6
 
 
 def test_affine_scales_areas():
