@@ -17,6 +17,7 @@ app = typer.Typer(
 
 Padding = Literal["none", "square", "square_reference"]
 MaskRule = Literal["half_range", "any_nonzero"]
+Style = Literal["sound", "reference"]
 OnBadFile = Literal["fail", "skip"]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
 Overrides = Annotated[
@@ -114,19 +115,24 @@ def prepare(
     label: Annotated[list[str] | None, typer.Option(help="Keep this label only (repeatable).")] = None,
     mask_rule: Annotated[MaskRule, typer.Option(help="What is nucleus in a mask of many levels.")] = "half_range",
     valid: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the sources for validation.")] = 0.15,
-    test: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share for testing, without official test part.")
-    ] = 0.15,
+    test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share for testing, where none is given.")] = 0.15,
     seed: Annotated[int, typer.Option(min=0, help="Another seed divides otherwise.")] = 0,
     group_pattern: Annotated[str | None, typer.Option(help="Regular expression; its group names the source.")] = None,
     groups: Annotated[Path | None, typer.Option(help="CSV with the columns stem and group (patient, slide).")] = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts for cross-validation; 0 for none.")] = 0,
     fold: Annotated[int, typer.Option(min=0, help="The part that becomes valid.")] = 0,
     on_bad_file: Annotated[OnBadFile, typer.Option(help="Stop at a bad file, or leave it out.")] = "fail",
+    style: Annotated[
+        Style, typer.Option(help="reference: the reference's 20 variants and its split, defects included.")
+    ] = "sound",
     quiet: Quiet = False,
 ) -> None:
     """Turn annotated images into a dataset: divided by source, exact masks, instance labels."""
-    from cervseg_jax.cli.data_commands import run_prepare
+    from cervseg_jax.cli.data_commands import run_prepare, run_prepare_reference
+
+    if style == "reference":
+        run_prepare_reference(source, out, seed=seed, quiet=quiet)
+        return
     from cervseg_jax.data.geometry import Geometry
     from cervseg_jax.data.prepare import Recipe
 
@@ -144,6 +150,18 @@ def prepare(
         on_bad_file=on_bad_file,
     )
     run_prepare(source, out, recipe, quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax audit data/clustered")
+def audit(
+    dataset: Annotated[Path, typer.Argument(help="train, valid, test with images and masks; or images and masks.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write the findings; default: DATASET/audit.json.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check whether a dataset can be trusted; exit 1 if not."""
+    from cervseg_jax.cli.data_commands import run_audit
+
+    run_audit(dataset, out, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax models unet --size 512 512 --set model.args.levels=8")

@@ -4,11 +4,39 @@ from collections import Counter
 from pathlib import Path
 
 from cervseg_jax.console import Reporter
+from cervseg_jax.data.collect import collect
 from cervseg_jax.data.prepare import Recipe, prepare
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.errors import ConfigError, FindingsError
+from cervseg_jax.files import write_json
 
 MAX_REMARKS = 10
 """Remarks on annotations that are printed one by one; the rest is counted."""
+
+
+def run_prepare_reference(source: Path, out: Path, *, seed: int, quiet: bool) -> None:
+    """Repeats the reference implementation's dataset recipe."""
+    from cervseg_jax.data.reference_dataset import build_reference_dataset
+
+    reporter = Reporter(quiet=quiet)
+    with reporter.progress("20 variants each", len(collect(source)[0])) as advance:
+        counts = build_reference_dataset(source, out.absolute(), seed=seed, each=advance)
+    reporter.info(", ".join(f"{split}: {count} images" for split, count in counts.items()))
+    reporter.warn("made by the reference's recipe: sources are in several parts; see `cervseg-jax audit`")
+
+
+def run_audit(dataset: Path, out: Path | None, *, quiet: bool) -> None:
+    """Audits a dataset."""
+    from cervseg_jax.data.audit import audit
+
+    reporter = Reporter(quiet=quiet)
+    report = audit(dataset.absolute(), progress=reporter.progress)
+    target = out or dataset / "audit.json"
+    write_json(target, report.to_json())
+    for line in report.lines():
+        print(line)
+    reporter.info(f"written to {target}")
+    if report.findings:
+        raise FindingsError(f"{len(report.findings)} findings in {dataset}")
 
 
 def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None:

@@ -19,6 +19,9 @@ MAX_FILE_BYTES = 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 """Suffixes by which files are found in folders, compared in lower case."""
 
+MAX_COLOURED_SHARE = 0.05
+"""A three-channel mask with fewer coloured pixels than this is grey with coloured edges."""
+
 MaskRule = Literal["half_range", "any_nonzero"]
 
 
@@ -204,10 +207,12 @@ def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
         if (pixels[:, :, 3] != np.iinfo(pixels.dtype).max).any():
             raise DataError(f"{source}: a mask with transparency; save it without an alpha channel")
         pixels = pixels[:, :, :3]
-    spread = pixels.max(axis=2).astype(np.int64) - pixels.min(axis=2)
-    if spread.max() <= np.iinfo(pixels.dtype).max // 16:  # grey, up to the colour noise of JPEG
-        return pixels[:, :, 1]
     colours = np.unique(pixels.reshape(-1, 3), axis=0)
     if len(colours) == 2 and not colours[0].any():
         return pixels.max(axis=2)
+    spread = pixels.max(axis=2).astype(np.int64) - pixels.min(axis=2)
+    coloured = spread > np.iinfo(pixels.dtype).max // 16
+    # Grey up to the noise of JPEG; edges may be coloured, where a mask was warped channel by channel.
+    if coloured.mean() <= MAX_COLOURED_SHARE:
+        return pixels[:, :, 1]
     raise DataError(f"{source}: a mask with {len(colours)} colours; needed are two levels, or one colour on black")
