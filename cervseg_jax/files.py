@@ -28,8 +28,13 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Writes a file under a temporary name and renames it.
+
+    Args:
+      path: the file.
+      data: its content.
+      durable: wait until it is on the disk; for many files that can be made again this would take too long.
 
     Raises:
       OSError: if the disk is full or the folder not writable; what was there before stays.
@@ -38,8 +43,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with temporary.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -71,7 +77,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     if image.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"write_png: image must be uint8 or uint16, got {image.dtype}")
     _, packed = cv2.imencode(".png", image if image.ndim == 2 else image[:, :, ::-1])
-    write_bytes(path, packed.tobytes())
+    write_bytes(path, packed.tobytes(), durable=False)
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

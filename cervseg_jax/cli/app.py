@@ -17,6 +17,7 @@ app = typer.Typer(
 
 Padding = Literal["none", "square", "square_reference"]
 MaskRule = Literal["half_range", "any_nonzero"]
+Outlines = Literal["drawn", "traced"]
 Style = Literal["sound", "reference"]
 OnBadFile = Literal["fail", "skip"]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
@@ -113,6 +114,9 @@ def prepare(
     size: Annotated[tuple[int, int] | None, typer.Option(min=8, help="Resize to this height and width.")] = None,
     tile: Annotated[tuple[int, int] | None, typer.Option(min=8, help="Cut into pieces of height and width.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Keep this label only (repeatable).")] = None,
+    outlines: Annotated[
+        Outlines, typer.Option(help="traced: coordinates name border pixels, as cv2.findContours writes them.")
+    ] = "drawn",
     mask_rule: Annotated[MaskRule, typer.Option(help="What is nucleus in a mask of many levels.")] = "half_range",
     valid: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the sources for validation.")] = 0.15,
     test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share for testing, where none is given.")] = 0.15,
@@ -139,6 +143,7 @@ def prepare(
     recipe = Recipe(
         geometry=Geometry(padding, size, tile),
         labels=tuple(label or ()),
+        outlines=outlines,
         mask_rule=mask_rule,
         valid=valid,
         test=test,
@@ -162,6 +167,18 @@ def audit(
     from cervseg_jax.cli.data_commands import run_audit
 
     run_audit(dataset, out, quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax stats data/clustered")
+def stats(
+    dataset: Annotated[Path, typer.Argument(help="train, valid, test with images and masks; or images and masks.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: the dataset.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Count what a dataset holds, with pictures."""
+    from cervseg_jax.cli.data_commands import run_stats
+
+    run_stats(dataset, out, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax models unet --size 512 512 --set model.args.levels=8")

@@ -7,7 +7,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.collect import collect
 from cervseg_jax.data.prepare import Recipe, prepare
 from cervseg_jax.errors import ConfigError, FindingsError
-from cervseg_jax.files import write_json
+from cervseg_jax.files import make_folder, write_json
 
 MAX_REMARKS = 10
 """Remarks on annotations that are printed one by one; the rest is counted."""
@@ -67,3 +67,19 @@ def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None
     if made.records and all(record.num_nuclei < 0 for record in made.records):
         reporter.warn("the masks do not tell touching nuclei apart; the dataset has no instance labels")
     reporter.info(f"written to {out}; next: cervseg-jax train CONFIG --set data.root={out}")
+
+
+def run_stats(dataset: Path, out: Path | None, *, quiet: bool) -> None:
+    """Counts what a dataset holds."""
+    from cervseg_jax.data.statistics import write_statistics
+
+    reporter = Reporter(quiet=quiet)
+    target = make_folder(out or dataset)
+    summary = write_statistics(dataset.absolute(), target, progress=reporter.progress)
+    for split, facts in summary.items():
+        what = "nuclei" if "nuclei" in facts else "regions"
+        touching = "" if facts["touching_share"] is None else f", {facts['touching_share']:.0%} touching another one"
+        reporter.info(
+            f"{split}: {facts['images']} images, {facts[what]} {what}{touching}, {facts['foreground_mean']:.1%} nucleus"
+        )
+    reporter.info(f"written to {target}: stats.json, {dataset.absolute().name}_statistics.png and samples")

@@ -140,14 +140,14 @@ def _remap(sample: Sample, map_x: np.ndarray, map_y: np.ndarray) -> Sample:
     """Fetches image (bilinear, border colour outside) and labels (nearest, background outside) from positions."""
     map_x, map_y = map_x.astype(np.float32), map_y.astype(np.float32)
     colour = border_colour(sample.image)
-    columns, rows = np.rint(map_x).astype(np.intp), np.rint(map_y).astype(np.intp)
-    height, width = sample.mask.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = np.where(inside, rows * width + columns, 0)
+
+    def fetch_labels(labels: np.ndarray) -> np.ndarray:
+        # OpenCV has no remap for 32-bit integers; float32 holds label numbers exactly up to 2^24.
+        given = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+        return cv2.remap(given, map_x, map_y, cv2.INTER_NEAREST, borderValue=0).astype(labels.dtype)
+
     return _geometric(
-        sample,
-        lambda image: cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR, borderValue=colour),
-        lambda labels: np.where(inside, labels.ravel()[index], 0).astype(labels.dtype),
+        sample, lambda image: cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR, borderValue=colour), fetch_labels
     )
 
 

@@ -207,12 +207,14 @@ def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
         if (pixels[:, :, 3] != np.iinfo(pixels.dtype).max).any():
             raise DataError(f"{source}: a mask with transparency; save it without an alpha channel")
         pixels = pixels[:, :, :3]
+    first, second, third = cv2.split(pixels)
+    highest = np.maximum(np.maximum(first, second), third)
+    coloured = highest - np.minimum(np.minimum(first, second), third) > np.iinfo(pixels.dtype).max // 16
+    if not coloured.any():  # grey, up to the noise of JPEG
+        return second
     colours = np.unique(pixels.reshape(-1, 3), axis=0)
     if len(colours) == 2 and not colours[0].any():
-        return pixels.max(axis=2)
-    spread = pixels.max(axis=2).astype(np.int64) - pixels.min(axis=2)
-    coloured = spread > np.iinfo(pixels.dtype).max // 16
-    # Grey up to the noise of JPEG; edges may be coloured, where a mask was warped channel by channel.
-    if coloured.mean() <= MAX_COLOURED_SHARE:
-        return pixels[:, :, 1]
+        return highest
+    if coloured.mean() <= MAX_COLOURED_SHARE:  # coloured edges: a mask that was warped channel by channel
+        return second
     raise DataError(f"{source}: a mask with {len(colours)} colours; needed are two levels, or one colour on black")

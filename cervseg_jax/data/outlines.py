@@ -9,6 +9,7 @@ or another part). Coordinates are positions in the image: the pixel in column x 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 Rings = Sequence[np.ndarray]
@@ -90,8 +91,8 @@ _TURN_RIGHT = {(0, 1): (1, 0), (1, 0): (0, -1), (0, -1): (-1, 0), (-1, 0): (0, 1
 def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
     """Walks along the pixel edges around a mask.
 
-    Rasterising the rings gives the mask back exactly. No ring crosses itself: where two pixels meet at a corner
-    alone, the walk keeps them apart.
+    Rasterising the rings gives the mask back exactly. No ring crosses or touches itself: where two pixels meet at a
+    corner alone, they get rings of their own.
 
     Args:
       mask: bool [h, w].
@@ -123,8 +124,44 @@ def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
             if following != heading:
                 corners.append(point)
             heading = following
-        rings.append(np.array(corners, np.float64)[:, ::-1] + (left, top))
+        rings += [np.array(ring, np.float64)[:, ::-1] + (left, top) for ring in _simple_rings(corners)]
     return rings
+
+
+def _simple_rings(corners: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Cuts a walk into rings that pass each corner once; it comes back to one where the mask touches itself."""
+    rings, walk = [], []
+    for corner in corners:
+        if corner in walk:
+            where = walk.index(corner)
+            rings.append(walk[where:])
+            del walk[where:]
+        walk.append(corner)
+    return [walk, *rings]
+
+
+def from_pixel_centres(ring: np.ndarray) -> list[np.ndarray]:
+    """Turns an outline through the centres of a nucleus' border pixels into one along pixel edges.
+
+    `cv2.findContours` and programs built on it write such outlines, in whole numbers that name pixels. Taken for
+    positions in the image they would lose half a pixel all round, a tenth of a small nucleus.
+
+    Args:
+      ring: [n, 2], columns and rows of pixels.
+
+    Returns:
+      Rings that enclose the same pixels, border included.
+
+    Example:
+      >>> from_pixel_centres(np.array([[2, 3], [4, 3]]))[0].tolist()
+      [[2.0, 3.0], [5.0, 3.0], [5.0, 4.0], [2.0, 4.0]]
+    """
+    pixels = np.rint(ring).astype(np.int32)
+    left, top = pixels.min(axis=0).tolist()
+    width, height = (pixels.max(axis=0) - (left, top) + 1).tolist()
+    canvas = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(canvas, [pixels - np.array([left, top], np.int32)], 1)
+    return trace(canvas > 0, top=top, left=left)
 
 
 def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from cervseg_jax.data.decode import MaskRule, read_bytes, read_image
 from cervseg_jax.data.geometry import Geometry, Piece, pieces
 from cervseg_jax.data.labelme import labelme_document
 from cervseg_jax.data.manifest import Record, groups_from_csv, write_manifest
-from cervseg_jax.data.outlines import Rings, draw_instances, enclosed_area
+from cervseg_jax.data.outlines import Rings, draw_instances, enclosed_area, from_pixel_centres
 from cervseg_jax.data.similarity import join_groups, near_pairs, perceptual_hash
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
@@ -38,6 +38,8 @@ class Recipe(NamedTuple):
     geometry: Geometry = Geometry()
     labels: tuple[str, ...] = ()
     """Annotations with other labels are left out; empty keeps all."""
+    outlines: Literal["drawn", "traced"] = "drawn"
+    """Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centres`)."""
     mask_rule: MaskRule = "half_range"
     valid: float = 0.15
     test: float = 0.15
@@ -238,17 +240,28 @@ def _check_size(item: Item, truth: Truth, size: tuple[int, int]) -> None:
 def _kept_outlines(item: Item, truth: Truth, size: tuple[int, int], recipe: Recipe, notes: list[str]) -> list[Rings]:
     """Filters by label, drops what has no area inside the image, and orders large to small."""
     kept = []
+    whole = bool(truth.nuclei)
     for number, nucleus in enumerate(truth.nuclei or [], start=1):
         name = f"{item.annotation_path}: nucleus {number}"
-        points = np.concatenate(list(nucleus.rings))
         if recipe.labels and nucleus.label not in recipe.labels:
             continue
-        if enclosed_area(nucleus.rings) == 0:
-            notes.append(f"{name}: has no area and is left out")
-        elif (points.max(axis=0) <= 0).any() or (points.min(axis=0) >= (size[1], size[0])).any():
+        rings = nucleus.rings
+        points = np.concatenate(list(rings))
+        whole = whole and bool((points == np.rint(points)).all())
+        if (points.max(axis=0) <= 0).any() or (points.min(axis=0) >= (size[1], size[0])).any():
             notes.append(f"{name}: lies outside the image and is left out")
+            continue
+        if recipe.outlines == "traced":
+            rings = [edge for ring in rings for edge in from_pixel_centres(ring)]
+        if enclosed_area(rings) == 0:
+            notes.append(f"{name}: has no area and is left out")
         else:
-            kept.append(nucleus.rings)
+            kept.append(rings)
+    if whole and recipe.outlines == "drawn" and item.kind in ("labelme", "geojson"):
+        notes.append(
+            f"{item.annotation_path}: all coordinates are whole numbers; if a program traced them along pixel "
+            "centres, --outlines traced gives back the half pixel all round that is missing"
+        )
     return sorted(kept, key=enclosed_area, reverse=True)
 
 

@@ -113,4 +113,4 @@ def _divide(out: Path, names: Sequence[str]) -> dict[str, int]:
 
 def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     _, packed = cv2.imencode(".jpg", np.ascontiguousarray(picture))
-    write_bytes(path, packed.tobytes())
+    write_bytes(path, packed.tobytes(), durable=False)

@@ -1,0 +1,87 @@
+"""How fast the data factory is: the reference's 20 variants per source, and augmentation during training.
+
+Run: python scripts/benchmark_augment.py
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cervseg_jax.data import reference_style
+from cervseg_jax.data.augment import AUGMENTATIONS, Sample
+from cervseg_jax.data.dataset_folder import write_scenes
+from cervseg_jax.data.outlines import draw_instances
+from cervseg_jax.data.reference_dataset import build_reference_dataset
+from cervseg_jax.data.synthetic import draw_scene
+
+SIDE = 512
+NUM_SOURCES = 8
+REFERENCE_SECONDS = 2.7
+"""Of the reference implementation for 20 variants of one source's image and mask with files, on one core."""
+
+
+def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Returns the median time of some calls, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def loop_maps(side: int, centre: tuple[float, float], radius: float, amount: float) -> np.ndarray:
+    """The radial warp's positions, one pixel after the other."""
+    maps = np.empty((2, side, side), np.float32)
+    for row in range(side):
+        for column in range(side):
+            dx, dy = column - side * centre[0], row - side * centre[1]
+            distance, reach = (dx * dx + dy * dy) ** 0.5, side * radius
+            factor = 1.0
+            if 0 < distance < reach:
+                factor = float(np.sin(np.pi * distance / reach / 2)) ** amount
+            maps[0, row, column] = factor * dx + side * centre[0] if distance < reach else column
+            maps[1, row, column] = factor * dy + side * centre[1] if distance < reach else row
+    return maps
+
+
+def main() -> None:
+    """Measures, prints a table, and writes JSON where an argument names a file."""
+    scene = draw_scene(shape=(SIDE, SIDE), seed=0)
+    labels = draw_instances(scene.outlines, shape=(SIDE, SIDE))
+    sample = Sample(scene.image, (labels > 0).astype(np.uint8), labels)
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_scenes(root / "source", num_images=NUM_SOURCES, seed=0, size=(SIDE, SIDE))
+        start = time.perf_counter()
+        build_reference_dataset(root / "source", root / "built", seed=0)
+        results["reference recipe, seconds per source, all cores, files included"] = (
+            time.perf_counter() - start
+        ) / NUM_SOURCES
+    picture = np.ascontiguousarray(scene.image[:, :, ::-1])
+    results["20 variants of one picture, seconds, one thread, no files"] = median_seconds(
+        lambda: list(reference_style.offline_variants(picture, is_mask=False, random=np.random.default_rng(0)))
+    )
+    results["radial maps, plain loop, seconds"] = median_seconds(lambda: loop_maps(SIDE, (0.3, 0.3), 0.3, 0.3), 1)
+    uncached = reference_style._bulge_maps.__wrapped__
+    results["radial maps, ours, seconds"] = median_seconds(lambda: uncached(SIDE, SIDE, (0.3, 0.3), 0.3, 0.3))
+    for name, function in AUGMENTATIONS.items():
+        seconds = median_seconds(lambda function=function: function(sample, np.random.default_rng(0)))
+        results[f"online {name}, images per second per core"] = 1 / seconds
+    for name, value in results.items():
+        print(f"{name:<70}{value:12.4g}")
+    ratio = REFERENCE_SECONDS / results["reference recipe, seconds per source, all cores, files included"]
+    print(f"the reference takes {REFERENCE_SECONDS} s per source on one core: {ratio:.1f} times ours")
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,514 @@
+import csv
+import json
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from cervseg_jax.config import load_config
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.audit import audit, source_of
+from cervseg_jax.data.collect import collect
+from cervseg_jax.data.dataset_folder import write_scenes
+from cervseg_jax.data.geometry import Geometry, pieces
+from cervseg_jax.data.outlines import draw_instances
+from cervseg_jax.data.prepare import Recipe, prepare
+from cervseg_jax.data.reference_dataset import build_reference_dataset
+from cervseg_jax.data.registration import registration
+from cervseg_jax.data.similarity import near_pairs, perceptual_hash
+from cervseg_jax.data.source import find_pairs
+from cervseg_jax.data.statistics import touching_nuclei, write_statistics
+from cervseg_jax.data.synthetic import draw_scene
+from cervseg_jax.errors import ConfigError, DataError
+from tests.conftest import SHARED
+
+QUIET = Reporter(quiet=True).progress
+
+
+def make(source, out, recipe=None, resumed=lambda: None):
+    return prepare(source, out, recipe or Recipe(valid=0.2, test=0.2), progress=QUIET, is_resumed=resumed)
+
+
+def manifest_of(out):
+    with (out / "manifest.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def bytes_of(out):
+    return {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def label_map(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Eight drawn scenes of 128x160 pixels with LabelMe files."""
+    folder = tmp_path_factory.mktemp("drawn") / "s"
+    write_scenes(folder, num_images=8, seed=3, size=(128, 160))
+    (folder / "instances").rename(folder / "truth")  # so that the LabelMe files are what is used
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Five drawn scenes, to be broken by a test."""
+    folder = tmp_path / "s"
+    write_scenes(folder, num_images=5, seed=4, size=(64, 64))
+    (folder / "instances").rename(tmp_path / "truth")
+    return folder
+
+
+def test_a_dataset_from_labelme_files(drawn, tmp_path):
+    made = make(drawn, tmp_path / "d")
+    rows = manifest_of(tmp_path / "d")
+    assert len(rows) == len(made.records) == 8
+    assert {row["split"] for row in rows} == {"train", "valid", "test"}
+    for row in rows:
+        folder = tmp_path / "d" / row["split"]
+        name = f"{row['stem']}.png"
+        np.testing.assert_array_equal(label_map(folder / "images" / name), label_map(drawn / "images" / name))
+        labels, mask = label_map(folder / "instances" / name), label_map(folder / "masks" / name)
+        assert labels.dtype == np.uint16
+        assert set(np.unique(mask)) <= {0, 255}
+        np.testing.assert_array_equal(labels > 0, mask > 0)
+        truth = label_map(drawn / "truth" / name)
+        assert ((truth > 0) != (labels > 0)).mean() < 1e-3
+        assert int(row["num_nuclei"]) == len(np.unique(labels)) - 1
+    facts = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    assert facts["state"] == "finished"
+    assert "smaller nuclei lie on top" in facts["z_order"]
+    assert not (tmp_path / "d" / ".records").exists()
+
+
+def test_training_sees_the_groups_of_the_manifest(drawn, tmp_path, tiny_config):
+    make(drawn, tmp_path / "d", Recipe(geometry=Geometry(tile=(64, 80)), valid=0.2, test=0.2))
+    found, problems = find_pairs(load_config(tiny_config, [f"data.root={tmp_path / 'd'}"]).data)
+    assert problems == []
+    groups = {split: {pair.group for pair in pairs} for split, pairs in found.items()}
+    assert sum(map(len, groups.values())) == 8  # sources, not tiles
+    assert len(found["train"]) == 4 * len(groups["train"])
+
+
+def test_small_nuclei_lie_on_top_and_the_large_ones_stay_whole_in_the_polygons(tmp_path):
+    source = tmp_path / "s"
+    source.mkdir()
+    cv2.imwrite(str(source / "a.png"), np.full((40, 40, 3), 200, np.uint8))
+    boxes = [[[10, 10], [20, 10], [20, 20], [10, 20]], [[5, 5], [35, 5], [35, 35], [5, 35]]]
+    shapes = [{"label": "n", "shape_type": "polygon", "points": box} for box in boxes]
+    (source / "a.json").write_text(json.dumps({"shapes": shapes}))
+    for name in ("b", "c"):
+        cv2.imwrite(str(source / f"{name}.png"), np.random.default_rng(ord(name)).integers(0, 255, (40, 40, 3)))
+        (source / f"{name}.json").write_text(json.dumps({"shapes": shapes}))
+    make(source, tmp_path / "d")
+    (path,) = (tmp_path / "d").glob("*/instances/a.png")
+    labels = label_map(path)
+    assert labels[15, 15] == 2
+    assert (labels == 2).sum() == 100
+    assert (labels == 1).sum() == 800
+    document = json.loads((path.parents[1] / "labelme" / "a.json").read_text())
+    assert document["shapes"][0]["points"] == [[5, 5], [35, 5], [35, 35], [5, 35]]
+
+
+def test_padding_resizing_and_tiles_keep_the_truth_in_place(drawn, tmp_path):
+    recipe = Recipe(geometry=Geometry("square", (96, 96)), valid=0.2, test=0.2)
+    make(drawn, tmp_path / "p", recipe)
+    for row in manifest_of(tmp_path / "p"):
+        folder, name = tmp_path / "p" / row["split"], f"{row['stem']}.png"
+        image = label_map(folder / "images" / name)
+        assert image.shape == (96, 96, 3)
+        assert row["transform"] == "x*0.6+0 y*0.6+9.6"
+        truth = np.zeros((160, 160), np.uint16)
+        truth[16:144] = label_map(drawn / "truth" / name)
+        back = cv2.resize(label_map(folder / "masks" / name), (160, 160), interpolation=cv2.INTER_NEAREST) > 0
+        assert 2 * (back & (truth > 0)).sum() / (back.sum() + (truth > 0).sum()) > 0.9
+    make(drawn, tmp_path / "t", Recipe(geometry=Geometry(tile=(64, 64)), valid=0.2, test=0.2))
+    rows = manifest_of(tmp_path / "t")
+    assert len(rows) == 8 * 2 * 3
+    assert len({(row["group"], row["split"]) for row in rows}) == 8  # all tiles of a source stay together
+    stem = rows[0]["group"]
+    whole = np.zeros((128, 192), np.uint8)
+    for row in (row for row in rows if row["group"] == stem):
+        r, c = int(row["stem"][-6:-4]), int(row["stem"][-2:])
+        tile = label_map(tmp_path / "t" / row["split"] / "masks" / f"{row['stem']}.png")
+        whole[r * 64 : r * 64 + 64, c * 64 : c * 64 + 64] = tile
+    assert ((whole[:, :160] > 0) != (label_map(drawn / "truth" / f"{stem}.png") > 0)).mean() < 2e-3
+
+
+def test_reference_padding_takes_pixel_two_two():
+    image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    (piece,) = pieces(image, None, Geometry("square_reference"))
+    assert piece.image.shape == (40, 40, 3)
+    np.testing.assert_array_equal(piece.image[0, 0], image[2, 2])
+    np.testing.assert_array_equal(piece.image[10:30], image)
+
+
+def test_same_input_same_dataset_whatever_the_order(drawn, tmp_path):
+    make(drawn, tmp_path / "one")
+    make(drawn, tmp_path / "two")
+    one, two = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "two")
+    assert one == two
+    make(drawn, tmp_path / "three", Recipe(valid=0.2, test=0.2, seed=5))
+    splits = [{row["stem"]: row["split"] for row in manifest_of(tmp_path / name)} for name in ("one", "three")]
+    assert splits[0] != splits[1]
+
+
+def test_interrupted_work_is_taken_up(drawn, tmp_path, monkeypatch):
+    make(drawn, tmp_path / "straight")
+    from cervseg_jax.data import prepare as module
+
+    build, calls = module._build, []
+
+    def failing(entry, *rest):
+        calls.append(entry.item.stem)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return build(entry, *rest)
+
+    monkeypatch.setattr(module, "_build", failing)
+    with pytest.raises(KeyboardInterrupt):
+        make(drawn, tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "dataset.json").read_text())["state"] == "building"
+    monkeypatch.setattr(module, "_build", lambda *args: (calls.append(args[0].item.stem), build(*args))[1])
+    resumed = []
+    make(drawn, tmp_path / "cut", resumed=lambda: resumed.append(True))
+    assert resumed == [True]
+    cut, straight = bytes_of(tmp_path / "cut"), bytes_of(tmp_path / "straight")
+    assert cut == straight
+
+
+def test_existing_folders_are_left_alone(drawn, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(ConfigError, match="is there already and not an empty folder"):
+        make(drawn, tmp_path / "mine")
+    make(drawn, tmp_path / "d")
+    before = bytes_of(tmp_path / "d")
+    with pytest.raises(ConfigError, match="this very dataset, finished"):
+        make(drawn, tmp_path / "d")
+    with pytest.raises(ConfigError, match="holds another dataset"):
+        make(drawn, tmp_path / "d", Recipe(seed=9))
+    with pytest.raises(ConfigError, match="holds the source"):
+        make(drawn, drawn)
+    assert bytes_of(tmp_path / "d") == before
+
+
+def test_cnseg_folders_by_name(drawn, tmp_path):
+    root = tmp_path / "CNSeg" / "clusteredCell"
+    names = sorted(path.stem for path in (drawn / "images").iterdir())
+    for subset, members in (("difficult", names[:4]), ("normal", names[4:6]), ("test-difficult", names[6:])):
+        for folder in (subset, f"{subset}_json"):
+            (root / folder).mkdir(parents=True)
+        for name in members:
+            os.link(drawn / "images" / f"{name}.png", root / subset / f"{name}.png")
+            os.link(drawn / "labelme" / f"{name}.json", root / f"{subset}_json" / f"{name}.json")
+    os.link(drawn / "images" / f"{names[5]}.png", root / "difficult" / f"{names[4]}.png")  # one stem, two subsets
+    os.link(drawn / "labelme" / f"{names[5]}.json", root / "difficult_json" / f"{names[4]}.json")
+    items, problems = collect(tmp_path / "CNSeg")
+    assert problems == []
+    assert f"difficult_{names[4]}" in {item.stem for item in items}
+    make(tmp_path / "CNSeg", tmp_path / "d", Recipe(valid=0.3))
+    rows = manifest_of(tmp_path / "d")
+    assert {row["stem"] for row in rows if row["split"] == "test"} == set(names[6:])  # the makers' test part
+    twins = {row["split"] for row in rows if row["stem"] in (f"difficult_{names[4]}", f"normal_{names[5]}", names[5])}
+    assert len(twins) == 1  # the same picture under two names stays in one part
+
+
+def test_patchseg_masks_have_no_instances(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for folder in ("images", "labels"):
+            (tmp_path / "P" / f"{split}-{folder}").mkdir(parents=True)
+        for index in range(count):
+            noise = cv2.GaussianBlur(rng.normal(size=(48, 48)), (0, 0), 4)
+            cv2.imwrite(str(tmp_path / "P" / f"{split}-images" / f"{split}{index}.png"), 200 - 90 * (noise > 0.02))
+            cv2.imwrite(str(tmp_path / "P" / f"{split}-labels" / f"{split}{index}.png"), 255 * (noise > 0.02))
+    made = make(tmp_path / "P", tmp_path / "d", Recipe(valid=0.25, keep_near_duplicates_together=False))
+    assert sorted(record.split for record in made.records) == ["test"] * 2 + ["train"] * 3 + ["valid"]
+    assert all(record.num_nuclei == -1 for record in made.records)
+    assert not list((tmp_path / "d").glob("*/instances"))
+
+
+def test_groups_folds_and_labels(drawn, tmp_path):
+    names = sorted(path.stem for path in (drawn / "images").iterdir())
+    (tmp_path / "g.csv").write_text("stem,group\n" + "".join(f"{n},patient{i // 2}\n" for i, n in enumerate(names)))
+    recipe = Recipe(groups_csv=tmp_path / "g.csv", test=0.0, folds=4)
+    valid = []
+    for fold in range(4):
+        make(drawn, tmp_path / f"f{fold}", recipe._replace(fold=fold))
+        rows = manifest_of(tmp_path / f"f{fold}")
+        for group in {row["group"] for row in rows}:
+            assert len({row["split"] for row in rows if row["group"] == group}) == 1
+        valid += [row["stem"] for row in rows if row["split"] == "valid"]
+    assert sorted(valid) == names  # each image is valid exactly once
+    with pytest.raises(DataError, match="4 sources cannot be dealt into 9 folds"):
+        make(drawn, tmp_path / "f9", recipe._replace(folds=9))
+    made = make(drawn, tmp_path / "l", Recipe(labels=("leucocyte",), valid=0.2, test=0.2))
+    assert all(record.num_nuclei == 0 for record in made.records)
+
+
+def edit_json(folder, change):
+    path = sorted((folder / "labelme").iterdir())[0]
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def first(folder, kind="images"):
+    return sorted((folder / kind).iterdir())[0]
+
+
+BROKEN = {
+    "zero bytes": (lambda s: first(s).write_bytes(b""), "is empty"),
+    "cut image": (lambda s: first(s).write_bytes(first(s).read_bytes()[:500]), "cut short"),
+    "text as image": (lambda s: first(s).write_text("hello"), "is not a PNG"),
+    "no JSON": (lambda s: first(s, "labelme").write_text("{"), "not valid JSON"),
+    "no UTF-8": (lambda s: first(s, "labelme").write_bytes(b"\xff\xfe"), "not text in UTF-8"),
+    "no shapes": (lambda s: first(s, "labelme").write_text("{}"), "is no LabelMe file"),
+    "other size": (lambda s: edit_json(s, lambda d: d.update(imageHeight=99)), "is for an image of 64x99"),
+    "two points": (lambda s: edit_json(s, lambda d: d["shapes"][0].update(points=[[1, 1], [2, 2]])), "has 2 points"),
+    "infinite": (
+        lambda s: first(s, "labelme").write_text('{"shapes": [{"points": [[1, Infinity], [2, 2], [3, 1]]}]}'),
+        "Infinity is no JSON number",
+    ),
+    "NaN": (
+        lambda s: first(s, "labelme").write_text('{"shapes": [{"points": [[1, NaN], [2, 2], [3, 1]]}]}'),
+        "NaN is no JSON number",
+    ),
+    "far away": (lambda s: edit_json(s, lambda d: d["shapes"][0]["points"].append([1e9, 1])), "coordinate beyond"),
+    "no image": (lambda s: first(s).unlink(), "has no image"),
+    "no annotation": (lambda s: first(s, "labelme").unlink(), "has no annotation"),
+    "pipe": (lambda s: (first(s).unlink(), os.mkfifo(s / "images" / "synthetic_004_00000.png")), "not a regular file"),
+    "unknown shape": (lambda s: edit_json(s, lambda d: d["shapes"][0].update(shape_type="cube")), "unknown shape_type"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_stop_the_work_or_are_left_out(small, tmp_path, name):
+    breaking, message = BROKEN[name]
+    breaking(small)
+    with pytest.raises(DataError, match=message):
+        make(small, tmp_path / "d")
+    made = make(small, tmp_path / "e", Recipe(valid=0.2, test=0.2, on_bad_file="skip"))
+    assert len(made.records) == 4
+    assert len(made.problems) == 1
+    assert message.split()[-1] in made.problems[0]
+
+
+def test_shapes_outside_and_without_area_are_noted(small, tmp_path):
+    def change(document):
+        document["shapes"] = [
+            {"label": "n", "points": [[-50, -50], [-10, -50], [-10, -10]]},
+            {"label": "n", "points": [[5, 5], [9, 9], [5, 5]]},
+            {"label": "n", "points": [[5.5, 5], [30, 5], [30, 30]]},
+            {"label": "n", "points": [[10, 40], [30, 60], [30, 40], [10, 60.5]]},  # crosses itself
+        ]
+
+    edit_json(small, change)
+    made = make(small, tmp_path / "d")
+    assert sum("lies outside the image" in note for note in made.notes) == 1
+    assert sum("has no area" in note for note in made.notes) == 1
+    stem = first(small).stem
+    assert next(record for record in made.records if record.stem == stem).num_nuclei == 2
+
+
+def test_strange_names_and_climbing_paths(small, tmp_path):
+    secret = tmp_path / "secret.png"
+    cv2.imwrite(str(secret), np.zeros((64, 64, 3), np.uint8))
+    edit_json(small, lambda document: document.update(imagePath=f"../../{secret.name}"))
+    path, annotation = first(small), first(small, "labelme")
+    path.rename(path.with_name("ümläut & spa ce [1].png"))
+    annotation.rename(annotation.with_name("ümläut & spa ce [1].json"))
+    make(small, tmp_path / "d")
+    assert list((tmp_path / "d").glob("*/images/ümläut & spa ce *1*.png"))
+    assert "secret" not in (tmp_path / "d" / "manifest.csv").read_text()
+    write_statistics(tmp_path / "d", tmp_path, progress=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(group_pattern="("), "--group-pattern: not a regular expression"),
+        (Recipe(group_pattern="x"), "--group-pattern: needs one .group"),
+        (Recipe(group_pattern="(zzz)"), "does not match --group-pattern"),
+        (Recipe(valid=0.9, test=0.9), "too few"),
+    ],
+)
+def test_wrong_settings(small, tmp_path, recipe, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        make(small, tmp_path / "d", recipe)
+
+
+def test_folders_that_are_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        make(tmp_path / "nowhere", tmp_path / "d")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="nothing in it is understood"):
+        make(tmp_path / "empty", tmp_path / "d2")
+
+
+def test_unwritable_target(small, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot be made|not an empty folder"):
+        make(small, tmp_path / "file" / "d")
+
+
+@pytest.fixture(scope="module")
+def reference_built(tmp_path_factory):
+    """Four drawn sources by the reference's recipe: 80 pairs."""
+    folder = tmp_path_factory.mktemp("reference")
+    write_scenes(folder / "s", num_images=4, seed=5, size=(256, 256))
+    counts = build_reference_dataset(folder / "s", folder / "d", seed=0)
+    assert counts == {"train": 64, "valid": 12, "test": 4}
+    return folder
+
+
+def test_audit_of_the_references_recipe(reference_built):
+    report = audit(reference_built / "d", progress=QUIET)
+    findings = {finding.name: finding for finding in report.findings}
+    assert set(findings) == {"lossy masks", "misregistered", "near-duplicates", "leak"}
+    assert "80 masks of 80" in findings["lossy masks"].message
+    assert "16 of 16 images in valid and test have a sibling in train" in findings["leak"].message
+    flagged = findings["misregistered"].files
+    assert all("/distorted_0.0" in name for name in flagged)  # nothing else is accused
+    assert sum("/distorted_0.03" in name for name in flagged) >= 3
+    assert "across parts" in findings["near-duplicates"].message
+
+
+def test_audit_of_our_recipe_is_clean(reference_built, tmp_path):
+    make(reference_built / "s", tmp_path / "d")
+    assert audit(tmp_path / "d", progress=QUIET).findings == []
+
+
+def test_audit_finds_planted_faults(reference_built, tmp_path):
+    make(reference_built / "s", tmp_path / "d", Recipe(valid=0.25, test=0.25))
+    train = tmp_path / "d" / "train"
+    one, two = sorted((train / "masks").iterdir())[:2]
+    held = first(tmp_path / "d" / "test")
+    mask = label_map(one)
+    cv2.imwrite(str(one), np.roll(mask, (9, 9), (0, 1)))
+    cv2.imwrite(str(two), np.ascontiguousarray(label_map(two)[:, ::-1]))
+    (train / "images" / "copy.png").write_bytes(held.read_bytes())
+    (train / "masks" / "copy.png").write_bytes((held.parents[1] / "masks" / held.name).read_bytes())
+    (train / "images" / "alone.png").write_bytes(held.read_bytes())
+    report = audit(tmp_path / "d", progress=QUIET)
+    found = [(finding.name, finding.message) for finding in report.findings]
+    messages = " | ".join(message for _, message in found)
+    assert {"unpaired", "copies", "misregistered"} <= {name for name, _ in found}
+    assert "are shifted" in messages or "of another image" in messages
+    assert "images occur more than once, 1 of them across parts" in messages
+    assert json.loads(json.dumps(report.to_json()))["pairs"]["train"] == 3
+
+
+def test_audit_of_real_images_finds_the_source_that_occurs_twice():
+    folder = SHARED / "data" / "cnseg_clustered"
+    if not folder.is_dir():
+        pytest.skip("the real images are not on this machine")
+    findings = {finding.name: finding for finding in audit(folder, progress=QUIET).findings}
+    assert findings["siblings"].files == ["10005: images/10005.jpg, images/barrdistorted_103_0.3_0.3_10005.jpg"]
+    assert any("10005.jpg" in name for name in findings["near-duplicates"].files)
+    assert "16 masks of 16" in findings["lossy masks"].message
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("hflipped_10001", "10001"),
+        ("rotated_270_10001", "10001"),
+        ("deformed_alpha_1300_sigmoid_8.0_10001", "10001"),
+        ("distorted_0.02_rsigma0.5_sigma40_10001", "10001"),
+        ("shrinked_0_8_10001", "10001"),
+        ("pincdistorted_105_0.3_-0.3_10001", "10001"),
+        ("slide_4_17", "slide_4_17"),
+        ("rotated_", "rotated_"),
+    ],
+)
+def test_names_of_variants_lead_to_their_source(name, source):
+    assert source_of(name) == source
+
+
+def test_registration_measures_a_shift():
+    scene = draw_scene(shape=(320, 320), seed=1, index=2)
+    mask = draw_instances(scene.outlines, shape=(320, 320)) > 0
+    assert registration(scene.image, mask).displacement < 0.006
+    shifted = registration(scene.image, np.roll(mask, (0, 8), (0, 1)))
+    assert shifted.drift == pytest.approx(8 / 320, rel=0.2)
+    assert np.isnan(registration(scene.image, mask * 0).agreement)
+
+
+def test_hashes_survive_recompression_and_turns_and_tell_scenes_apart():
+    scenes = [draw_scene(shape=(160, 160), seed=8, index=index).image for index in range(12)]
+    _, packed = cv2.imencode(".jpg", scenes[0], [cv2.IMWRITE_JPEG_QUALITY, 60])
+    variants = [
+        cv2.imdecode(packed, cv2.IMREAD_COLOR),
+        np.rot90(scenes[1]),
+        scenes[2][:, ::-1],
+        cv2.convertScaleAbs(scenes[3], alpha=0.9, beta=12),
+        cv2.resize(scenes[4], (300, 300)),
+    ]
+    hashes = np.stack([perceptual_hash(np.ascontiguousarray(image)) for image in [*scenes, *variants]])
+    assert near_pairs(hashes) == [(index, 12 + index) for index in range(5)]
+
+
+def test_statistics_count_what_is_there(drawn, tmp_path):
+    make(drawn, tmp_path / "d")
+    summary = write_statistics(tmp_path / "d", tmp_path, progress=QUIET)
+    rows = manifest_of(tmp_path / "d")
+    for split, facts in summary.items():
+        members = [row for row in rows if row["split"] == split]
+        assert facts["images"] == len(members)
+        assert facts["nuclei"] == sum(int(row["num_nuclei"]) for row in members)
+        mean = np.mean([float(row["foreground"]) for row in members])
+        assert facts["foreground_mean"] == pytest.approx(mean, abs=1e-5)
+        assert 0.3 < facts["touching_share"] <= 1
+    for name in ("stats.json", "d_statistics.png", "train_images_sample.png", "train_masks_sample.png"):
+        assert (tmp_path / name).stat().st_size > 500
+
+
+def test_touching_equals_a_loop_over_pixels(rng):
+    for _ in range(20):
+        labels = rng.integers(0, 9, (9, 11)) * (rng.random((9, 11)) < 0.25)
+        want = set()
+        for y, x in np.argwhere(labels > 0):
+            around = labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+            if ((around > 0) & (around != labels[y, x])).any():
+                want.add(int(labels[y, x]))
+        assert touching_nuclei(labels) == len(want)
+
+
+def test_commands(drawn, tmp_path):
+    from tests.test_command_line import refused, run
+
+    code, stdout, stderr = run("prepare", drawn, "--out", tmp_path / "d", "--size", 64, 64, "--valid", 0.2)
+    assert code == 0, stderr
+    assert "next: cervseg-jax train" in stdout
+    code, stdout, stderr = run("audit", tmp_path / "d")
+    assert code == 0, stdout + stderr
+    assert "ok: nothing found" in stdout
+    assert run("stats", tmp_path / "d", "--out", tmp_path / "stats")[0] == 0
+    code, _, stderr = run("prepare", drawn, "--out", tmp_path / "r", "--style", "reference", "--quiet")
+    assert code == 0
+    assert "sources are in several parts" in stderr
+    (tmp_path / "d" / "train" / "images" / "alone.png").write_bytes(first(drawn).read_bytes())
+    assert "1 findings" in refused(1, "audit", tmp_path / "d")
+    assert "this very dataset" in refused(
+        2, "prepare", drawn, "--out", tmp_path / "d", "--size", 64, 64, "--valid", 0.2
+    )
+    assert "--fold: must be one of" in refused(2, "prepare", drawn, "--out", tmp_path / "x", "--folds", 3, "--fold", 3)
+
+
+def test_a_full_disk_ends_in_one_message(small, tmp_path):
+    from tests.test_command_line import run_process
+
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+    )
+    code, _, stderr = run_process("prepare", small, "--out", tmp_path / "d", prelude=limit)
+    assert code == 2
+    assert stderr.count("error: ") == 1
+    code, stdout, stderr = run_process("prepare", small, "--out", tmp_path / "d")
+    assert code == 0, stderr
+    assert "going on with what an earlier call left" in stdout
