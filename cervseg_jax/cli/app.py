@@ -125,6 +125,7 @@ def prepare(
     groups: Annotated[Path | None, typer.Option(help="CSV with the columns stem and group (patient, slide).")] = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts for cross-validation; 0 for none.")] = 0,
     fold: Annotated[int, typer.Option(min=0, help="The part that becomes valid.")] = 0,
+    variants: Annotated[int, typer.Option(min=0, max=99, help="Augmented copies of each training image.")] = 0,
     on_bad_file: Annotated[OnBadFile, typer.Option(help="Stop at a bad file, or leave it out.")] = "fail",
     style: Annotated[
         Style, typer.Option(help="reference: the reference's 20 variants and its split, defects included.")
@@ -138,7 +139,7 @@ def prepare(
         run_prepare_reference(source, out, seed=seed, quiet=quiet)
         return
     from cervseg_jax.data.geometry import Geometry
-    from cervseg_jax.data.prepare import Recipe
+    from cervseg_jax.data.recipe import Recipe
 
     recipe = Recipe(
         geometry=Geometry(padding, size, tile),
@@ -152,6 +153,7 @@ def prepare(
         groups_csv=groups,
         folds=folds,
         fold=fold,
+        variants=variants,
         on_bad_file=on_bad_file,
     )
     run_prepare(source, out, recipe, quiet=quiet)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.collect import collect
-from cervseg_jax.data.prepare import Recipe, prepare
+from cervseg_jax.data.prepare import prepare
+from cervseg_jax.data.recipe import Recipe
 from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.files import make_folder, write_json
 

@@ -275,9 +275,10 @@ def _leaks(looks: Sequence[Look], groups: Sequence[str]) -> list[Finding]:
     )
     near = [
         (looks[i], looks[j])
-        for i, j in near_pairs(np.stack([look.hashes for look in looks]))
+        for i, j in (near_pairs(np.stack([look.hashes for look in looks])) if looks else ())
         if looks[i].pixels_sha256 != looks[j].pixels_sha256
-    ] if looks else []  # fmt: skip
+        and (looks[i].split != looks[j].split or looks[i].split == "all")  # variants within one part do no harm
+    ]
     _add(
         findings,
         "near-duplicates",

@@ -122,15 +122,15 @@ def touching_nuclei(labels: np.ndarray) -> int:
 
 
 def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: str) -> None:
-    """Draws images per split, nuclei per image, areas and foreground shares.
+    """Draws images per split, nuclei per image, stain colours, areas, foreground and touching shares.
 
     Args:
       path: the PNG to write.
       facts: by split.
       title: heading.
     """
-    figure = Figure(figsize=(10, 7), dpi=110, layout="constrained")
-    (count, per_image), (area, share) = figure.subplots(2, 2)
+    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    (count, per_image, colour), (area, share, touching) = figure.subplots(2, 3)
     names = [name for name, members in facts.items() if members]
     bars = count.bar(names, [len(facts[name]) for name in names], color="#1b6ca8", width=0.6)
     count.bar_label(bars)
@@ -144,11 +144,18 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
         if areas:
             area.hist(np.log10(areas), bins=30, alpha=0.55, label=name, density=True)
         share.hist([100 * fact.foreground for fact in members], bins=20, alpha=0.55, label=name, density=True)
+        rgb = np.array([fact.mean_rgb for fact in members])
+        colour.scatter(rgb[:, 0], rgb[:, 2], c=rgb / 255, s=28, edgecolors="0.3", linewidths=0.4)
+        if separates:
+            shares = [100 * fact.touching / len(fact.areas) for fact in members if fact.areas]
+            touching.hist(shares, bins=20, alpha=0.55, label=name, density=True)
+    colour.set(xlabel="red of the nuclei (each dot an image, in its colour)", ylabel="blue")
+    touching.set(xlabel="touching nuclei, % (needs instance labels)", ylabel="density")
     per_image.set(xlabel=f"{what} per image", ylabel="density")
     area.set(xlabel=f"log10 of the area of {what}, pixels", ylabel="density")
     share.set(xlabel="share of nucleus, %", ylabel="density")
     per_image.legend(frameon=False)
-    for axes in (count, per_image, area, share):
+    for axes in (count, per_image, colour, area, share, touching):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     buffer = io.BytesIO()

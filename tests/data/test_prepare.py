@@ -13,7 +13,8 @@ from cervseg_jax.data.collect import collect
 from cervseg_jax.data.dataset_folder import write_scenes
 from cervseg_jax.data.geometry import Geometry, pieces
 from cervseg_jax.data.outlines import draw_instances
-from cervseg_jax.data.prepare import Recipe, prepare
+from cervseg_jax.data.prepare import prepare
+from cervseg_jax.data.recipe import Recipe
 from cervseg_jax.data.reference_dataset import build_reference_dataset
 from cervseg_jax.data.registration import registration
 from cervseg_jax.data.similarity import near_pairs, perceptual_hash
@@ -92,6 +93,25 @@ def test_training_sees_the_groups_of_the_manifest(drawn, tmp_path, tiny_config):
     assert len(found["train"]) == 4 * len(groups["train"])
 
 
+def test_variants_are_of_training_images_alone_and_repeat(drawn, tmp_path):
+    recipe = Recipe(valid=0.2, test=0.2, variants=3)
+    make(drawn, tmp_path / "v", recipe)
+    rows = manifest_of(tmp_path / "v")
+    augmented = [row for row in rows if row["transform"].endswith("augmented")]
+    train = [row for row in rows if row["split"] == "train"]
+    assert {row["split"] for row in augmented} == {"train"}
+    assert len(augmented) == 3 * len(train) / 4
+    for row in augmented:
+        folder, name = tmp_path / "v" / "train", f"{row['stem']}.png"
+        labels, mask = label_map(folder / "instances" / name), label_map(folder / "masks" / name)
+        np.testing.assert_array_equal(labels > 0, mask > 0)
+        original = label_map(folder / "images" / f"{row['stem'].rpartition('_v')[0]}.png")
+        assert not np.array_equal(label_map(folder / "images" / name), original)
+    make(drawn, tmp_path / "again", recipe)
+    assert bytes_of(tmp_path / "v") == bytes_of(tmp_path / "again")
+    assert audit(tmp_path / "v", progress=QUIET).findings == []
+
+
 def test_small_nuclei_lie_on_top_and_the_large_ones_stay_whole_in_the_polygons(tmp_path):
     source = tmp_path / "s"
     source.mkdir()
@@ -159,7 +179,7 @@ def test_interrupted_work_is_taken_up(drawn, tmp_path, monkeypatch):
     make(drawn, tmp_path / "straight")
     from cervseg_jax.data import prepare as module
 
-    build, calls = module._build, []
+    build, calls = module.build_source, []
 
     def failing(entry, *rest):
         calls.append(entry.item.stem)
@@ -167,11 +187,11 @@ def test_interrupted_work_is_taken_up(drawn, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return build(entry, *rest)
 
-    monkeypatch.setattr(module, "_build", failing)
+    monkeypatch.setattr(module, "build_source", failing)
     with pytest.raises(KeyboardInterrupt):
         make(drawn, tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / "dataset.json").read_text())["state"] == "building"
-    monkeypatch.setattr(module, "_build", lambda *args: (calls.append(args[0].item.stem), build(*args))[1])
+    monkeypatch.setattr(module, "build_source", lambda *args: (calls.append(args[0].item.stem), build(*args))[1])
     resumed = []
     make(drawn, tmp_path / "cut", resumed=lambda: resumed.append(True))
     assert resumed == [True]
