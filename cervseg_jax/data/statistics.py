@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -137,23 +138,23 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
     count.set_ylabel("images")
     separates = all(fact.separates for name in names for fact in facts[name])
     what = "nuclei" if separates else "connected regions"
+    groups: dict[str, dict[str, list[float]]] = {
+        "per_image": {name: [len(fact.areas) for fact in facts[name]] for name in names},
+        "area": {name: [float(np.log10(a)) for fact in facts[name] for a in fact.areas] for name in names},
+        "share": {name: [100 * fact.foreground for fact in facts[name]] for name in names},
+        "touching": {
+            name: [100 * fact.touching / len(fact.areas) for fact in facts[name] if fact.areas and separates]
+            for name in names
+        },
+    }
+    _histogram(per_image, groups["per_image"], f"{what} per image")
+    _histogram(area, groups["area"], f"log10 of the area of {what}, pixels")
+    _histogram(share, groups["share"], "share of nucleus, %")
+    _histogram(touching, groups["touching"], "touching nuclei, % (needs instance labels)")
     for name in names:
-        members = facts[name]
-        areas = [value for fact in members for value in fact.areas if value > 0]
-        per_image.hist([len(fact.areas) for fact in members], bins=20, alpha=0.55, label=name, density=True)
-        if areas:
-            area.hist(np.log10(areas), bins=30, alpha=0.55, label=name, density=True)
-        share.hist([100 * fact.foreground for fact in members], bins=20, alpha=0.55, label=name, density=True)
-        rgb = np.array([fact.mean_rgb for fact in members])
+        rgb = np.array([fact.mean_rgb for fact in facts[name]])
         colour.scatter(rgb[:, 0], rgb[:, 2], c=rgb / 255, s=28, edgecolors="0.3", linewidths=0.4)
-        if separates:
-            shares = [100 * fact.touching / len(fact.areas) for fact in members if fact.areas]
-            touching.hist(shares, bins=20, alpha=0.55, label=name, density=True)
     colour.set(xlabel="red of the nuclei (each dot an image, in its colour)", ylabel="blue")
-    touching.set(xlabel="touching nuclei, % (needs instance labels)", ylabel="density")
-    per_image.set(xlabel=f"{what} per image", ylabel="density")
-    area.set(xlabel=f"log10 of the area of {what}, pixels", ylabel="density")
-    share.set(xlabel="share of nucleus, %", ylabel="density")
     per_image.legend(frameon=False)
     for axes in (count, per_image, colour, area, share, touching):
         axes.spines[["top", "right"]].set_visible(False)
@@ -161,6 +162,19 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())
+
+
+def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:
+    """Draws shares of each split over common bins, as outlines that do not hide each other."""
+    together = [value for several in values.values() for value in several]
+    axes.set(xlabel=label, ylabel="share")
+    if not together:
+        return
+    edges = np.linspace(min(together), max(together) + 1e-9, 16)
+    for name, several in values.items():
+        if several:
+            counts, _ = np.histogram(several, edges)
+            axes.stairs(counts / len(several), edges, label=name, linewidth=1.8)
 
 
 def _measure(path: Path) -> ImageFacts:
