@@ -4,7 +4,6 @@ A folder holds `contract.json` and the weights file that it names, with its chec
 last and in one move, so a reader always finds a matching pair.
 """
 
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cervseg_jax import __version__
 from cervseg_jax.data.decode import MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
-from cervseg_jax.files import make_folder, write_bytes, write_text
+from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.models import Apply, build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.typing import ModelState, Params
@@ -87,7 +86,7 @@ def save_weights(
         val_loss=val_loss,
         version=__version__,
         weights_file=f"weights_epoch_{epoch:04d}.npz",
-        weights_sha256=hashlib.sha256(data).hexdigest(),
+        weights_sha256=sha256_of(data),
     )
     make_folder(folder)
     try:
@@ -138,7 +137,7 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    if hashlib.sha256(data).hexdigest() != contract.weights_sha256:
+    if sha256_of(data) != contract.weights_sha256:
         raise CheckpointError(f"{path}: is damaged (its checksum differs from the one in contract.json)")
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}

@@ -15,8 +15,8 @@ from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.reference_style import VARIANT_PREFIXES
 from cervseg_jax.data.registration import Registration, registration
 from cervseg_jax.data.similarity import near_pairs, perceptual_hash
-from cervseg_jax.data.source import SPLITS, list_images
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.data.source import list_images, split_folders
+from cervseg_jax.errors import DataError
 from cervseg_jax.files import sha256_of
 
 MAX_EXAMPLES = 5
@@ -91,11 +91,7 @@ def audit(dataset: Path, *, progress: Callable[[str, int], Any]) -> Report:
     Raises:
       ConfigError: if there are no such folders.
     """
-    folders = {split: dataset / split for split in SPLITS if (dataset / split / "images").is_dir()}
-    if not folders and (dataset / "images").is_dir():
-        folders = {"all": dataset}
-    if not folders:
-        raise ConfigError(f"{dataset}: has neither train, valid or test with images, nor images and masks")
+    folders = split_folders(dataset)
     findings: list[Finding] = []
     pairs = [pair for split, folder in folders.items() for pair in _pairs(split, folder, dataset, findings)]
     looks: list[Look] = []

@@ -22,6 +22,7 @@ from cervseg_jax.data.decode import read_bytes, read_image
 from cervseg_jax.data.manifest import Record, groups_from_csv, write_manifest
 from cervseg_jax.data.recipe import Part, Recipe, Seen
 from cervseg_jax.data.similarity import join_groups, near_pairs, perceptual_hash
+from cervseg_jax.data.source import first_few
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import make_folder, sha256_of, write_json
@@ -184,8 +185,6 @@ def _claim(out: Path, facts: Mapping[str, Any], is_resumed: Callable[[], None]) 
     write_json(path, {**facts, "version": __version__, "state": "building"})
 
 
-def _several(problems: Sequence[str], limit: int = 10) -> str:
-    listed = sorted(problems)
-    more = f"\n  and {len(listed) - limit} more" if len(listed) > limit else ""
+def _several(problems: Sequence[str]) -> str:
     advice = "repair or remove them, or leave them out with --on-bad-file skip"
-    return f"{len(listed)} files cannot be used; {advice}:\n  " + "\n  ".join(listed[:limit]) + more
+    return f"{len(problems)} files cannot be used; {advice}:\n  " + first_few(sorted(problems), "\n  ")

@@ -114,6 +114,26 @@ def find_pairs(data: DataConfig, *, whole: bool = False) -> tuple[dict[str, list
     return found, problems
 
 
+def split_folders(dataset: Path) -> dict[str, Path]:
+    """Finds the parts of a dataset folder.
+
+    Args:
+      dataset: `{train,valid,test}/{images,masks}`, or `images` and `masks`.
+
+    Returns:
+      Folder by part; a folder that is not divided is the one part "all".
+
+    Raises:
+      ConfigError: if it is neither.
+    """
+    folders = {split: dataset / split for split in SPLITS if (dataset / split / "images").is_dir()}
+    if not folders and (dataset / "images").is_dir():
+        return {"all": dataset}
+    if not folders:
+        raise ConfigError(f"{dataset}: has neither train, valid or test with images, nor images and masks")
+    return folders
+
+
 def list_images(folder: Path) -> list[Path]:
     """Lists a folder's image files by suffix, sorted by name.
 
@@ -227,7 +247,7 @@ def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]
     if lonely and (data.on_bad_file == "fail" or len(lonely) == len(images)):
         raise DataError(
             f"{folder / 'images'}: {len(lonely)} of {len(images)} images have no mask of the same stem in "
-            f"{folder / 'masks'}: {_first_few(images[stem].name for stem in lonely)}"
+            f"{folder / 'masks'}: {first_few(images[stem].name for stem in lonely)}"
         )
     problems = [f"{images[stem]}: has no mask" for stem in lonely]
     problems += [f"{masks[stem]}: a mask without an image" for stem in sorted(masks.keys() - images.keys())]
@@ -261,10 +281,11 @@ def _read_facts(pair: Pair, mask_rule: MaskRule) -> PairFacts:
 
 def _bad_files_message(problems: Sequence[str], num_pairs: int) -> str:
     advice = "repair or remove them, or leave them out with --set data.on_bad_file=skip"
-    return f"{len(problems)} of {num_pairs} pairs cannot be used; {advice}:\n  " + _first_few(problems, "\n  ")
+    return f"{len(problems)} of {num_pairs} pairs cannot be used; {advice}:\n  " + first_few(problems, "\n  ")
 
 
-def _first_few(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
+def first_few(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
+    """Joins the first items, and says how many more there are."""
     listed = list(items)
     rest = len(listed) - limit
     return separator.join(listed[:limit] + ([f"and {rest} more"] if rest > 0 else []))

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from cervseg_jax.data.decode import read_image, read_labels, read_mask
-from cervseg_jax.data.source import SPLITS, list_images
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.data.source import list_images, split_folders
+from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_bytes, write_json, write_png
 from cervseg_jax.plots import TRUTH_COLOUR, draw_outline, draw_sheet
 
@@ -51,11 +51,7 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
       ConfigError: if there are no such folders.
       DataError: if a file is bad or has no partner.
     """
-    folders = {split: dataset / split for split in SPLITS if (dataset / split / "images").is_dir()}
-    if not folders and (dataset / "images").is_dir():
-        folders = {"all": dataset}
-    if not folders:
-        raise ConfigError(f"{dataset}: has neither train, valid or test with images, nor images and masks")
+    folders = split_folders(dataset)
     paths = {split: list_images(folder / "images") for split, folder in folders.items()}
     facts: dict[str, list[ImageFacts]] = {}
     with progress("counting", sum(map(len, paths.values()))) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
