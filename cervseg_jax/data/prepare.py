@@ -25,10 +25,10 @@ from cervseg_jax.data.similarity import join_groups, near_pairs, perceptual_hash
 from cervseg_jax.data.source import first_few
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import make_folder, sha256_of, write_json
+from cervseg_jax.files import make_folder, sha256_of, write_json, write_text
 
 DATASET_FILE = "dataset.json"
-RECORDS = ".records"
+RECORDS, PLAN = ".records", "plan"
 Z_ORDER = "smaller nuclei lie on top of larger ones"
 
 
@@ -70,7 +70,7 @@ def prepare(
     if problems and recipe.on_bad_file == "fail":
         raise DataError(_several(problems))
     parts = divide(seen, recipe)
-    make_folder(out / RECORDS)
+    _check_plan(out, seen, parts)
     notes: list[str] = []
 
     def build(entry: Seen) -> list[Record]:
@@ -183,6 +183,22 @@ def _claim(out: Path, facts: Mapping[str, Any], is_resumed: Callable[[], None]) 
         raise ConfigError(f"--out: {out} is there already and not an empty folder; choose another one")
     make_folder(out)
     write_json(path, {**facts, "version": __version__, "state": "building"})
+
+
+def _check_plan(out: Path, seen: Sequence[Seen], parts: Mapping[str, Part]) -> None:
+    """Makes sure that files of an earlier, interrupted call still belong where they were put.
+
+    Raises:
+      ConfigError: if the source has changed since, so that images may have moved to other parts.
+    """
+    plan = {entry.item.stem: [*parts[entry.item.stem], entry.sha256] for entry in seen}
+    digest = sha256_of(json.dumps(plan, sort_keys=True).encode())
+    path = make_folder(out / RECORDS) / PLAN
+    if path.exists() and path.read_text() != digest:
+        raise ConfigError(
+            f"--out: {out} was begun with other source files, which may lie in other parts now; choose another folder"
+        )
+    write_text(path, digest)
 
 
 def _several(problems: Sequence[str]) -> str:

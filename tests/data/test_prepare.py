@@ -199,6 +199,17 @@ def test_interrupted_work_is_taken_up(drawn, tmp_path, monkeypatch):
     assert cut == straight
 
 
+def test_a_source_that_changed_in_between_is_not_mixed_in(small, tmp_path):
+    edit_json(small, lambda document: document["shapes"][0].update(points=[[1, 1], [2, 2]]))
+    with pytest.raises(DataError, match="has 2 points"):
+        make(small, tmp_path / "d")
+    for kind in ("images", "labelme"):
+        first(small, kind).unlink()
+    with pytest.raises(ConfigError, match="was begun with other source files"):
+        make(small, tmp_path / "d")
+    assert len(make(small, tmp_path / "e").records) == 4
+
+
 def test_existing_folders_are_left_alone(drawn, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
