@@ -179,7 +179,8 @@ def _measure(path: Path) -> ImageFacts:
     if labels.shape != image.shape[:2]:
         raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]}, its truth {labels.shape[1]}x{labels.shape[0]}")
     if not separates:
-        labels, _ = ndimage.label(labels > 0)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
+        regions: Any = ndimage.label(labels > 0)
+        labels = np.asarray(regions[0], np.int32)
     areas = np.bincount(labels.ravel())[1:]
     inside = labels > 0
     pixels = image[inside] if inside.any() else image.reshape(-1, 3)
