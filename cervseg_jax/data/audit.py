@@ -125,7 +125,7 @@ def source_of(stem: str) -> str:
       >>> source_of("flower_7")
       'flower_7'
     """
-    while any(stem.startswith(prefix) for prefix in VARIANT_PREFIXES):
+    while stem.startswith(VARIANT_PREFIXES):
         shorter = re.sub(r"^[a-z]+_(?:(?:alpha|sigmoid|rsigma|sigma)?_?-?[0-9.]+_)*", "", stem)
         if shorter == stem or not shorter:
             return stem
@@ -152,7 +152,8 @@ def _look(split: str, image_path: Path, mask_path: Path, dataset: Path) -> Look:
     image = decode_image(read_bytes(image_path), source=image_path)
     data = read_bytes(mask_path)
     mask, levels = decode_mask(data, source=mask_path)
-    inflated = decode_mask(data, source=mask_path, rule="any_nonzero").mask
+    # The rules differ on lossy masks alone, and most masks are none.
+    inflated = mask if levels <= 2 else decode_mask(data, source=mask_path, rule="any_nonzero").mask
     if mask.shape != image.shape[:2]:
         raise DataError(
             f"{_name(image_path, dataset)}: is {image.shape[1]}x{image.shape[0]}, "

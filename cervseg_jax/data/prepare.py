@@ -18,7 +18,7 @@ import numpy as np
 from cervseg_jax import __version__
 from cervseg_jax.data.build import build_source
 from cervseg_jax.data.collect import Item, collect
-from cervseg_jax.data.decode import read_bytes, read_image
+from cervseg_jax.data.decode import decode_image, read_bytes
 from cervseg_jax.data.manifest import Record, groups_from_csv, write_manifest
 from cervseg_jax.data.recipe import Part, Recipe, Seen
 from cervseg_jax.data.similarity import join_groups, near_pairs, perceptual_hash
@@ -138,8 +138,9 @@ def divide(seen: Sequence[Seen], recipe: Recipe) -> dict[str, Part]:
 
 
 def _look(item: Item) -> Seen:
-    image = read_image(item.image_path)
-    return Seen(item, image.shape[:2], sha256_of(read_bytes(item.image_path)), perceptual_hash(image))
+    data = read_bytes(item.image_path)
+    image = decode_image(data, source=item.image_path)
+    return Seen(item, image.shape[:2], sha256_of(data), perceptual_hash(image))
 
 
 def _for_all(work: Callable[[Any], Any], entries: Sequence[Any], each: Callable[[], None], problems: list[str]) -> list:

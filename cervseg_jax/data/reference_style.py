@@ -6,7 +6,7 @@ Pictures are BGR as OpenCV reads them, [h, w, 3], because the elastic field diff
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -183,20 +183,20 @@ def offline_variants(
             yield f"{prefix}_{number}_{RADIUS}_{amount}_", warped
 
 
-VARIANT_PREFIXES: Mapping[str, str] = {
-    "hflipped_": "mirrored",
-    "vflipped_": "mirrored",
-    "rotated_": "rotated",
-    "deformed_": "elastic",
-    "distorted_": "distorted",
-    "shrinked_": "shrunken",
-    "sheared_": "sheared",
-    "barrdistorted_": "bulged",
-    "pincdistorted_": "bulged",
-    "sharpened_": "sharpened",
-    "brightened_": "brightened",
-}
-"""Beginnings of file names that the reference gives to variants, and what they are."""
+VARIANT_PREFIXES = (
+    "hflipped_",
+    "vflipped_",
+    "rotated_",
+    "deformed_",
+    "distorted_",
+    "shrinked_",
+    "sheared_",
+    "barrdistorted_",
+    "pincdistorted_",
+    "sharpened_",
+    "brightened_",
+)
+"""Beginnings of file names that the reference gives to variants."""
 
 
 def _in_steps(positions: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-HASH_BITS = 64
 NEAR = 6
 """Images whose hashes differ in at most this many of the 64 bits count as near-duplicates."""
 
