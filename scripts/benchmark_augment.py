@@ -20,7 +20,7 @@ from cervseg_jax.data.reference_dataset import build_reference_dataset
 from cervseg_jax.data.synthetic import draw_scene
 
 SIDE = 512
-NUM_SOURCES = 8
+NUM_SOURCES = 48
 REFERENCE_SECONDS = 2.7
 """Of the reference implementation for 20 variants of one source's image and mask with files, on one core."""
 

@@ -63,19 +63,18 @@ def as_ring(points: Any, *, name: str, at_least: int = 3) -> np.ndarray:
     Raises:
       DataError: if they are not pairs of ordinary numbers, or too few.
     """
-    valid = isinstance(points, list) and all(
-        isinstance(point, list | tuple)
-        and len(point) >= 2
-        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in point[:2])
-        for point in points
-    )
-    if not valid:
+    pairs = isinstance(points, list) and all(isinstance(point, list | tuple) and len(point) >= 2 for point in points)
+    if not pairs or not {type(value) for point in points for value in point[:2]} <= {int, float}:
         raise DataError(f"{name}: its points are not a list of [x, y] numbers")
     if len(points) < at_least:
         raise DataError(f"{name}: has {len(points)} points, at least {at_least} are needed")
-    if not all(math.isfinite(value) and abs(value) <= MAX_COORDINATE for point in points for value in point[:2]):
+    try:
+        ring = np.array([point[:2] for point in points], np.float64)
+    except OverflowError:  # a whole number of hundreds of digits
+        ring = np.array([[math.inf, math.inf]])
+    if not (np.abs(ring) <= MAX_COORDINATE).all():
         raise DataError(f"{name}: has a coordinate beyond {MAX_COORDINATE:.0f}, or one that is no number")
-    return np.array([point[:2] for point in points], np.float64)
+    return ring
 
 
 def _no_constant(text: str) -> Any:

@@ -61,9 +61,9 @@ def read_labelme(data: bytes, *, source: Path) -> Annotation:
 
 
 def _rings(shape: dict[str, Any], kind: str, *, name: str) -> Rings:
-    points = as_ring(shape.get("points"), name=name, at_least=2)
+    points = as_ring(shape.get("points"), name=name, at_least=3 if kind == "polygon" else 2)
     if kind == "polygon":
-        return [as_ring(shape.get("points"), name=name)]
+        return [points]
     if kind in ("rectangle", "oriented_rectangle"):
         return [_box(points) if len(points) == 2 else points]
     if kind == "circle":

@@ -73,7 +73,7 @@ def build_reference_dataset(
 
 
 def _pictures(item: Item) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask as BGR squares of 512 pixels."""
+    """Image (BGR) and mask (0 or 255) as squares of 512 pixels."""
     image = read_image(item.image_path)[:, :, ::-1]
     height, width = image.shape[:2]
     truth = read_truth(item, mask_rule="half_range")
@@ -86,8 +86,8 @@ def _pictures(item: Item) -> tuple[np.ndarray, np.ndarray]:
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     squares = []
-    for picture, colour in ((image, image[2, 2]), (np.dstack([mask] * 3), (0, 0, 0))):
-        canvas = np.empty((side, side, 3), np.uint8)
+    for picture, colour in ((image, image[2, 2]), (mask, 0)):
+        canvas = np.empty((side, side, *picture.shape[2:]), np.uint8)
         canvas[:] = colour
         canvas[top : top + height, left : left + width] = picture
         squares.append(cv2.resize(canvas, (SIZE, SIZE)))
@@ -112,5 +112,6 @@ def _divide(out: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _write_jpeg(path: Path, picture: np.ndarray) -> None:
-    _, packed = cv2.imencode(".jpg", np.ascontiguousarray(picture))
+    colours = picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    _, packed = cv2.imencode(".jpg", np.ascontiguousarray(colours))
     write_bytes(path, packed.tobytes(), durable=False)

@@ -2,11 +2,12 @@
 
 For comparison alone. Its border rules, its rotation about (width / 2, height / 2), its bulges that add up from centre
 to centre, its elastic field that is smoothed across colour channels: all of it is kept here and nowhere else.
-Pictures are BGR as OpenCV reads them, [h, w, 3], because the elastic field differs between channels.
+Pictures are BGR as OpenCV reads them, [h, w, 3], because the elastic field differs between channels; a mask of three
+equal channels may be given as [h, w], which is the same and three times as fast.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ ALPHA, SIGMA, ELASTIC_SEED = 1300, 8, 137
 DISTORTIONS, DISTORTION_SIGMA = (0.02, 0.03), 40
 
 Colour = tuple[float, ...]
+Maps = tuple[np.ndarray, np.ndarray]
+"""Positions to fetch from, as `cv2.remap` takes them."""
 
 
 def rotate(picture: np.ndarray, angle: float, *, border: Colour) -> np.ndarray:
@@ -37,28 +40,24 @@ def shrink(picture: np.ndarray, ratio: float, *, colour: Callable[[np.ndarray], 
     """Shrinks by nearest neighbour and puts the result on a canvas of `colour(shrunken)`."""
     height, width = picture.shape[:2]
     small = cv2.resize(picture, (int(width * ratio), int(height * ratio)), interpolation=cv2.INTER_NEAREST)
-    small = small.reshape(*small.shape[:2], -1)
-    canvas = np.empty((height, width, small.shape[2]), np.uint8)
+    canvas = np.empty((height, width, *small.shape[2:]), np.uint8)
     canvas[:] = colour(small)
     top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
 
 
-def elastic(picture: np.ndarray, field: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Displaces by fields dx and dy of the picture's own shape [h, w, c], bilinearly, edges repeated."""
-    rows, columns = np.indices(picture.shape[:2], np.float32)
+def elastic(picture: np.ndarray, maps: Sequence[Maps]) -> np.ndarray:
+    """Displaces each channel by its own field (see `elastic_maps`), bilinearly, edges repeated."""
     warped = [
-        cv2.remap(
-            np.ascontiguousarray(picture[..., channel]),
-            columns + field[0][..., channel].astype(np.float32),
-            rows + field[1][..., channel].astype(np.float32),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        for channel in range(picture.shape[2])
+        cv2.remap(channel, *of_channel, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for channel, of_channel in zip(_channels(picture, len(maps)), maps, strict=True)
     ]
-    return np.stack(warped, axis=2)
+    return cv2.merge(warped)
+
+
+def _channels(picture: np.ndarray, number: int) -> Sequence[np.ndarray]:
+    return [picture] * number if picture.ndim == 2 else cv2.split(picture)
 
 
 def elastic_fields(shapes: tuple[tuple[int, int, int], ...]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -70,43 +69,60 @@ def elastic_fields(shapes: tuple[tuple[int, int, int], ...]) -> list[tuple[np.nd
     ]  # pyright: ignore[reportReturnType]
 
 
+def elastic_maps(field: tuple[np.ndarray, np.ndarray]) -> tuple[Maps, ...]:
+    """Positions for each channel of a field (dx, dy), each [h, w, c]; the reference does not round these."""
+    dx, dy = (np.moveaxis(part, 2, 0).astype(np.float32) for part in field)
+    rows, columns = np.indices(field[0].shape[:2], np.float32)
+    return tuple(zip(columns + dx, rows + dy, strict=True))
+
+
 @functools.lru_cache(maxsize=2)
-def _offline_field(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    return elastic_fields((shape,))[0]
+def _offline_maps(height: int, width: int) -> tuple[Maps, ...]:
+    return elastic_maps(elastic_fields(((height, width, 3),))[0])
 
 
 def distort(picture: np.ndarray, amount: float, noise: np.ndarray) -> np.ndarray:
-    """Warps along the gradient of smoothed noise [s, s], s being the larger side; black outside."""
+    """Warps along the gradient of smoothed white noise; black outside.
+
+    The reference draws a picture of noise and applies a Gaussian of sigma 40, edges mirrored. What is mirrored at its
+    edges is a sum of cosines, and the Gaussian leaves the first few dozen, whose coefficients are white noise as well.
+
+    Args:
+      picture: [h, w] or [h, w, 3].
+      amount: largest displacement along each axis as a share of the larger side, in whole pixels.
+      noise: coefficients of the noise's orthonormal cosine transform, lowest first, `noise_shape(max(h, w))` of them.
+
+    Returns:
+      The warped picture.
+    """
     height, width = picture.shape[:2]
     side = max(height, width)
-    dx, dy = (smoothed * int(side * amount) / smoothed.max() for smoothed in _gradient(noise))
-    rows, columns = np.arange(side, dtype=np.float32)[:, None], np.arange(side, dtype=np.float32)
-    square = cv2.resize(picture, (side, side))
-    warped = cv2.remap(square, _in_steps(columns - dx), _in_steps(rows - dy), cv2.INTER_LINEAR)
-    return cv2.resize(warped, (width, height))
-
-
-def _gradient(noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives along x and y of the noise after a Gaussian of sigma 40, edges mirrored.
-
-    A field that is mirrored at its edges is a sum of cosines, and after this Gaussian the first few dozen are left:
-    two thin matrix products instead of filters of 321 taps.
-    """
-    side = noise.shape[0]
     cosines, slopes = _smooth_basis(side)
-    coefficients = cosines.T @ noise.astype(np.float32) @ cosines
-    return cosines @ coefficients @ slopes.T, slopes @ coefficients @ cosines.T
+    given = noise.astype(np.float32)
+    # cv2.gemm, as the matrix products of numpy start threads of their own, and this runs in one of many.
+    dx, dy = (_product(_product(left, given), right.T) for left, right in ((cosines, slopes), (slopes, cosines)))
+    rows, columns = np.arange(side, dtype=np.float32)[:, None], np.arange(side, dtype=np.float32)
+    maps = _fixed(columns - dx * (int(side * amount) / dx.max()), rows - dy * (int(side * amount) / dy.max()))
+    return cv2.resize(cv2.remap(cv2.resize(picture, (side, side)), *maps, cv2.INTER_LINEAR), (width, height))
+
+
+def noise_shape(side: int) -> tuple[int, int]:
+    """Number of the cosines that a Gaussian of sigma 40 leaves of a picture of `side` pixels, along both axes."""
+    number = min(side, max(2, int(6 * side / (np.pi * DISTORTION_SIGMA)) + 1))
+    return number, number
 
 
 @functools.lru_cache(maxsize=2)
 def _smooth_basis(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cosines that a Gaussian of sigma 40 leaves, each weighted by the root of its share, and their slopes."""
-    frequency = np.pi * np.arange(max(2, int(6 * side / (np.pi * DISTORTION_SIGMA)) + 1)) / side
-    weight = np.sqrt(np.where(frequency == 0, 1.0, 2.0) / side)
-    share = np.exp(-0.25 * (frequency * DISTORTION_SIGMA) ** 2)
+    """Cosines [side, number], each weighted by the root of what the Gaussian leaves of it, and their slopes."""
+    frequency = np.pi * np.arange(noise_shape(side)[0]) / side
+    weight = np.sqrt(np.where(frequency == 0, 1.0, 2.0) / side) * np.exp(-0.5 * (frequency * DISTORTION_SIGMA) ** 2)
     angle = (np.arange(side)[:, None] + 0.5) * frequency
-    cosines, slopes = np.cos(angle), -np.sin(angle) * frequency
-    return (cosines * weight * share).astype(np.float32), (slopes * weight * share).astype(np.float32)
+    return (np.cos(angle) * weight).astype(np.float32), (-np.sin(angle) * frequency * weight).astype(np.float32)
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return cv2.gemm(left, np.ascontiguousarray(right), 1.0, None, 0.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def bulge(picture: np.ndarray, centre: tuple[float, float], *, radius: float, amount: float) -> np.ndarray:
@@ -116,9 +132,7 @@ def bulge(picture: np.ndarray, centre: tuple[float, float], *, radius: float, am
 
 
 @functools.lru_cache(maxsize=32)
-def _bulge_maps(
-    height: int, width: int, centre: tuple[float, float], radius: float, amount: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _bulge_maps(height: int, width: int, centre: tuple[float, float], radius: float, amount: float) -> Maps:
     x0, y0, reach = width * centre[0], height * centre[1], width * radius
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     dx, dy = columns - x0, rows - y0
@@ -127,10 +141,7 @@ def _bulge_maps(
     factor = np.ones_like(distance)
     factor[inside] = np.sin(np.pi * distance[inside] / reach / 2) ** amount
     within = distance < reach
-    return (
-        _in_steps(np.where(within, factor * dx + x0, columns)),
-        _in_steps(np.where(within, factor * dy + y0, rows)),
-    )
+    return _fixed(np.where(within, factor * dx + x0, columns), np.where(within, factor * dy + y0, rows))
 
 
 def bulges(picture: np.ndarray, *, radius: float, amount: float) -> Iterator[np.ndarray]:
@@ -158,7 +169,7 @@ def offline_variants(
     """Makes the 20 variants of the published dataset.
 
     Args:
-      picture: uint8 [s, s, 3], BGR; a mask as three equal channels.
+      picture: uint8 [s, s, 3], BGR, or a mask [s, s].
       is_mask: masks are rotated onto black, images onto their pixel (2, 2).
       random: source of the distortions' noise. The reference draws image and mask from an unseeded generator at
         different times, so that the two do not match; pass different generators to repeat that.
@@ -172,10 +183,10 @@ def offline_variants(
     border = (0.0, 0.0, 0.0) if is_mask else tuple(float(value) for value in picture[2, 2])
     for angle in (90, 180, 270):
         yield f"rotated_{angle}_", rotate(picture, angle, border=border)
-    shape = (picture.shape[0], picture.shape[1], picture.shape[2])
-    yield f"deformed_alpha_{ALPHA}_sigmoid_{float(SIGMA)}_", elastic(picture, _offline_field(shape))
+    shape = (picture.shape[0], picture.shape[1])
+    yield f"deformed_alpha_{ALPHA}_sigmoid_{float(SIGMA)}_", elastic(picture, _offline_maps(*shape))
     for amount in DISTORTIONS:
-        noise = random.standard_normal((max(shape[:2]),) * 2)
+        noise = random.standard_normal(noise_shape(max(shape)))
         yield f"distorted_{amount}_rsigma0.5_sigma{DISTORTION_SIGMA}_", distort(picture, amount, noise)
     yield "shrinked_0_8_", shrink(picture, 0.8, colour=lambda small: small[2, 2])
     for prefix, amount in (("barrdistorted", AMOUNT), ("pincdistorted", -AMOUNT)):
@@ -199,23 +210,24 @@ VARIANT_PREFIXES = (
 """Beginnings of file names that the reference gives to variants."""
 
 
-def _in_steps(positions: np.ndarray) -> np.ndarray:
-    """Rounds to 1/32 pixel, as OpenCV 4 does before it interpolates."""
-    return (np.round(positions.astype(np.float32) * 32) / 32).astype(np.float32)
+def _fixed(map_x: np.ndarray, map_y: np.ndarray) -> Maps:
+    """Rounds positions to 1/32 pixel, as OpenCV 4 does before it interpolates."""
+    maps = cv2.convertMaps(map_x.astype(np.float32), map_y.astype(np.float32), cv2.CV_16SC2)
+    return maps[0], maps[1]
 
 
 def _warp(picture: np.ndarray, matrix: np.ndarray, border: Colour) -> np.ndarray:
     """Affine warp in the fixed-point arithmetic of OpenCV 4; version 5 interpolates between finer positions."""
-    map_x, map_y = _affine_maps(picture.shape[0], picture.shape[1], tuple(matrix.astype(np.float64).ravel().tolist()))
-    return cv2.remap(picture, map_x, map_y, cv2.INTER_LINEAR, borderValue=border)
+    maps = _affine_maps(picture.shape[0], picture.shape[1], tuple(matrix.astype(np.float64).ravel().tolist()))
+    return cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderValue=border)
 
 
 @functools.lru_cache(maxsize=32)
-def _affine_maps(height: int, width: int, matrix: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _affine_maps(height: int, width: int, matrix: tuple[float, ...]) -> Maps:
     inverse = cv2.invertAffineTransform(np.array(matrix).reshape(2, 3))
     columns, rows = np.arange(width), np.arange(height)[:, None]
     map_x, map_y = (
         (np.rint(a * columns * 1024).astype(int) + np.rint((b * rows + c) * 1024).astype(int) + 16 >> 5) / 32
         for a, b, c in inverse
     )
-    return map_x.astype(np.float32), map_y.astype(np.float32)
+    return _fixed(map_x, map_y)
