@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cervseg_jax"
 
 LAYERS = (
     ("__init__", "errors", "typing", "components", "yaml12", "sections", "files", "console"),
-    ("models", "losses", "metrics", "plots"),
+    ("models", "losses", "metrics", "plots", "pages"),
     ("data.augment", "data.headers", "data.decode", "data.split", "data.outlines"),
     ("config", "data.annotation", "data.labelme", "data.formats", "data.synthetic"),
     ("data", "weights"),

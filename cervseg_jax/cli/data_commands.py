@@ -42,6 +42,8 @@ def run_audit(dataset: Path, out: Path | None, *, quiet: bool) -> None:
 
 def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None:
     """Makes a dataset."""
+    from cervseg_jax.data.statistics import write_statistics
+
     if recipe.folds == 1 or (recipe.folds and recipe.fold >= recipe.folds):
         raise ConfigError(f"--fold: must be one of 0 .. {recipe.folds - 1} with at least 2 --folds, got {recipe.fold}")
     reporter = Reporter(quiet=quiet)
@@ -67,6 +69,8 @@ def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None
             reporter.info(f"{split}: {images[split]} images of {groups} sources, {nuclei} nuclei")
     if made.records and all(record.num_nuclei < 0 for record in made.records):
         reporter.warn("the masks do not tell touching nuclei apart; the dataset has no instance labels")
+    write_statistics(out.absolute(), out.absolute(), progress=reporter.progress)
+    reporter.info(f"what it holds: {out / 'overview.html'}")
     reporter.info(f"written to {out}; next: cervseg-jax train CONFIG --set data.root={out}")
 
 
@@ -83,4 +87,4 @@ def run_stats(dataset: Path, out: Path | None, *, quiet: bool) -> None:
         reporter.info(
             f"{split}: {facts['images']} images, {facts[what]} {what}{touching}, {facts['foreground_mean']:.1%} nucleus"
         )
-    reporter.info(f"written to {target}: stats.json, {dataset.absolute().name}_statistics.png and samples")
+    reporter.info(f"written to {target}: overview.html, stats.json and pictures")

@@ -136,6 +136,26 @@ def bulge(sample: Sample, rng: np.random.Generator, *, radius: Positive = 0.3, m
     return _remap(sample, x0 + factor * dx, y0 + factor * dy)
 
 
+def crop(
+    sample: Sample, rng: np.random.Generator, *, min_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+) -> Sample:
+    """Takes a random window and enlarges it to the full size.
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      min_share: smallest side of the window as a share of the image's; uniform up to 1.
+
+    Returns:
+      The window, of the sample's size.
+    """
+    height, width = sample.mask.shape
+    share = rng.uniform(min_share, 1.0)
+    left, top = rng.uniform(0.0, 1.0 - share, 2) * (width, height)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return _remap(sample, left + share * columns - 0.5, top + share * rows - 0.5)
+
+
 def _remap(sample: Sample, map_x: np.ndarray, map_y: np.ndarray) -> Sample:
     """Fetches image (bilinear, border colour outside) and labels (nearest, background outside) from positions."""
     map_x, map_y = map_x.astype(np.float32), map_y.astype(np.float32)
@@ -243,6 +263,7 @@ AUGMENTATIONS: Mapping[str, Operation] = {
     "flip": flip,
     "rotate90": rotate90,
     "affine": affine,
+    "crop": crop,
     "elastic": elastic,
     "bulge": bulge,
     "color": color,

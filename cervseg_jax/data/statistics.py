@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from cervseg_jax.data.decode import read_image, read_labels, read_mask
+from cervseg_jax.data.overview import write_overview
 from cervseg_jax.data.source import list_images, split_folders
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_bytes, write_json, write_png
@@ -37,7 +38,7 @@ class ImageFacts(NamedTuple):
 
 
 def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int], Any]) -> dict[str, Any]:
-    """Writes `stats.json`, `<name>_statistics.png`, `train_images_sample.png` and `train_masks_sample.png`.
+    """Writes `stats.json`, `<name>_statistics.png`, `train_{images,masks}_sample.png` and `overview.html`.
 
     Args:
       dataset: `{train,valid,test}/{images,masks[,instances]}`, or `images` and `masks`.
@@ -68,7 +69,14 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
     write_json(out / "stats.json", summary)
     draw_statistics(out / f"{dataset.name}_statistics.png", facts, title=dataset.name)
     first = next(iter(folders))
-    _write_samples(out, first, paths[first])
+    prefix = "train" if first == "train" else first
+    _write_samples(out, prefix, paths[first])
+    pictures = {
+        f"{dataset.name}_statistics.png": "Distributions: images, nuclei per image, stain, areas, foreground, touching",
+        f"{prefix}_images_sample.png": f"Images: a sample of {first} with outlines of the truth",
+        f"{prefix}_masks_sample.png": "Masks: of the same images",
+    }
+    write_overview(out / "overview.html", dataset, summary, pictures)
     return summary
 
 
@@ -208,7 +216,7 @@ def _escaped(stem: str) -> str:
     return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in stem)
 
 
-def _write_samples(out: Path, split: str, paths: Sequence[Path]) -> None:
+def _write_samples(out: Path, prefix: str, paths: Sequence[Path]) -> None:
     """Writes a grid of images with outlines, and one of their masks."""
     chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(NUM_SAMPLES, len(paths)))]
     outlined, masks = [], []
@@ -219,7 +227,6 @@ def _write_samples(out: Path, split: str, paths: Sequence[Path]) -> None:
             picture = draw_outline(picture, labels == number, colour=TRUTH_COLOUR)
         outlined.append(picture)
         masks.append(np.repeat(((labels > 0) * 255).astype(np.uint8)[:, :, None], 3, axis=2))
-    prefix = "train" if split == "train" else split
     for name, pictures in ((f"{prefix}_images_sample", outlined), (f"{prefix}_masks_sample", masks)):
         blank = np.full_like(pictures[0], 255)
         filled = pictures + [blank] * (-len(pictures) % COLUMNS)

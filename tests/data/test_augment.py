@@ -4,7 +4,7 @@ import pytest
 
 from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
 
-GEOMETRIC = ("flip", "rotate90", "affine", "elastic", "bulge")
+GEOMETRIC = ("flip", "rotate90", "affine", "crop", "elastic", "bulge")
 
 
 def disc_sample(height=96, width=96):

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -496,6 +497,41 @@ def test_statistics_count_what_is_there(drawn, tmp_path):
         assert 0.3 < facts["touching_share"] <= 1
     for name in ("stats.json", "d_statistics.png", "train_images_sample.png", "train_masks_sample.png"):
         assert (tmp_path / name).stat().st_size > 500
+
+
+class Reader(HTMLParser):
+    """Collects the text of a page, and whatever a browser would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.fetched = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_overview_shows_the_dataset_without_a_network(drawn, tmp_path):
+    from tests.test_command_line import run
+
+    out = tmp_path / "nuclei <b> & so on"
+    assert run("prepare", drawn, "--out", out, "--size", 64, 64)[0] == 0
+    assert run("audit", out)[0] == 0
+    assert run("stats", out)[0] == 0
+    text = (out / "overview.html").read_text()
+    page = Reader(text)
+    shown = " ".join(page.words)
+    assert "nuclei <b> & so on" in shown
+    assert "Audited; nothing was found." in shown
+    assert "group_pattern" in shown
+    for row in manifest_of(out):
+        assert row["split"] in shown
+    assert len(page.fetched) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
+    assert "http" not in text
 
 
 def test_touching_equals_a_loop_over_pixels(rng):
