@@ -15,7 +15,11 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.sections import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
-PATH_KEYS: tuple[tuple[str, str], ...] = (("data", "root"),)
+PATH_KEYS: tuple[tuple[str, ...], ...] = (
+    ("data", "root"),
+    ("train", "init_from"),
+    ("model", "args", "encoder_weights"),
+)
 """Keys that hold paths: relative to the config file, or to the current folder when given with `--set`."""
 
 
@@ -68,8 +72,10 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:
-    for section, key in PATH_KEYS:
-        values = raw.get(section)
+    for *sections, key in PATH_KEYS:
+        values: Any = raw
+        for section in sections:
+            values = values.get(section) if isinstance(values, dict) else None
         if isinstance(values, dict) and isinstance(values.get(key), str):
             values[key] = str((base / Path(values[key]).expanduser()).resolve())
 
@@ -140,12 +146,15 @@ def _with_checked_components(config: Config) -> Config:
     """Binds every named component's `args` to its signature and checks values across sections."""
     # Imported here because models load Keras, which commands without a config should not wait for.
     from cervseg_jax.data.augment import AUGMENTATIONS
-    from cervseg_jax.losses import LOSSES
+    from cervseg_jax.losses import LOSSES, SUPPLIED
     from cervseg_jax.metrics.pixel import SUMMARY_NAMES
     from cervseg_jax.models import check_model_args
 
     model_args = check_model_args(config.model.name, config.model.image_size, config.model.args)
-    lookup(LOSSES, config.train.loss, key="train.loss")
+    loss = lookup(LOSSES, config.train.loss, key="train.loss")
+    loss_args = bind(loss, config.train.loss_args, key="train.loss_args", reserved=SUPPLIED)
+    if config.train.cosine is not None and config.train.plateau is not None:
+        raise ConfigError("train.cosine: not together with train.plateau; set train.plateau to null")
     for name in config.train.metrics:
         lookup(dict.fromkeys(("dice_coef", *SUMMARY_NAMES)), name, key="train.metrics")
     operations = []
@@ -160,6 +169,7 @@ def _with_checked_components(config: Config) -> Config:
         update={
             "model": config.model.model_copy(update={"args": model_args}),
             "augment": config.augment.model_copy(update={"operations": tuple(operations)}),
+            "train": config.train.model_copy(update={"loss_args": loss_args}),
         }
     )
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -87,6 +88,12 @@ class PlateauConfig(Section):
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class CosineConfig(Section):
+    """Learning rate along half a cosine from `learning_rate` to `final_factor` times it."""
+
+    final_factor: Fraction = 0.01
+
+
 class TrainConfig(Section):
     """How the network is trained."""
 
@@ -98,10 +105,27 @@ class TrainConfig(Section):
     learning_rate: Annotated[float, Field(gt=0.0)]
     clip_value: Annotated[float, Field(gt=0.0)] | None = None
     """Each gradient element is clipped to [-clip_value, clip_value]."""
+    weight_decay: NonNegative = 0.0
+    """Each update takes `learning_rate * weight_decay` of every kernel away (AdamW)."""
+    l2_penalty: NonNegative = 0.0
+    """What the squares of all kernels, summed and times this, add to the loss."""
+    rate_factors: dict[str, NonNegative] = {}
+    """Factors on the learning rate by the beginning of layers' names, such as `encoder_`; 0 freezes weights."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Validation, previews and the best weights use a moving average of the weights with this decay; None: none."""
+    init_from: Path | None = None
+    """A run whose best weights a new training starts from."""
     loss: str = "bce_soft_dice"
+    loss_args: dict[str, Any] = {}
+    side_loss_weight: NonNegative = 1.0
+    """What each side output's loss counts, for networks with deep supervision."""
     metrics: tuple[str, ...] = ("dice_coef", "dice_mean")
     """Columns of metrics.csv: `dice_coef` or any `<pixel score>_mean|_pooled`."""
     plateau: PlateauConfig | None = PlateauConfig()
+    cosine: CosineConfig | None = None
+    """Instead of `plateau`."""
+    warmup_steps: Count = 0
+    """The learning rate grows linearly over so many updates."""
     early_stop_patience: Positive | None = 10
     """Epochs without a lower `val_loss` after which training ends; None: never."""
     seed: Count = 0

@@ -38,7 +38,8 @@ class Contract(BaseModel):
     mask_rule: MaskRule
     epoch: int
     step: int
-    val_loss: float
+    val_loss: float | None
+    """None for weights that come from elsewhere."""
     version: str
     weights_file: str
     weights_sha256: str
@@ -56,7 +57,14 @@ class Network:
 
 
 def save_weights(
-    folder: Path, config: Config, params: Params, model_state: ModelState, *, epoch: int, step: int, val_loss: float
+    folder: Path,
+    config: Config,
+    params: Params,
+    model_state: ModelState,
+    *,
+    epoch: int,
+    step: int,
+    val_loss: float | None,
 ) -> None:
     """Writes weights and contract; replaces those that are there.
 
@@ -65,9 +73,9 @@ def save_weights(
       config: the recipe.
       params: trainable variables.
       model_state: BatchNorm statistics.
-      epoch: 1-based epoch that they come from.
+      epoch: 1-based epoch that they come from; 0 for weights that come from elsewhere.
       step: optimizer updates before.
-      val_loss: its validation loss.
+      val_loss: its validation loss; None where it is unknown.
 
     Raises:
       CheckpointError: if the disk is full or not writable; what was there stays usable.
@@ -132,6 +140,31 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
       CheckpointError: if a file is missing or damaged, or the weights belong to another network.
     """
     contract = read_contract(folder)
+    try:
+        model = build_model(
+            contract.model_name, image_size=contract.image_size, args=contract.model_args, dtype=precision
+        )
+    except CervsegError as error:
+        raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None
+    apply, params, model_state = functionalize(model)
+    return Network(contract, apply, *load_arrays(folder, params, model_state))
+
+
+def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+    """Reads stored weights for a network.
+
+    Args:
+      folder: written by `save_weights`.
+      params: the network's trainable variables.
+      model_state: its other variables.
+
+    Returns:
+      The same with the stored values.
+
+    Raises:
+      CheckpointError: if a file is missing or damaged, or the weights belong to another network.
+    """
+    contract = read_contract(folder)
     path = folder / Path(contract.weights_file).name
     try:
         data = path.read_bytes()
@@ -141,19 +174,10 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
         raise CheckpointError(f"{path}: is damaged (its checksum differs from the one in contract.json)")
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    try:
-        model = build_model(
-            contract.model_name, image_size=contract.image_size, args=contract.model_args, dtype=precision
-        )
-    except CervsegError as error:
-        raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None
-    apply, params, model_state = functionalize(model)
     check_arrays(arrays, params | model_state, source=path)
-    return Network(
-        contract,
-        apply,
-        {name: jnp.asarray(arrays[name]) for name in params},
-        {name: jnp.asarray(arrays[name]) for name in model_state},
+    return (
+        {name: jnp.asarray(arrays[name], value.dtype) for name, value in params.items()},
+        {name: jnp.asarray(arrays[name], value.dtype) for name, value in model_state.items()},
     )
 
 

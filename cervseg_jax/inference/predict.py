@@ -29,7 +29,7 @@ def make_predict(apply: Apply, mesh: Mesh) -> Predict:
     images_sharding = batch_sharding(mesh).image
 
     def probabilities(params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
-        logits, _ = apply(params, model_state, images)
+        (logits, *_), _ = apply(params, model_state, images)
         return jax.nn.sigmoid(logits[..., 0])
 
     compiled = jax.jit(probabilities, in_shardings=(replicated(mesh), replicated(mesh), images_sharding))

@@ -55,11 +55,12 @@ def score_run(
     )
     mesh = make_mesh(config.runtime.mesh, batch_size=config.eval.batch_size)
     state = jax.device_put(
-        TrainState(jnp.int32(network.contract.step), network.params, network.model_state, ()), replicated(mesh)
+        TrainState(jnp.int32(network.contract.step), network.params, network.model_state, (), {}), replicated(mesh)
     )
     sharding = batch_sharding(mesh)
+    loss = functools.partial(LOSSES[config.train.loss], **config.train.loss_args)
     step = jax.jit(
-        make_eval_step(network.apply, LOSSES[config.train.loss], threshold=config.eval.threshold),
+        make_eval_step(network.apply, loss, threshold=config.eval.threshold),
         in_shardings=(replicated(mesh), sharding),
     )
     batch_size = config.eval.batch_size

@@ -1,6 +1,7 @@
 """Pieces that several networks share."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -8,6 +9,124 @@ from keras import ops
 
 KERAS_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Keras dtype policies by the program's precision names; weights stay float32 in both."""
+
+InputRange = Literal["unit", "raw"]
+"""What a network makes of the 0..255 input first: "unit" divides by 255, "raw" takes it as it is."""
+
+
+class Layers:
+    """Makes the layers of one network: with explicit names, in one precision, remembered in order.
+
+    Automatic Keras names count up per process, so that a second build of a network would have other variable paths.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        """Starts a network.
+
+        Args:
+          dtype: "float32" or "bfloat16".
+        """
+        self.policy = KERAS_DTYPES[dtype]
+        self.float_policy = KERAS_DTYPES["float32"]
+        self.created: list[keras.layers.Layer] = []
+        """In the order of creation."""
+
+    def keep(self, layer: Any) -> Any:
+        """Remembers a layer that a builder made itself."""
+        self.created.append(layer)
+        return layer
+
+    def scale_input(self, images: Any, input_range: InputRange) -> Any:
+        """Applies the input range, in float32."""
+        if input_range == "raw":
+            return images
+        return keras.layers.Rescaling(1 / 255, dtype=self.float_policy, name="scale_input")(images)
+
+    def conv(
+        self,
+        x: Any,
+        filters: int,
+        kernel_size: int,
+        name: str,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        use_bias: bool = True,
+        activation: str | None = None,
+        initializer: str = "he_normal",
+    ) -> Any:
+        """Convolves with "same" padding."""
+        layer = keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=stride,
+            dilation_rate=dilation,
+            padding="same",
+            use_bias=use_bias,
+            activation=activation,
+            kernel_initializer=initializer,
+            dtype=self.policy,
+            name=name,
+        )
+        return self.keep(layer)(x)
+
+    def norm(self, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
+        """Normalises by batch statistics."""
+        return self.keep(keras.layers.BatchNormalization(epsilon=epsilon, dtype=self.policy, name=name))(x)
+
+    def layer_norm(self, x: Any, name: str, *, epsilon: float) -> Any:
+        """Normalises over channels."""
+        return self.keep(keras.layers.LayerNormalization(epsilon=epsilon, dtype=self.policy, name=name))(x)
+
+    def dense(self, x: Any, units: int, name: str, *, use_bias: bool = True, activation: Any = None) -> Any:
+        """Maps channels linearly."""
+        layer = keras.layers.Dense(units, use_bias=use_bias, activation=activation, dtype=self.policy, name=name)
+        return self.keep(layer)(x)
+
+    def relu(self, x: Any, name: str) -> Any:
+        """Sets negative values to zero."""
+        return keras.layers.ReLU(dtype=self.policy, name=name)(x)
+
+    def dropout(self, x: Any, rate: float, name: str) -> Any:
+        """Drops values in training; no layer at all for a rate of zero."""
+        return keras.layers.Dropout(rate, seed=0, dtype=self.policy, name=name)(x) if rate > 0 else x
+
+    def max_pool(self, x: Any, size: int, name: str) -> Any:
+        """Takes the maximum of blocks of `size` pixels."""
+        return keras.layers.MaxPooling2D(size, dtype=self.policy, name=name)(x)
+
+    def upsample(self, x: Any, factor: int, name: str, *, method: str = "bilinear") -> Any:
+        """Enlarges with half-pixel centres, edges repeated."""
+        return keras.layers.UpSampling2D(factor, interpolation=method, dtype=self.policy, name=name)(x)
+
+    def upsample_conv(self, x: Any, filters: int, name: str) -> Any:
+        """Doubles the size by a learned kernel."""
+        return self.keep(UpsampleConv2x2(filters, dtype=self.policy, name=name))(x)
+
+    def concat(self, parts: Sequence[Any], name: str) -> Any:
+        """Joins channels."""
+        return keras.layers.Concatenate(dtype=self.policy, name=name)(list(parts))
+
+    def add(self, parts: Sequence[Any], name: str) -> Any:
+        """Adds tensors of one shape."""
+        return keras.layers.Add(dtype=self.policy, name=name)(list(parts))
+
+    def multiply(self, parts: Sequence[Any], name: str) -> Any:
+        """Multiplies tensors; channels of size one are repeated."""
+        return keras.layers.Multiply(dtype=self.policy, name=name)(list(parts))
+
+    def head(self, x: Any, num_maps: int, name: str = "head", *, kernel_size: int = 1, use_bias: bool = True) -> Any:
+        """Makes float32 logits."""
+        layer = keras.layers.Conv2D(
+            num_maps, kernel_size, padding="same", use_bias=use_bias, dtype=self.float_policy, name=name
+        )
+        return self.keep(layer)(x)
+
+    def upsample_logits(self, logits: Any, factor: int, name: str) -> Any:
+        """Enlarges logits in float32."""
+        if factor == 1:
+            return logits
+        return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype=self.float_policy, name=name)(logits)
 
 
 class UpsampleConv2x2(keras.layers.Layer):

@@ -14,17 +14,18 @@ class Apply(Protocol):
 
     def __call__(
         self, params: Params, model_state: ModelState, images: jax.Array, *, key: jax.Array | None = None
-    ) -> tuple[jax.Array, ModelState]:
+    ) -> tuple[list[jax.Array], ModelState]:
         """Runs the network.
 
         Args:
           params: trainable variables by path.
           model_state: BatchNorm statistics by path.
-          images: RGB in 0..255, [b, h, w, 3], any real dtype.
+          images: in 0..255, [b, h, w, c], any real dtype.
           key: random key for dropout; with a key the network runs in training mode, without in inference mode.
 
         Returns:
-          Float32 logits [b, h, w, 1] and the new model state (the same one in inference mode).
+          Float32 logits [b, h, w, maps], the prediction first and then side outputs, and the new model state (the
+          same one in inference mode).
         """
         ...
 
@@ -54,21 +55,23 @@ def functionalize(model: keras.Model) -> tuple[Apply, Params, ModelState]:
 
     def apply(
         params: Params, model_state: ModelState, images: jax.Array, *, key: jax.Array | None = None
-    ) -> tuple[jax.Array, ModelState]:
+    ) -> tuple[list[jax.Array], ModelState]:
         training = key is not None
         dropout_key = jax.random.key(0) if key is None else key
         feeds = dict(model_state)
         if seed_order:
             keys = {path: jax.random.fold_in(dropout_key, i) for i, path in enumerate(seed_order)}
             feeds |= {path: jax.random.key_data(value) for path, value in keys.items()}
-        logits, new_fixed, *_ = model.stateless_call(
+        outputs, new_fixed, *_ = model.stateless_call(
             [params[path] for path in trainable],
             [feeds[path] for path in fixed],
             jnp.asarray(images, jnp.float32),
             training=training,
         )
         new_state = {path: value for path, value in zip(fixed, new_fixed, strict=True) if path not in seeds}
-        return logits.astype(jnp.float32), new_state if training else model_state
+        # Keras unpacks lists of one.
+        several = outputs if isinstance(outputs, list) else [outputs]
+        return [logits.astype(jnp.float32) for logits in several], new_state if training else model_state
 
     values = {variable.path: jnp.copy(variable.value) for variable in model.variables}
     return apply, {path: values[path] for path in trainable}, {path: values[path] for path in kept}

@@ -8,10 +8,9 @@ the usual filters and more levels.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import keras
 from pydantic import Field
 
-from cervseg_jax.models.blocks import KERAS_DTYPES, UpsampleConv2x2
+from cervseg_jax.models.blocks import InputRange, Layers
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -35,9 +34,11 @@ def size_divisor(args: Mapping[str, Any]) -> int:
     return 2 ** (levels - 1)
 
 
-def build_unet(
+def unet(
+    net: Layers,
+    images: Any,
     *,
-    image_size: tuple[int, int],
+    num_maps: int,
     base_filters: Positive = 16,
     levels: Annotated[int, Field(ge=2, le=10)] = 5,
     kernel_size: Positive = 3,
@@ -45,16 +46,17 @@ def build_unet(
     dropout_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
     activation: Literal["relu", "mish"] = "relu",
     batch_norm: bool = False,
-    input_range: Literal["unit", "raw"] = "unit",
-    dtype: str = "float32",
-) -> keras.Model:
+    input_range: InputRange = "unit",
+) -> list[Any]:
     """Builds the U-Net.
 
     Level i (0 at full resolution) has `base_filters * 2**i` filters, kernel `max(3, kernel_size - 2i)`, dilation
     `max(1, dilation - i)` and dropout `dropout_rate * i`; the decoder repeats the encoder's values.
 
     Args:
-      image_size: height and width, multiples of `2**(levels - 1)`.
+      net: maker of layers.
+      images: [b, h, w, c] in 0..255, height and width multiples of `2**(levels - 1)`.
+      num_maps: channels of the output.
       base_filters: filters at full resolution.
       levels: resolutions, the bottom one included.
       kernel_size: kernel of the first level, in pixels.
@@ -63,47 +65,35 @@ def build_unet(
       activation: activation after each convolution.
       batch_norm: whether BatchNorm follows each activation.
       input_range: "unit" divides the 0..255 input by 255 first; "raw" does not, as in the published experiment.
-      dtype: "float32" or "bfloat16".
 
     Returns:
-      A model from [b, h, w, 3] in 0..255 to float32 logits [b, h, w, 1].
+      Logits [b, h, w, num_maps].
     """
-    policy = KERAS_DTYPES[dtype]
 
     def conv(x: Any, level: int, name: str) -> Any:
-        x = keras.layers.Conv2D(
+        x = net.conv(
+            x,
             base_filters * 2**level,
             max(3, kernel_size - 2 * level),
-            dilation_rate=max(1, dilation - level),
-            padding="same",
-            kernel_initializer="he_normal",
+            name,
+            dilation=max(1, dilation - level),
             activation=activation,
-            dtype=policy,
-            name=name,
-        )(x)
-        return keras.layers.BatchNormalization(dtype=policy, name=f"{name}_norm")(x) if batch_norm else x
+        )
+        return net.norm(x, f"{name}_norm") if batch_norm else x
 
     def block(x: Any, level: int, name: str) -> Any:
         x = conv(x, level, f"{name}_conv1")
-        if dropout_rate * level > 0:
-            x = keras.layers.Dropout(dropout_rate * level, seed=level, dtype=policy, name=f"{name}_dropout")(x)
-        return conv(x, level, f"{name}_conv2")
+        return conv(net.dropout(x, dropout_rate * level, f"{name}_dropout"), level, f"{name}_conv2")
 
-    inputs = keras.Input((*image_size, 3), name="image")
-    x = (
-        keras.layers.Rescaling(1 / 255, dtype="float32", name="scale_input")(inputs)
-        if input_range == "unit"
-        else inputs
-    )
+    x = net.scale_input(images, input_range)
     skips = []
     for level in range(levels):
         x = block(x, level, f"encoder{level}")
         if level < levels - 1:
             skips.append(x)
-            x = keras.layers.MaxPooling2D(2, dtype=policy, name=f"encoder{level}_pool")(x)
+            x = net.max_pool(x, 2, f"encoder{level}_pool")
     for level in reversed(range(levels - 1)):
-        x = UpsampleConv2x2(base_filters * 2**level, dtype=policy, name=f"decoder{level}_up")(x)
-        x = keras.layers.Concatenate(dtype=policy, name=f"decoder{level}_concat")([x, skips[level]])
+        x = net.upsample_conv(x, base_filters * 2**level, f"decoder{level}_up")
+        x = net.concat([x, skips[level]], f"decoder{level}_concat")
         x = block(x, level, f"decoder{level}")
-    logits = keras.layers.Conv2D(1, 1, dtype="float32", name="head")(x)
-    return keras.Model(inputs, logits, name="unet")
+    return [net.head(x, num_maps)]

@@ -1,5 +1,6 @@
 """The functions of a run, compiled for its one shape."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from cervseg_jax.sections import Config
 from cervseg_jax.training.run_folder import EventLog
 from cervseg_jax.training.sharding import batch_sharding, replicated
 from cervseg_jax.training.state import TrainState
-from cervseg_jax.training.step import StepMetrics, make_eval_step, make_train_step
+from cervseg_jax.training.step import StepMetrics, StepRules, make_eval_step, make_train_step
 
 
 class Compiled(NamedTuple):
@@ -55,9 +56,17 @@ def compile_run(
       The functions of the run.
     """
     everywhere, spread = replicated(mesh), batch_sharding(mesh)
-    loss, threshold = LOSSES[config.train.loss], config.eval.threshold
+    loss, threshold = functools.partial(LOSSES[config.train.loss], **config.train.loss_args), config.eval.threshold
+    rules = StepRules(
+        seed=config.train.seed,
+        threshold=threshold,
+        side_loss_weight=config.train.side_loss_weight,
+        l2_penalty=config.train.l2_penalty,
+        rate_factors=config.train.rate_factors,
+        ema_decay=config.train.ema_decay,
+    )
     train_step = jax.jit(
-        make_train_step(apply, optimizer, loss, seed=config.train.seed, threshold=threshold),
+        make_train_step(apply, optimizer, loss, rules),
         donate_argnums=0,
         in_shardings=(everywhere, spread, everywhere),
         out_shardings=everywhere,

@@ -30,11 +30,12 @@ from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.plateau import BestState, PlateauState, stops_early, update_best, update_plateau
 from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.run_folder import EventLog
+from cervseg_jax.training.schedule import rate_factor
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated
 from cervseg_jax.training.state import TrainState, create_state
-from cervseg_jax.training.step import StepMetrics
+from cervseg_jax.training.step import StepMetrics, check_rate_factors
 from cervseg_jax.training.writers import History, write_history
-from cervseg_jax.weights import save_weights
+from cervseg_jax.weights import load_arrays, save_weights
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,18 @@ def train(
     if not pairs.get("valid"):
         raise ConfigError("data.root: training needs validation images (valid), to choose the best epoch by")
     log = EventLog(folder)
-    optimizer = make_optimizer(clip_value=config.train.clip_value)
+    optimizer = make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
     mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
     keras.utils.set_random_seed(config.train.seed)  # initial weights
     model = build_model(
         config.model.name, image_size=config.model.image_size, args=config.model.args, dtype=config.runtime.precision
     )
     apply, params, model_state = functionalize(model)
-    state = jax.device_put(create_state(params, model_state, optimizer), replicated(mesh))
+    check_rate_factors(config.train.rate_factors, params)
+    if config.train.init_from is not None:
+        params, model_state = load_arrays(config.train.init_from / "best", params, model_state)
+    state = create_state(params, model_state, optimizer, with_ema=config.train.ema_decay is not None)
+    state = jax.device_put(state, replicated(mesh))
     progress = Progress(PlateauState(config.train.learning_rate))
 
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints)
@@ -180,16 +185,16 @@ class _Run:
         """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
         num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
         done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
-        rate = np.float32(progress.plateau.learning_rate)
         sharding = batch_sharding(self.compiled.mesh)
         waited, pending = 0.0, None
         title = f"epoch {progress.epoch + 1}/{self.config.train.epochs}"
         with self.reporter.progress(title, num_steps, done=done) as advance:
-            for _ in range(done, num_steps):
+            for number in range(done, num_steps):
                 before = time.monotonic()
                 batch = next(batches)
                 waited += time.monotonic() - before
-                state, metrics = self.compiled.train_step(state, jax.device_put(batch, sharding), rate)
+                rate = self._rate(progress, progress.epoch * num_steps + number)
+                state, metrics = self.compiled.train_step(state, jax.device_put(batch, sharding), np.float32(rate))
                 # The step before this one is read while this one runs.
                 self._record(progress, pending)
                 pending = (batch, metrics)
@@ -199,6 +204,16 @@ class _Run:
         self._record(progress, pending)
         self._leave_if_asked(state, progress)
         return state, waited
+
+    def _rate(self, progress: Progress, step: int) -> float:
+        """The learning rate of the update after `step` others."""
+        train = self.config.train
+        return progress.plateau.learning_rate * rate_factor(
+            step,
+            warmup_steps=train.warmup_steps,
+            total_steps=train.epochs * steps_per_epoch(self.config, len(self.pairs["train"])),
+            final_factor=train.cosine.final_factor if train.cosine else None,
+        )
 
     def _record(self, progress: Progress, pending: tuple[Batch, StepMetrics] | None) -> None:
         if pending is None:
@@ -244,7 +259,7 @@ class _Run:
         for name in ("loss", *self.config.train.metrics):
             row |= {name: _finite(training[name]), f"val_{name}": _finite(valid[name])}
         row |= {
-            "learning_rate": progress.plateau.learning_rate,
+            "learning_rate": self._rate(progress, int(state.step) - 1),
             "seconds": seconds,
             "images_per_second": progress.scores.num_images / seconds,
             "input_wait": waited,
@@ -261,7 +276,7 @@ class _Run:
             save_weights(
                 self.folder / "best",
                 self.config,
-                state.params,
+                state.averaged_params,
                 state.model_state,
                 epoch=progress.epoch,
                 step=int(state.step),

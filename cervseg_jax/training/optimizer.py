@@ -51,14 +51,24 @@ def scale_by_adam_epsilon_hat(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def make_optimizer(*, clip_value: float | None) -> optax.GradientTransformation:
-    """Returns element-wise clipping followed by Adam.
+def make_optimizer(*, clip_value: float | None, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Returns element-wise clipping followed by Adam, with decay of the kernels beside it.
 
     Args:
       clip_value: each gradient element is clipped to [-clip_value, clip_value]; None: not at all.
+      weight_decay: what is added of each kernel to its direction; biases and normalisations are left alone.
 
     Returns:
       A transform without the learning rate.
     """
     clip = optax.identity() if clip_value is None else optax.clip(clip_value)
-    return optax.chain(clip, scale_by_adam_epsilon_hat())
+    adam = optax.chain(clip, scale_by_adam_epsilon_hat())
+    if weight_decay == 0:
+        return adam
+    # Loshchilov and Hutter 2019, arXiv:1711.05101.
+    return optax.chain(adam, optax.add_decayed_weights(weight_decay, mask=kernels))
+
+
+def kernels(params: optax.Params) -> optax.Params:
+    """Marks the variables of more than one axis."""
+    return jax.tree.map(lambda param: param.ndim > 1, params)

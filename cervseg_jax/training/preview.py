@@ -36,7 +36,7 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
     make_folder(folder)
     images = [read_image(pair.image_path) for pair in pairs]
     batch_size = math.lcm(config.infer.batch_size, compiled.mesh.shape["data"])
-    predict = functools.partial(compiled.predict, state.params, state.model_state)
+    predict = functools.partial(compiled.predict, state.averaged_params, state.model_state)
     all_probs = predict_images(predict, images, image_size=config.model.image_size, batch_size=batch_size)
     rows = []
     for pair, image, probs in zip(pairs, images, all_probs, strict=True):

@@ -21,17 +21,28 @@ class TrainState:
     model_state: ModelState
     opt_state: Any
     """State of the optax transform."""
+    ema_params: Params
+    """Moving average of `params`; empty where none is kept."""
+
+    @property
+    def averaged_params(self) -> Params:
+        """What to evaluate, show and keep: the moving average, or the params themselves."""
+        return self.ema_params or self.params
 
 
-def create_state(params: Params, model_state: ModelState, optimizer: optax.GradientTransformation) -> TrainState:
+def create_state(
+    params: Params, model_state: ModelState, optimizer: optax.GradientTransformation, *, with_ema: bool = False
+) -> TrainState:
     """Returns the state before the first update.
 
     Args:
       params: initial trainable variables.
       model_state: initial BatchNorm statistics.
       optimizer: the transform that will be used.
+      with_ema: whether a moving average is kept.
 
     Returns:
       A state at step 0 that shares its arrays with the arguments.
     """
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
+    ema = jax.tree.map(jnp.copy, params) if with_ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), ema)

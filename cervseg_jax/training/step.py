@@ -1,18 +1,21 @@
 """The pure train, evaluation and prediction steps."""
 
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from cervseg_jax.components import suggestion
 from cervseg_jax.data.batch import Batch
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import Loss, dice_coef
 from cervseg_jax.metrics.pixel import pixel_counts
 from cervseg_jax.models import Apply
 from cervseg_jax.training.state import TrainState
+from cervseg_jax.typing import Params
 
 
 class StepMetrics(NamedTuple):
@@ -35,37 +38,84 @@ def stream_key(seed: int, stream: str, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode())), step)
 
 
-def make_train_step(
-    apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, *, seed: int, threshold: float
-) -> TrainStep:
+class StepRules(NamedTuple):
+    """What a train step does besides the gradient."""
+
+    seed: int = 0
+    """Seed of dropout."""
+    threshold: float = 0.5
+    """Probability from which a pixel counts as nucleus, for the metrics."""
+    side_loss_weight: float = 1.0
+    """What the loss of each side output counts."""
+    l2_penalty: float = 0.0
+    """What the sum of the squares of all kernels adds to the objective, times this."""
+    rate_factors: Mapping[str, float] = {}
+    """Factors on the learning rate by the beginning of variable paths; the longest that fits counts."""
+    ema_decay: float | None = None
+    """Decay of the moving average; smaller in the first steps, (1 + step) / (10 + step)."""
+
+
+def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, rules: StepRules) -> TrainStep:
     """Returns the function that makes one optimizer update.
 
     Args:
       apply: the network.
       optimizer: transform from gradients to directions.
       loss: from logits, masks and valid to a scalar.
-      seed: seed of dropout.
-      threshold: probability from which a pixel counts as nucleus, for the metrics.
+      rules: everything else. The reported loss is the prediction's, without side outputs and penalty.
 
     Returns:
       `train_step(state, batch, learning_rate) -> (state, metrics)`, pure.
     """
 
     def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, StepMetrics]:
-        key = stream_key(seed, "dropout", state.step)
+        key = stream_key(rules.seed, "dropout", state.step)
         masks = batch.mask.astype(jnp.float32)
 
         def objective(params):
-            logits, model_state = apply(params, state.model_state, batch.image, key=key)
-            return loss(logits, masks, batch.valid), (logits, model_state)
+            (logits, *sides), model_state = apply(params, state.model_state, batch.image, key=key)
+            value = loss(logits, masks, batch.valid)
+            total = value + rules.side_loss_weight * sum(loss(side, masks, batch.valid) for side in sides)
+            if rules.l2_penalty:
+                squares = [jnp.sum(jnp.square(param)) for param in params.values() if param.ndim > 1]
+                total = total + rules.l2_penalty * sum(squares)
+            return total, (value, logits, model_state)
 
-        (value, (logits, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda param, direction: param - learning_rate * direction, state.params, directions)
-        metrics = _metrics(value, logits, masks, batch.valid, threshold=threshold)
-        return TrainState(state.step + 1, params, model_state, opt_state), metrics
+        (_, (value, logits, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updated: Any = optimizer.update(gradients, state.opt_state, state.params)
+        directions, opt_state = updated
+        params = {
+            path: param - learning_rate * _factor(rules.rate_factors, path) * directions[path]
+            for path, param in state.params.items()
+        }
+        ema_params = state.ema_params
+        if rules.ema_decay is not None:
+            decay = jnp.minimum(rules.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema_params = {path: decay * old + (1.0 - decay) * params[path] for path, old in ema_params.items()}
+        metrics = _metrics(value, logits, masks, batch.valid, threshold=rules.threshold)
+        return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
     return train_step
+
+
+def check_rate_factors(factors: Mapping[str, float], params: Params) -> None:
+    """Makes sure that every factor has variables.
+
+    Raises:
+      ConfigError: naming a beginning that fits no variable.
+    """
+    for beginning in factors:
+        if not any(path.startswith(beginning) for path in params):
+            known = sorted({path.partition("/")[0] for path in params})
+            raise ConfigError(
+                f"train.rate_factors: no layer with trainable variables begins with {beginning!r}; "
+                f"{suggestion(beginning, known)}"
+            )
+
+
+def _factor(factors: Mapping[str, float], path: str) -> float:
+    fitting = [beginning for beginning in factors if path.startswith(beginning)]
+    return factors[max(fitting, key=len)] if fitting else 1.0
 
 
 def make_eval_step(apply: Apply, loss: Loss, *, threshold: float) -> EvalStep:
@@ -82,7 +132,7 @@ def make_eval_step(apply: Apply, loss: Loss, *, threshold: float) -> EvalStep:
 
     def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
         masks = batch.mask.astype(jnp.float32)
-        logits, _ = apply(state.params, state.model_state, batch.image)
+        (logits, *_), _ = apply(state.averaged_params, state.model_state, batch.image)
         return _metrics(loss(logits, masks, batch.valid), logits, masks, batch.valid, threshold=threshold)
 
     return eval_step

@@ -39,7 +39,7 @@ def write_history(folder: Path, history: History, *, metrics: Sequence[str], bes
     series = {name: [row[name] for row in history] for name in names}
     write_json(folder / "history.json", series)
     rates = series["learning_rate"]
-    drops = [epoch for epoch in range(2, len(rates) + 1) if rates[epoch - 1] < rates[epoch - 2]]
+    drops = [epoch for epoch in range(2, len(rates) + 1) if rates[epoch - 1] < 0.9 * rates[epoch - 2]]
     for name, shown in (("loss", ("loss",)), ("metrics", tuple(metrics))):
         curves = {key: series[key] for metric in shown for key in (metric, f"val_{metric}")}
         file = folder / ("train_losses.png" if name == "loss" else "train_metrics.png")

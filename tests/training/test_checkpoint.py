@@ -15,7 +15,7 @@ def make_state(step, *, width=64, dtype=jnp.float32):
     rng = np.random.default_rng(step)
     params = {"a/kernel": jnp.asarray(rng.normal(size=(width, 7)), dtype), "a/bias": jnp.zeros(7)}
     state = create_state(params, {"n/mean": jnp.full(3, float(step))}, make_optimizer(clip_value=0.5))
-    return TrainState(jnp.int32(step), state.params, state.model_state, state.opt_state)
+    return TrainState(jnp.int32(step), state.params, state.model_state, state.opt_state, {})
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from cervseg_jax.sections import MeshConfig, RuntimeConfig
 from cervseg_jax.training.optimizer import make_optimizer, scale_by_adam_epsilon_hat
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import create_state
-from cervseg_jax.training.step import make_eval_step, make_train_step, stream_key
+from cervseg_jax.training.step import StepRules, make_eval_step, make_train_step, stream_key
 
 SIZE = (32, 48)
 ARGS = {"base_filters": 4, "levels": 3, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.1, "batch_norm": True}
@@ -39,7 +39,7 @@ def run(parts, mesh, steps=3):
     apply, optimizer, state, batch = parts
     everywhere, spread = replicated(mesh), batch_sharding(mesh)
     step = jax.jit(
-        make_train_step(apply, optimizer, LOSSES["bce_dice"], seed=1, threshold=0.5),
+        make_train_step(apply, optimizer, LOSSES["bce_dice"], StepRules(seed=1)),
         in_shardings=(everywhere, spread, everywhere),
         out_shardings=everywhere,
     )
@@ -76,12 +76,12 @@ def test_required_platform():
 
 def test_same_step_same_result_other_step_other_dropout(parts):
     apply, optimizer, state, batch = parts
-    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], seed=1, threshold=0.5))
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepRules(seed=1)))
     batch = jax.tree.map(jnp.asarray, batch)
     one, two = step(state, batch, jnp.float32(0.0)), step(state, batch, jnp.float32(0.0))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
     later = jax.tree.map(lambda leaf: leaf, state)
-    later = type(state)(jnp.int32(5), later.params, later.model_state, later.opt_state)
+    later = type(state)(jnp.int32(5), later.params, later.model_state, later.opt_state, {})
     assert float(step(later, batch, jnp.float32(0.0))[1].loss) != float(one[1].loss)
 
 

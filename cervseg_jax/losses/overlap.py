@@ -1,39 +1,10 @@
-"""Losses from logits.
-
-Per-image losses return one value per image. `LOSSES` holds what a config can name: functions of
-`(logits, masks, valid)` that return the scalar to minimise. Padding (`valid == 0`) never counts.
-"""
-
-from collections.abc import Callable, Mapping
+"""Losses that measure overlap: Dice, intersection over union, Tversky and Lovasz."""
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from cervseg_jax.typing import typechecked
-
-Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-@typechecked
-def bce_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
-    """Binary cross-entropy per pixel, averaged over each image.
-
-    Computed from logits without clipping, so a confidently wrong pixel keeps its gradient.
-
-    Args:
-      logits: raw network outputs.
-      masks: targets in [0, 1].
-
-    Returns:
-      Losses in [0, inf), in nats per pixel.
-
-    Example:
-      >>> bce_loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))).round(4).tolist()
-      [0.6930999755859375]
-    """
-    return optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), masks).mean(axis=(1, 2, 3))
 
 
 @typechecked
@@ -111,46 +82,62 @@ def _pooled_sums(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> tuple
     return (probs * masks).sum(), probs.sum(), (masks * weight).sum()
 
 
-def _mean_over_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
-    return (values * valid).sum() / jnp.maximum(valid.sum(), 1.0)
+@typechecked
+def tversky_loss(
+    logits: Float[Array, "b h w 1"],
+    masks: Float[Array, "b h w 1"],
+    *,
+    false_positives: float = 0.3,
+    false_negatives: float = 0.7,
+    exponent: float = 1.0,
+    smooth: float = 1.0,
+) -> Float[Array, " b"]:
+    """Soft Tversky loss: a Dice loss that weighs misses and inventions differently; one value per image.
+
+    Args:
+      logits: raw network outputs.
+      masks: targets in [0, 1].
+      false_positives: weight of predicted background; 0.5 for both weights is the soft Dice loss.
+      false_negatives: weight of missed nucleus.
+      exponent: of the whole; below 1 it dwells on hard images (focal Tversky).
+      smooth: pixels added to numerator and denominator.
+
+    Returns:
+      Losses in [0, 1).
+
+    Reference: Salehi et al. 2017, arXiv:1706.05721; the exponent is 1 / gamma of Abraham and Khan, arXiv:1810.07842.
+    """
+    probs = jax.nn.sigmoid(logits.astype(jnp.float32))
+    right = (probs * masks).sum(axis=(1, 2, 3))
+    invented = (probs * (1.0 - masks)).sum(axis=(1, 2, 3))
+    missed = ((1.0 - probs) * masks).sum(axis=(1, 2, 3))
+    index = (right + smooth) / (right + false_positives * invented + false_negatives * missed + smooth)
+    # Away from zero, where the root's slope is infinite.
+    return jnp.maximum(1.0 - index, 1e-7) ** exponent
 
 
-def _bce(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return _mean_over_valid(bce_loss(logits, masks), valid)
+@typechecked
+def lovasz_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
+    """Lovasz hinge: a convex stand-in for the intersection over union of each image's hard mask.
 
+    Args:
+      logits: raw network outputs.
+      masks: targets; at least 0.5 is nucleus.
 
-def _soft_dice(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return _mean_over_valid(soft_dice_loss(logits, masks), valid)
+    Returns:
+      Losses in [0, inf).
 
+    Reference: Berman et al. 2018, arXiv:1705.08790, sections 2 and 3.1.
+    """
 
-def _bce_soft_dice(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return 0.5 * (_bce(logits, masks, valid) + _soft_dice(logits, masks, valid))
+    def of_image(scores: jax.Array, truth: jax.Array) -> jax.Array:
+        errors = 1.0 - scores * (2.0 * truth - 1.0)
+        order = jnp.argsort(-errors)
+        ordered = truth[order]
+        union = truth.sum() + jnp.cumsum(1.0 - ordered)
+        jaccard = 1.0 - (truth.sum() - jnp.cumsum(ordered)) / union
+        weights = jnp.diff(jaccard, prepend=0.0)
+        return (jax.nn.relu(errors[order]) * jax.lax.stop_gradient(weights)).sum()
 
-
-def _dice(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return 1.0 - dice_coef(logits, masks, valid)
-
-
-def _bce_dice(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return 0.5 * (_bce(logits, masks, valid) + _dice(logits, masks, valid))
-
-
-def _iou(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return 1.0 - iou_coef(logits, masks, valid)
-
-
-def _bce_iou(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
-    return 0.5 * (_bce(logits, masks, valid) + _iou(logits, masks, valid))
-
-
-LOSSES: Mapping[str, Loss] = {
-    "bce": _bce,
-    "soft_dice": _soft_dice,
-    "bce_soft_dice": _bce_soft_dice,
-    # Pooled over the batch, as the reference implementation does.
-    "dice": _dice,
-    "bce_dice": _bce_dice,
-    "iou": _iou,
-    "bce_iou": _bce_iou,
-}
-"""Losses by config name. `bce_soft_dice` is the per-image form of the reference's batch-pooled `bce_dice`."""
+    flat = logits.astype(jnp.float32).reshape(logits.shape[0], -1)
+    return jax.vmap(of_image)(flat, (masks.reshape(flat.shape) >= 0.5).astype(jnp.float32))

@@ -1,0 +1,199 @@
+"""Encoders of keras.applications under one contract: features P1..P5 at 1/2 .. 1/32 of the image's size.
+
+Nothing is downloaded while a network is built; pretrained weights come from a local file.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.models.blocks import Layers
+
+EncoderName = Literal[
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+]
+
+
+class Encoder(NamedTuple):
+    """One line of the encoder table."""
+
+    build: Callable[..., keras.Model]
+    stages: tuple[str, str, str, str, str]
+    """The last layer whose name begins so ends a level."""
+    preprocess: Literal["inside", "caffe", "torch"]
+    """How its ImageNet weights want the 0..255 input."""
+    weights_file: str
+    """Name under which Keras publishes the weights without the classifier."""
+
+
+_EFFICIENT = ("block1", "block2", "block3", "block5", "block7")
+_RESNET = ("conv1_relu", "conv2_", "conv3_", "conv4_", "conv5_")
+_DENSE = ("conv1_relu", "pool2_relu", "pool3_relu", "pool4_relu", "relu")
+
+ENCODERS: dict[str, Encoder] = {
+    "densenet121": Encoder(
+        keras.applications.DenseNet121, _DENSE, "torch", "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    ),
+    **{
+        f"efficientnet_b{number}": Encoder(
+            getattr(keras.applications, f"EfficientNetB{number}"),
+            _EFFICIENT,
+            "inside",
+            f"efficientnetb{number}_notop.h5",
+        )
+        for number in range(8)
+    },
+    **{
+        f"resnet{depth}": Encoder(
+            getattr(keras.applications, f"ResNet{depth}"),
+            _RESNET,
+            "caffe",
+            f"resnet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        )
+        for depth in (50, 101, 152)
+    },
+}
+"""Encoders by name."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def encode(
+    net: Layers,
+    images: Any,
+    name: str,
+    *,
+    weights: str | None = None,
+    frozen_levels: int = 0,
+    taps: Sequence[str] = (),
+    preprocess: bool = True,
+    dilated_p5: bool = False,
+) -> list[Any]:
+    """Runs an encoder on images.
+
+    Args:
+      net: maker of layers; gets the encoder's, named `encoder_<name in Keras>`.
+      images: [b, h, w, c] in 0..255, height and width multiples of 32.
+      name: a key of `ENCODERS`.
+      weights: a local HDF5 file of ImageNet weights; None: random initial values.
+      frozen_levels: the levels up to this one keep their values, BatchNorm statistics included.
+      taps: layers, by their name in Keras, to return instead of P1..P5.
+      preprocess: False feeds 0..255 to encoders whose weights want something else.
+      dilated_p5: keep P5 at 1/16 with dilated convolutions (ResNets alone).
+
+    Returns:
+      P1..P5, or the features of `taps`.
+
+    Raises:
+      ConfigError: if the weights file is missing or belongs to another network.
+    """
+    encoder = ENCODERS[name]
+    published = encoder.build(include_top=False, weights=None, input_shape=tuple(images.shape[1:]))
+    _load(published, encoder, weights)
+    names = [layer.name for layer in published.layers]
+    ends = [max(i for i, found in enumerate(names) if found.startswith(stage)) for stage in encoder.stages]
+    chosen = list(taps) or [names[end] for end in ends]
+    features = keras.Model(published.input, [published.get_layer(tap).output for tap in chosen])
+    frozen = set(names[: ends[frozen_levels - 1] + 1]) if frozen_levels else set()
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        settings = layer.get_config() | {"name": f"encoder_{_stable(layer.name)}", "dtype": net.policy}
+        if isinstance(layer, keras.layers.Normalization):
+            made: Any = InputNorm(name=settings["name"], dtype=net.float_policy)
+        else:
+            if dilated_p5 and layer.name.startswith("conv5_") and isinstance(layer, keras.layers.Conv2D):
+                settings |= {"strides": 1, "dilation_rate": 2 if layer.name.endswith("_2_conv") else 1}
+            made = type(layer).from_config(settings)
+        made.trainable = layer.name not in frozen
+        return net.keep(made)
+
+    clone = keras.models.clone_model(features, clone_function=copy)
+    if weights is not None:
+        clone.set_weights(features.get_weights())
+    outputs = clone(_prepared(images, encoder.preprocess) if preprocess else images)
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def _stable(name: str) -> str:
+    """Takes away the number that Keras gives to repeated automatic names: `rescaling_3` -> `rescaling`."""
+    base = name.rstrip("0123456789")
+    return base.rstrip("_") if base.rstrip("_") in ("rescaling", "normalization") else name
+
+
+def _prepared(images: Any, kind: str) -> Any:
+    if kind == "caffe":
+        return images[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
+    if kind == "torch":
+        return (images / 255.0 - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+    return images
+
+
+def _load(published: keras.Model, encoder: Encoder, weights: str | None) -> None:
+    if weights is None:
+        return
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"model.args.encoder_weights: no such file: {path}; Keras publishes {encoder.weights_file} at "
+            "storage.googleapis.com/tensorflow/keras-applications (nothing is downloaded here)"
+        )
+    try:
+        published.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"model.args.encoder_weights: {path} does not fit: {error}") from None
+    for layer in published.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.set_weights(true_variance(layer.get_weights()))
+
+
+def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Mends the published EfficientNet files, whose "variance" of the input is its standard deviation.
+
+    Args:
+      statistics: mean, variance and count of the input normalisation.
+
+    Returns:
+      The same with the variance squared where it is ImageNet's standard deviation.
+    """
+    mean, variance, *rest = statistics
+    is_deviation = np.allclose(np.ravel(variance), IMAGENET_STD, atol=1e-4)
+    return [mean, np.square(variance) if is_deviation else variance, *rest]
+
+
+class InputNorm(keras.layers.Layer):
+    """Fixed normalisation of the input with stored statistics.
+
+    `keras.layers.Normalization` copies them into constants when it is built, where a pure function of the
+    variables would not see a later change.
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates mean, variance and count for [..., c]."""
+        shape = (input_shape[-1],)
+        self.mean = self.add_weight(name="mean", shape=shape, initializer="zeros", trainable=False)
+        self.variance = self.add_weight(name="variance", shape=shape, initializer="ones", trainable=False)
+        self.count = self.add_weight(name="count", shape=(), initializer="zeros", trainable=False, dtype="int32")
+
+    def call(self, inputs: Any) -> Any:
+        """Subtracts the mean and divides by the deviation."""
+        return (inputs - self.mean) / ops.sqrt(ops.maximum(self.variance, 1e-14))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Returns the same shape."""
+        return input_shape

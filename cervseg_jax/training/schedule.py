@@ -1,0 +1,29 @@
+"""The learning rate of a step: what the plateau rule says, times a warm-up, times a cosine."""
+
+import math
+
+
+def rate_factor(step: int, *, warmup_steps: int, total_steps: int, final_factor: float | None) -> float:
+    """Returns the factor on the learning rate at a step.
+
+    Args:
+      step: updates made before.
+      warmup_steps: the factor grows linearly to 1 over so many steps; 0 for none.
+      total_steps: of the whole training.
+      final_factor: after the warm-up the factor falls along half a cosine to this; None: it stays at 1.
+
+    Returns:
+      A value in (0, 1].
+
+    Example:
+      >>> [round(rate_factor(step, warmup_steps=2, total_steps=6, final_factor=0.0), 2) for step in range(6)]
+      [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+
+    Reference: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if final_factor is None:
+        return 1.0
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final_factor + (1.0 - final_factor) * 0.5 * (1.0 + math.cos(math.pi * done))
