@@ -17,7 +17,7 @@ LAYERS = (
     ("models", "losses", "metrics", "plots", "pages"),
     ("data.augment", "data.headers", "data.decode", "data.split", "data.outlines"),
     ("config", "data.annotation", "data.labelme", "data.formats", "data.synthetic"),
-    ("data", "weights"),
+    ("data", "weights", "reference"),
     ("training", "inference", "evaluation"),
     ("cli",),
 )

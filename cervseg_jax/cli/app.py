@@ -195,6 +195,32 @@ def models(
     run_models(name, size, overrides or [])
 
 
+@app.command(epilog="Example: cervseg-jax import-config train_eval_infer.config -o mine.yaml")
+def import_config(
+    file: Annotated[Path, typer.Argument(help="A config of the reference implementation.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; default: standard output.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
+) -> None:
+    """Turn a config of the reference into a recipe; says what became of each key."""
+    from cervseg_jax.cli.import_commands import run_import_config
+
+    run_import_config(file, out, overwrite=overwrite)
+
+
+@app.command(epilog="Example: cervseg-jax import-weights best_model.h5 --config mine.yaml --out runs/mine")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="HDF5 weights or model of the reference (Keras 2).")],
+    config: Annotated[Path, typer.Option(help="The recipe, such as import-config makes it.")],
+    out: Annotated[Path, typer.Option(help="A new run folder.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Turn weights of the reference into a run for eval, infer and train.init_from."""
+    from cervseg_jax.cli.import_commands import run_import_weights
+
+    run_import_weights(file, config, out, overrides or [], quiet=quiet)
+
+
 @app.command(epilog="Example: cervseg-jax doctor")
 def doctor() -> None:
     """Check devices, versions, OpenCV, memory and disk; say the fix for each finding."""

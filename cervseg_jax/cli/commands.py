@@ -99,7 +99,7 @@ def run_models(name: str | None, size: tuple[int, int], overrides: Sequence[str]
 
     if name is None:
         for known, entry in MODELS.items():
-            print(f"{known:<16}{entry.paper}")
+            print(f"{known:<22}{entry.paper}")
         return
     args = {}
     for override in overrides:

@@ -82,6 +82,11 @@ def recall(counts: Counts) -> np.ndarray:
     return np.where(invented, 0.0, _ratio(counts.true_positive, counts.true_positive + counts.false_negative))
 
 
+def specificity(counts: Counts) -> np.ndarray:
+    """Share of the true background that is left alone, TN / (TN + FP). Flatters images with much background."""
+    return _ratio(counts.true_negative, counts.true_negative + counts.false_positive)
+
+
 def accuracy(counts: Counts) -> np.ndarray:
     """Share of all pixels that are right. Flatters images with much background."""
     return _ratio(counts.true_positive + counts.true_negative, np.sum(counts, axis=0))
@@ -92,6 +97,7 @@ METRICS: Mapping[str, Callable[[Counts], np.ndarray]] = {
     "iou": iou,
     "precision": precision,
     "recall": recall,
+    "specificity": specificity,
     "accuracy": accuracy,
 }
 """Pixel scores by name. `<name>_mean` is the mean over images, `<name>_pooled` the score of the summed counts."""

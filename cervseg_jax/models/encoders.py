@@ -3,6 +3,7 @@
 Nothing is downloaded while a network is built; pretrained weights come from a local file.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -104,7 +105,11 @@ def encode(
       ConfigError: if the weights file is missing or belongs to another network.
     """
     encoder = ENCODERS[name]
-    published = encoder.build(include_top=False, weights=None, input_shape=tuple(images.shape[1:]))
+    if weights is not None and images.shape[-1] != 3:
+        raise ConfigError(f"model.args.encoder_weights: need images of 3 channels, got {images.shape[-1]}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input channels")
+        published = encoder.build(include_top=False, weights=None, input_shape=tuple(images.shape[1:]))
     _load(published, encoder, weights)
     names = [layer.name for layer in published.layers]
     ends = [max(i for i, found in enumerate(names) if found.startswith(stage)) for stage in encoder.stages]
@@ -125,7 +130,7 @@ def encode(
 
     clone = keras.models.clone_model(features, clone_function=copy)
     if weights is not None:
-        clone.set_weights(features.get_weights())
+        clone.set_weights([np.asarray(variable.value) for variable in features.weights])
     outputs = clone(_prepared(images, encoder.preprocess) if preprocess else images)
     return outputs if isinstance(outputs, list) else [outputs]
 
@@ -137,6 +142,8 @@ def _stable(name: str) -> str:
 
 
 def _prepared(images: Any, kind: str) -> Any:
+    if images.shape[-1] != 3 and kind != "inside":
+        return images / 255.0
     if kind == "caffe":
         return images[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
     if kind == "torch":
@@ -154,12 +161,14 @@ def _load(published: keras.Model, encoder: Encoder, weights: str | None) -> None
             "storage.googleapis.com/tensorflow/keras-applications (nothing is downloaded here)"
         )
     try:
-        published.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras warns of layers that it leaves as they are
+            published.load_weights(path)
+    except (ValueError, OSError, KeyError, UserWarning) as error:
         raise ConfigError(f"model.args.encoder_weights: {path} does not fit: {error}") from None
     for layer in published.layers:
         if isinstance(layer, keras.layers.Normalization):
-            layer.set_weights(true_variance(layer.get_weights()))
+            layer.set_weights(true_variance([np.asarray(variable.value) for variable in layer.weights]))
 
 
 def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:

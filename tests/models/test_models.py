@@ -1,5 +1,7 @@
 """One table for all networks: a new one is covered by its line here."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ SMALL = {
             "variant": "reference",
         },
     ],
-    "u2net": [{"base_filters": 4, "levels": 2}],
+    "u2net": [{"base_filters": 16, "levels": 2}],
     "unet": [
         {"base_filters": 4, "levels": 3, "kernel_size": 7, "dilation": 3, "dropout_rate": 0.1},
         {"base_filters": 4, "levels": 3, "batch_norm": True, "activation": "mish", "dropout_rate": 0.1},
@@ -86,7 +88,7 @@ def test_logits_have_the_images_size_and_paths_are_stable(name, args, rng):
         assert logits.dtype == jnp.float32
         assert jnp.isfinite(logits).all()
     assert not np.allclose(outputs[0][0], outputs[0][1])
-    assert (outputs[0] < 0).any()  # logits, not probabilities
+    assert (outputs[0] < 0).any() or (outputs[0] > 1).any()  # logits, not probabilities
     assert all(np.array_equal(state[path], model_state[path]) for path in model_state)
     again = functionalize(build(name, args, size=size, num_channels=4, num_maps=2))
     assert list(params) == list(again[1])
@@ -123,9 +125,7 @@ def test_bfloat16_is_close_to_float32(name, args, images):
     assert np.abs(np.asarray(low - full)).max() > 0  # it really computes differently
 
 
-@pytest.mark.parametrize(
-    ("name", "args"), [(name, args) for name, variants in SMALL.items() for args in variants if "dropout_rate" in args]
-)
+@pytest.mark.parametrize(("name", "args"), [case for case in CASES if "dropout_rate" in case.values[1]])
 def test_dropout_depends_on_the_key_alone(name, args, images):
     apply, params, model_state = functionalize(build(name, args))
     one, two, three = (apply(params, model_state, images, key=jax.random.key(seed))[0][0] for seed in (1, 1, 2))
@@ -134,7 +134,7 @@ def test_dropout_depends_on_the_key_alone(name, args, images):
 
 
 def test_padding_inside_changes_nothing_far_from_the_edge(rng):
-    args = SMALL["unet"][0]
+    args = {"base_filters": 4, "levels": 3}
     whole = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
     apply, params, model_state = functionalize(build("unet", args, size=(64, 64)))
     cut, *_ = functionalize(build("unet", args, size=(62, 61)))
@@ -158,7 +158,9 @@ def test_encoder_weights_come_from_a_local_file(tmp_path, rng):
     published = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(64, 64, 3))
     # The published file's "variance" is the deviation.
     published.get_layer(index=2).set_weights([np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD), np.int32(0)])
-    published.save_weights(tmp_path / "b0.weights.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Keras' own, of NumPy 2
+        published.save_weights(tmp_path / "b0.weights.h5")
     args = {"encoder_weights": str(tmp_path / "b0.weights.h5")}
     _, params, model_state = functionalize(build("efficient_unet", args))
     np.testing.assert_array_equal(params["encoder_stem_conv/kernel"], published.get_layer("stem_conv").kernel)

@@ -13,7 +13,7 @@ from cervseg_jax.sections import MeshConfig, RuntimeConfig
 from cervseg_jax.training.optimizer import make_optimizer, scale_by_adam_epsilon_hat
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import create_state
-from cervseg_jax.training.step import StepRules, make_eval_step, make_train_step, stream_key
+from cervseg_jax.training.step import StepRules, check_rate_factors, make_eval_step, make_train_step, stream_key
 
 SIZE = (32, 48)
 ARGS = {"base_filters": 4, "levels": 3, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.1, "batch_norm": True}
@@ -132,3 +132,80 @@ def test_adam_equals_keras(rng):
         direction, state = transform.update(jnp.asarray(gradient), state)
         ours = optax.apply_updates(ours, -1e-2 * direction)
     np.testing.assert_allclose(ours, np.asarray(variable.value), rtol=1e-5, atol=1e-7)
+
+
+def stepped(parts, rules, *, weight_decay=0.0, steps=2):
+    apply, _, state, batch = parts
+    optimizer = make_optimizer(clip_value=0.5, weight_decay=weight_decay)
+    state = create_state(state.params, state.model_state, optimizer, with_ema=rules.ema_decay is not None)
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], rules))
+    states = [state]
+    for _ in range(steps):
+        states.append(step(states[-1], jax.tree.map(jnp.asarray, batch), jnp.float32(1e-2))[0])
+    return states
+
+
+def test_moving_average_of_the_weights(parts):
+    states = stepped(parts, StepRules(ema_decay=0.9), steps=3)
+    average = states[0].params["head/kernel"]
+    for number, state in enumerate(states[1:]):
+        decay = min(0.9, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * state.params["head/kernel"]
+    np.testing.assert_allclose(states[-1].ema_params["head/kernel"], average, rtol=1e-5)
+    assert states[-1].averaged_params is states[-1].ema_params
+    plain = stepped(parts, StepRules(), steps=3)[-1]
+    assert plain.averaged_params is plain.params
+    np.testing.assert_allclose(plain.params["head/kernel"], states[-1].params["head/kernel"], rtol=1e-5)
+
+
+def test_rate_factors_freeze_and_slow_down(parts):
+    before, after = stepped(parts, StepRules(rate_factors={"encoder": 0.0, "encoder1": 0.5}), steps=1)
+    free = stepped(parts, StepRules(), steps=1)[-1]
+    for path, value in before.params.items():
+        moved, freely = after.params[path] - value, free.params[path] - value
+        factor = 0.5 if path.startswith("encoder1") else 0.0 if path.startswith("encoder") else 1.0
+        np.testing.assert_allclose(moved, factor * freely, atol=1e-6, err_msg=path)
+    check_rate_factors({"encoder0_conv1": 0.1}, before.params)
+    with pytest.raises(ConfigError, match="train.rate_factors: .* begins with 'encodr'"):
+        check_rate_factors({"encodr": 0.1}, before.params)
+
+
+def test_weight_decay_shrinks_kernels_alone(parts):
+    before, after = stepped(parts, StepRules(), steps=1, weight_decay=0.1)
+    plain = stepped(parts, StepRules(), steps=1)[-1]
+    for path, value in before.params.items():
+        want = plain.params[path] - (1e-3 * value if value.ndim > 1 else 0.0)
+        np.testing.assert_allclose(after.params[path], want, atol=1e-6, err_msg=path)
+
+
+def test_l2_penalty_adds_twice_the_kernel_to_its_gradient(parts):
+    apply, _, state, batch = parts
+    batch = jax.tree.map(jnp.asarray, batch)
+    plain = optax.identity()
+    state = create_state(state.params, state.model_state, plain)
+    results = [
+        jax.jit(make_train_step(apply, plain, LOSSES["bce"], StepRules(l2_penalty=penalty)))(
+            state, batch, jnp.float32(1.0)
+        )[0]
+        for penalty in (0.0, 0.01)
+    ]
+    for path, value in state.params.items():
+        want = results[0].params[path] - (0.02 * value if value.ndim > 1 else 0.0)
+        np.testing.assert_allclose(results[1].params[path], want, atol=1e-4, err_msg=path)
+
+
+def test_side_outputs_join_the_objective_but_not_the_reported_loss(rng):
+    apply, params, model_state = functionalize(build_model("unet3plus", image_size=SIZE, args={"base_filters": 2}))
+    images = jnp.asarray(rng.integers(0, 256, (2, *SIZE, 3), np.uint8))
+    masks = jnp.asarray(rng.random((2, *SIZE, 1)) < 0.3, jnp.uint8)
+    batch = Batch(images, masks, jnp.ones(2, jnp.float32), jnp.arange(2))
+    optimizer = make_optimizer(clip_value=None)
+    states, losses = [], []
+    for weight in (0.0, 1.0):
+        step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepRules(side_loss_weight=weight)))
+        state, metrics = step(create_state(params, model_state, optimizer), batch, jnp.float32(1e-3))
+        states.append(state)
+        losses.append(float(metrics.loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert np.array_equal(states[0].params["side2/kernel"], params["side2/kernel"])
+    assert not np.array_equal(states[1].params["side2/kernel"], params["side2/kernel"])

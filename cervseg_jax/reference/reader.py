@@ -1,0 +1,83 @@
+"""Hands out the entries of a reference config, and accounts for every one of them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cervseg_jax.components import nearest
+from cervseg_jax.reference.ini import Entry
+
+NOT_READ = (
+    "model.base_dilation model.dice_loss model.model_compile model.kernel_size model.ksize model.sharp_ksize "
+    "model.decoder_channels model.freeze_enc_cnn model.grid model.hidden_size model.hybrid model.mlp_dim "
+    "model.num_skip model.pretrain dataset.image_format dataset.input_normalize dataset.sharpening train.show_history "
+    "eval.output_dir tiledinfer.debug tiledinfer.mask_colorize infer.algorithm infer.threshold segmentation.blursize "
+    "distortion.gaussian_filter_sigma"
+).split()
+"""Keys of real configs that the reference itself does not use."""
+
+REPLACED = {
+    "train.model_dir": "the run folder, --run-dir",
+    "train.eval_dir": "the run folder, --run-dir",
+    "train.save_weights_only": "runs keep weights and resumable states",
+    "train.best_model_file": "RUN/best",
+    "train.create_backup": "runs are never overwritten",
+    "train.metrics": "metrics.csv has every metric of model.metrics",
+    "train.epoch_change_infer": "RUN/previews",
+    "train.epoch_change_infer_dir": "RUN/previews",
+    "infer.images_dir": "infer --images",
+    "infer.output_dir": "infer --out",
+    "infer.merged_dir": "overlays are always written",
+    "model.show_summary": "cervseg-jax models NAME",
+    "model.image_channels": "images are RGB",
+    "model.num_classes": "one class, nucleus",
+    "generator.debug": "cervseg-jax stats shows samples",
+}
+"""Keys whose purpose something else serves here."""
+
+
+class Note(NamedTuple):
+    """What became of one key."""
+
+    key: str
+    status: str
+    """kept, renamed, repaired or ignored."""
+    message: str
+
+
+class Reader:
+    """Hands out entries and remembers what became of them."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        """Starts with nothing handed out."""
+        self.entries = entries
+        self.notes: dict[str, Note] = {}
+
+    def get(self, key: str, default: Any = None, *, to: str, kind: type | tuple[type, ...] = (int, float)) -> Any:
+        """Returns the value under `key`, noting that it goes to our key `to`; the default where it is no such value."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return default
+        value = entry.value
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            self.notes[key] = Note(key, "repaired", f"{value!r} cannot be used; {default!r} as in the reference")
+            return default
+        status = (
+            "repaired" if entry.repairs else "kept" if key.rpartition(".")[2] == to.rpartition(".")[2] else "renamed"
+        )
+        self.notes[key] = Note(key, status, "; ".join([*entry.repairs, f"{to} = {value!r}"]))
+        return default if value is None else value
+
+    def report(self) -> list[Note]:
+        """Returns a note for every key of the file."""
+        for key, entry in self.entries.items():
+            if key in self.notes:
+                continue
+            if key in REPLACED:
+                self.notes[key] = Note(key, "ignored", f"here: {REPLACED[key]}")
+            elif key in NOT_READ:
+                self.notes[key] = Note(key, "ignored", "the reference does not read it either")
+            else:
+                guess = nearest(key, self.notes)
+                hint = f"; did you mean {guess}?" if guess and guess not in self.entries else ""
+                self.notes[key] = Note(key, "ignored", f"{entry.value!r} has no counterpart in this recipe{hint}")
+        return [self.notes[key] for key in self.entries]
