@@ -125,7 +125,14 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+FAMILY_VARIANTS = ("attention", "multires", "unet 3+", "u2", "xception", "swin", "transformer")
+"""Compile for long; `test_import_weights` takes the same families through both importers in the quick run."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in FAMILY_VARIANTS else name for name in VARIANTS],
+)
 def test_ways_of_writing_load_and_train_one_step(tmp_path, name, rng):
     import jax
 
