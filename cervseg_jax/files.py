@@ -28,6 +28,20 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def refuse_filled_folder(path: Path, *, shown: str) -> None:
+    """Makes sure that `path` is free for new files: missing, or an empty folder.
+
+    Args:
+      path: the folder.
+      shown: how the message names it, with its option.
+
+    Raises:
+      ConfigError: if something is there.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{shown} is there already and not an empty folder; choose another one")
+
+
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Writes a file under a temporary name and renames it.
 

@@ -140,6 +140,7 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
       CheckpointError: if a file is missing or damaged, or the weights belong to another network.
     """
     contract = read_contract(folder)
+    arrays = _read_arrays(folder, contract)
     try:
         model = build_model(
             contract.model_name, image_size=contract.image_size, args=contract.model_args, dtype=precision
@@ -147,7 +148,7 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     except CervsegError as error:
         raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None
     apply, params, model_state = functionalize(model)
-    return Network(contract, apply, *load_arrays(folder, params, model_state))
+    return Network(contract, apply, *_fitted(arrays, params, model_state, source=folder / contract.weights_file))
 
 
 def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
@@ -165,6 +166,11 @@ def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[
       CheckpointError: if a file is missing or damaged, or the weights belong to another network.
     """
     contract = read_contract(folder)
+    arrays = _read_arrays(folder, contract)
+    return _fitted(arrays, params, model_state, source=folder / contract.weights_file)
+
+
+def _read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:
     path = folder / Path(contract.weights_file).name
     try:
         data = path.read_bytes()
@@ -173,8 +179,13 @@ def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[
     if sha256_of(data) != contract.weights_sha256:
         raise CheckpointError(f"{path}: is damaged (its checksum differs from the one in contract.json)")
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    check_arrays(arrays, params | model_state, source=path)
+        return {name: stored[name] for name in stored.files}
+
+
+def _fitted(
+    arrays: dict[str, np.ndarray], params: Params, model_state: ModelState, *, source: Path
+) -> tuple[Params, ModelState]:
+    check_arrays(arrays, params | model_state, source=source)
     return (
         {name: jnp.asarray(arrays[name], value.dtype) for name, value in params.items()},
         {name: jnp.asarray(arrays[name], value.dtype) for name, value in model_state.items()},

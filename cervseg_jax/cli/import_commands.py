@@ -8,7 +8,7 @@ from pathlib import Path
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import write_text
+from cervseg_jax.files import refuse_filled_folder, write_text
 
 
 def run_import_config(file: Path, out: Path | None, *, overwrite: bool) -> None:
@@ -43,15 +43,13 @@ def run_import_weights(file: Path, config_path: Path, out: Path, overrides: Sequ
     from cervseg_jax.weights import save_weights
 
     folder = out.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out: {out} is there already and not an empty folder; choose another one")
+    refuse_filled_folder(folder, shown=f"--out: {out}")
     reporter = Reporter(quiet=quiet)
     imported = import_weights(file, config.model)
     values = {path: jnp.asarray(value) for path, value in imported.values.items()}
     open_run_folder(folder, config, allow_changes=False)
     save_weights(folder / "best", config, values, {}, epoch=0, step=0, val_loss=None)
     for match in imported.matches:
-        shapes = " + ".join("x".join(map(str, shape)) or "scalar" for shape in match.shapes)
-        reporter.info(f"{match.theirs:<32} -> {match.ours:<32} {shapes}")
+        reporter.info(f"{match.theirs:<32} -> {match.ours:<32} {match.shapes}")
     count = sum(value.size for value in imported.values.values())
     reporter.info(f"{len(imported.matches)} layers, {count:,} numbers; next: cervseg-jax eval {out}")

@@ -13,7 +13,7 @@ from cervseg_jax.data.labelme import labelme_document
 from cervseg_jax.data.outlines import draw_instances
 from cervseg_jax.data.synthetic import Scene, draw_scene
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import make_folder, write_json, write_png, write_text
+from cervseg_jax.files import make_folder, refuse_filled_folder, write_json, write_png, write_text
 from cervseg_jax.sections import SyntheticConfig
 
 DATASET_FILE = "dataset.json"
@@ -116,8 +116,7 @@ def _for_all(work: Callable[[int], None], count: int) -> None:
 
 
 def _require_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there already and not an empty folder; choose another one")
+    refuse_filled_folder(folder, shown=f"{folder}:")
 
 
 def _require_same(root: Path, facts: Mapping[str, object]) -> None:

@@ -25,7 +25,7 @@ from cervseg_jax.data.similarity import join_groups, near_pairs, perceptual_hash
 from cervseg_jax.data.source import first_few
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import make_folder, sha256_of, write_json, write_text
+from cervseg_jax.files import make_folder, refuse_filled_folder, sha256_of, write_json, write_text
 
 DATASET_FILE = "dataset.json"
 RECORDS, PLAN = ".records", "plan"
@@ -180,8 +180,7 @@ def _claim(out: Path, facts: Mapping[str, Any], is_resumed: Callable[[], None]) 
             raise ConfigError(f"--out: {out} holds this very dataset, finished; nothing was done")
         is_resumed()
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out: {out} is there already and not an empty folder; choose another one")
+    refuse_filled_folder(out, shown=f"--out: {out}")
     make_folder(out)
     write_json(path, {**facts, "version": __version__, "state": "building"})
 

@@ -17,8 +17,7 @@ import numpy as np
 from cervseg_jax.data.collect import Item, collect, read_truth
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.reference_style import offline_variants
-from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import make_folder, write_bytes, write_json
+from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_json
 
 SIZE = 512
 SPLIT_SEED, TRAIN_SHARE, VALID_SHARE = 137, 0.8, 0.15
@@ -43,8 +42,7 @@ def build_reference_dataset(
       ConfigError: if `out` is there already, or nothing in `source` is understood.
       DataError: if a file is bad.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out: {out} is there already and not an empty folder; choose another one")
+    refuse_filled_folder(out, shown=f"--out: {out}")
     items, _ = collect(source.absolute())
 
     def names_of(number: int) -> list[str]:

@@ -10,8 +10,7 @@ import keras
 from keras import ops
 
 from cervseg_jax.models.blocks import Layers
-from cervseg_jax.models.efficient_unet import Level
-from cervseg_jax.models.encoders import encode
+from cervseg_jax.models.encoders import FrozenLevels, encode
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
@@ -26,7 +25,7 @@ def deeplab_v3plus(
     num_maps: int,
     encoder: Literal["resnet50", "resnet101", "resnet152"] = "resnet50",
     encoder_weights: str | None = None,
-    frozen_levels: Level = 0,
+    frozen_levels: FrozenLevels = 0,
     variant: Literal["paper", "reference"] = "paper",
 ) -> list[Any]:
     """Builds the DeepLabV3+ with output stride 16.

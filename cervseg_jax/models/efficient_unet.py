@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cervseg_jax.models.blocks import Layers
-from cervseg_jax.models.encoders import EncoderName, encode
-
-Level = Annotated[int, Field(ge=0, le=5)]
+from cervseg_jax.models.encoders import EncoderName, FrozenLevels, encode
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
@@ -28,7 +26,7 @@ def efficient_unet(
     num_maps: int,
     encoder: EncoderName = "efficientnet_b0",
     encoder_weights: str | None = None,
-    frozen_levels: Level = 0,
+    frozen_levels: FrozenLevels = 0,
     variant: Literal["default", "reference"] = "default",
 ) -> list[Any]:
     """Builds a U-Net on an encoder, with residual decoder blocks.
@@ -48,17 +46,11 @@ def efficient_unet(
     """
     is_reference = variant == "reference"
     inner = ("block1a_project_bn", "block2b_drop", "block3b_drop", "block5c_drop", "block7a_project_bn")
-    features = encode(
-        net,
-        images,
-        encoder,
-        weights=encoder_weights,
-        frozen_levels=frozen_levels,
-        taps=inner if is_reference else (),
-    )
     finest = images if is_reference else net.scale_input(images, "unit")
+    taps = inner if is_reference else ()
+    features = [finest, *encode(net, images, encoder, weights=encoder_weights, frozen_levels=frozen_levels, taps=taps)]
     x = _residual(net, features[-1], features[-1].shape[-1], "bottom")
-    for level, skip in reversed(list(enumerate([finest, *features[:-1]]))):
+    for level, skip in reversed(list(enumerate(features[:-1]))):
         x = net.upsample(x, 2, f"decoder{level}_up", method="nearest")
         filters = skip.shape[-1] if level else 16
         x = _residual(net, net.concat([x, skip], f"decoder{level}_concat"), filters, f"decoder{level}")
@@ -81,7 +73,7 @@ def efficientnet_b7_unet(
     num_maps: int,
     encoder: EncoderName = "efficientnet_b7",
     encoder_weights: str | None = None,
-    frozen_levels: Level = 0,
+    frozen_levels: FrozenLevels = 0,
     base_filters: Annotated[int, Field(ge=1)] = 32,
     variant: Literal["default", "reference"] = "default",
 ) -> list[Any]:
@@ -103,17 +95,11 @@ def efficientnet_b7_unet(
     """
     is_reference = variant == "reference"
     inner = tuple(f"block{stage}a_activation" for stage in (1, 2, 3, 4, 7))
-    features = encode(
-        net,
-        images,
-        encoder,
-        weights=encoder_weights,
-        frozen_levels=frozen_levels,
-        taps=inner if is_reference else (),
-    )
     finest = images if is_reference else net.scale_input(images, "unit")
+    taps = inner if is_reference else ()
+    features = [finest, *encode(net, images, encoder, weights=encoder_weights, frozen_levels=frozen_levels, taps=taps)]
     x = features[-1]
-    for level, skip in reversed(list(enumerate([finest, *features[:-1]]))):
+    for level, skip in reversed(list(enumerate(features[:-1]))):
         filters, name = base_filters * 2**level, f"decoder{level}"
         x = net.concat([net.upsample_conv(x, filters, f"{name}_up"), skip], f"{name}_concat")
         for part in ("1", "2"):

@@ -6,11 +6,12 @@ Nothing is downloaded while a network is built; pretrained weights come from a l
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
+from pydantic import Field
 
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.models.blocks import Layers
@@ -29,6 +30,10 @@ EncoderName = Literal[
     "resnet101",
     "resnet152",
 ]
+
+
+FrozenLevels = Annotated[int, Field(ge=0, le=5)]
+"""Levels of an encoder, from the finest on, that keep their values."""
 
 
 class Encoder(NamedTuple):

@@ -12,8 +12,7 @@ from pydantic import Field
 
 from cervseg_jax.models.attention import PatchEmbedding
 from cervseg_jax.models.blocks import InputRange, Layers
-from cervseg_jax.models.efficient_unet import Level
-from cervseg_jax.models.encoders import EncoderName, encode
+from cervseg_jax.models.encoders import EncoderName, FrozenLevels, encode
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -36,7 +35,7 @@ def trans_unet(
     num_maps: int,
     encoder: EncoderName = "resnet50",
     encoder_weights: str | None = None,
-    frozen_levels: Level = 0,
+    frozen_levels: FrozenLevels = 0,
     filters: tuple[Positive, ...] = (16, 64, 128, 256),
     embed_width: Positive = 768,
     mlp_width: Positive = 3072,

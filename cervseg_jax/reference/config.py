@@ -78,7 +78,7 @@ def import_config(path: Path) -> tuple[str, list[Note]]:
 def _train(reader: Reader, path: Path, model: str) -> dict[str, Any]:
     loss = str(reader.get("model.loss", "bce_dice_loss", to="train.loss", kind=str))
     simple = loss.rpartition(".")[2].removesuffix("()")
-    known = LOSS_NAMES.get(simple, LOSS_NAMES.get(simple.lower()))
+    known = LOSS_NAMES.get(simple.lower())
     if known is None:
         raise ConfigError(f"{path}: model.loss: unknown {loss!r}; known: {', '.join(sorted(LOSS_NAMES))}")
     patience = int(reader.get("train.patience", 10, to="train.early_stop_patience"))
@@ -113,7 +113,7 @@ def _train(reader: Reader, path: Path, model: str) -> dict[str, Any]:
 def _metrics(reader: Reader) -> list[str]:
     given = reader.get("model.metrics", ["dice_coef"], to="train.metrics", kind=(list, tuple, str))
     names = [given] if isinstance(given, str) else list(given)
-    ours = [METRIC_NAMES.get(str(name).rpartition(".")[2].lower(), None) for name in names]
+    ours = [METRIC_NAMES.get(str(name).rpartition(".")[2].lower()) for name in names]
     dropped = [str(name) for name, known in zip(names, ours, strict=True) if known is None]
     if dropped:
         reader.notes["model.metrics"] = Note("model.metrics", "repaired", f"unknown, left out: {', '.join(dropped)}")

@@ -63,9 +63,7 @@ def read_layers(path: Path) -> list[StoredLayer]:
 def _names(group: Any, key: str) -> list[str]:
     """Reads a list of names, which Keras divides into numbered parts where it is long."""
     parts = [group.attrs[key]] if key in group.attrs else []
-    while not parts or f"{key}{len(parts)}" in group.attrs:
-        if f"{key}{len(parts)}" not in group.attrs:
-            return []
+    while f"{key}{len(parts)}" in group.attrs:
         parts.append(group.attrs[f"{key}{len(parts)}"])
     return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
 

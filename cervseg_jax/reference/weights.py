@@ -5,13 +5,14 @@ same order. Layers that have a name of their own are found by it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from cervseg_jax.data.source import first_few
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.models import build_with_layers, check_model_args
 from cervseg_jax.models.blocks import Layers
@@ -36,7 +37,7 @@ class Match(NamedTuple):
 
     ours: str
     theirs: str
-    shapes: list[tuple[int, ...]]
+    shapes: str
 
 
 class Imported(NamedTuple):
@@ -68,12 +69,9 @@ def import_weights(path: Path, model: ModelConfig) -> Imported:
     pairs = _pair(model.name, ours, stored)
     differences = _differences(ours, stored, pairs)
     if differences:
-        shown = differences[:MAX_LINES] + (
-            [f"... and {len(differences) - MAX_LINES} more"] * (len(differences) > MAX_LINES)
-        )
         raise CheckpointError(
             f"{path}: does not fit {model.name} with these model.args; the layers in order of creation:\n  "
-            + "\n  ".join(shown)
+            + first_few(differences, "\n  ", MAX_LINES)
             + "\nCompare model.args with the config that the file was trained with (cervseg-jax import-config)"
         )
     values = {}
@@ -85,8 +83,9 @@ def import_weights(path: Path, model: ModelConfig) -> Imported:
     missing = [v.path for v in network.variables if v.path not in known and "seed_generator" not in v.path]
     if missing:
         raise CheckpointError(f"{path}: nothing is known about {', '.join(missing)}")
-    shapes = {layer.name: [tuple(variable.shape) for variable in layer.weights] for layer in ours}
-    return Imported(values, [Match(layer.name, pairs[layer.name].name, shapes[layer.name]) for layer in ours])
+    return Imported(
+        values, [Match(layer.name, pairs[layer.name].name, _text(pairs[layer.name].arrays)) for layer in ours]
+    )
 
 
 def kind_of(layer: keras.layers.Layer) -> str:
@@ -130,20 +129,18 @@ def _differences(
 ) -> list[str]:
     lines = []
     for layer in ours:
-        wanted = [tuple(variable.shape) for variable in layer.weights]
+        wanted = _text(layer.weights)
         found = pairs.get(layer.name)
         if found is None:
-            lines.append(f"{layer.name} {_text(wanted)}: the file has no further {kind_of(layer)}")
-        elif [array.shape for array in found.arrays] != wanted:
-            lines.append(f"{layer.name} {_text(wanted)}: {found.name} has {_text([a.shape for a in found.arrays])}")
+            lines.append(f"{layer.name} {wanted}: the file has no further {kind_of(layer)}")
+        elif _text(found.arrays) != wanted:
+            lines.append(f"{layer.name} {wanted}: {found.name} has {_text(found.arrays)}")
     used = {layer.name for layer in pairs.values()}
     lines += [
-        f"{layer.name} {_text([array.shape for array in layer.arrays])} of the file is left over"
-        for layer in stored
-        if layer.name not in used
+        f"{layer.name} {_text(layer.arrays)} of the file is left over" for layer in stored if layer.name not in used
     ]
     return lines
 
 
-def _text(shapes: list[tuple[int, ...]]) -> str:
-    return " + ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
+def _text(arrays: Sequence[Any]) -> str:
+    return " + ".join("x".join(map(str, array.shape)) or "scalar" for array in arrays)
