@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -55,6 +56,95 @@ def draw_curves(
     axes.legend(frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draws training and validation losses of several networks, one small plot each with common axes.
+
+    Args:
+      path: the PNG to write.
+      curves: training and validation loss per epoch, by network.
+    """
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3 * columns, 2.3 * rows), dpi=120, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (name, (training, validation)) in zip(grid.flat, curves.items(), strict=False):
+        for label, values, style in (("training", training, "--"), ("validation", validation, "-")):
+            axes.plot(range(1, len(values) + 1), values, style, color=_CURVE_COLOURS[0], label=label, linewidth=1.6)
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("epoch")
+    figure.supylabel("loss")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+class Box(NamedTuple):
+    """A box of `draw_stages`."""
+
+    label: str
+    level: float
+    """How far down it is drawn."""
+    side: str
+    """What is written at its level, such as the size in pixels."""
+    feeds: Sequence[int]
+    """Positions of the boxes that it reads."""
+
+
+def draw_stages(path: Path, boxes: Sequence[Box], *, title: str) -> None:
+    """Draws a network: boxes in order of computation from left to right, coarser ones further down.
+
+    Args:
+      path: the PNG to write.
+      boxes: the stages of the network.
+      title: heading.
+    """
+    depth = max(box.level for box in boxes)
+    figure = Figure(figsize=(max(7, 0.62 * len(boxes) + 1.5), max(3, 0.75 * depth + 1.5)), dpi=110)
+    axes = figure.subplots()
+    for number, box in enumerate(boxes):
+        for source in box.feeds:
+            start, end = (source + 0.28, -boxes[source].level), (number - 0.28, -box.level)
+            is_skip = number - source > 1
+            axes.annotate(
+                "",
+                xy=end,
+                xytext=start,
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": "#d1495b" if is_skip else "0.45",
+                    "alpha": 0.6 if is_skip else 1.0,
+                    "linewidth": 1.0,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                    "connectionstyle": f"arc3,rad={-0.18 if is_skip else 0}",
+                },
+            )
+        axes.text(
+            number,
+            -box.level,
+            box.label,
+            ha="center",
+            va="center",
+            fontsize=7,
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "#e8f0f7", "edgecolor": "#1b6ca8", "linewidth": 0.8},
+            zorder=3,
+        )
+    for level, side in sorted({box.level: box.side for box in boxes}.items()):
+        axes.text(-0.8, -level, side, ha="right", va="center", fontsize=7, color="0.35")
+    axes.set(xlim=(-1.0, len(boxes) - 0.3), ylim=(-depth - 0.6, 0.9), title=title)
+    axes.set_axis_off()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
     write_bytes(path, buffer.getvalue())
 
 

@@ -438,9 +438,20 @@ def test_synth_models_doctor_and_help(tmp_path):
     code, stdout, _ = run("models")
     assert code == 0
     assert "arXiv:1505.04597" in stdout
-    code, stdout, _ = run("models", "unet", "--size", 64, 64, "--set", "model.args.base_filters=4")
+    small = ("--size", 64, 64, "--set", "model.args.base_filters=4", "--set", "model.args.levels=3")
+    code, stdout, _ = run("models", "unet", *small, "--out", tmp_path / "unet")
     assert code == 0
     assert "encoder0_conv1" in stdout
+    assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == [
+        "facts.json",
+        "graph.png",
+        "layers.txt",
+        "summary.md",
+    ]
+    facts = json.loads((tmp_path / "unet" / "facts.json").read_text())
+    assert facts["cost"]["step_flops"] > facts["cost"]["forward_flops"] > 1e6
+    assert "ImageNet weights of resnet50" in run("models", "deeplab_v3plus", "--size", 64, 64, "--no-cost")[1]
+    assert "need the name of a model" in refused(2, "models", "--out", tmp_path / "all")
     assert "did you mean 'unet'" in refused(2, "models", "unte")
     assert run("doctor")[0] in (0, 1)
     for command in ("train", "eval", "infer", "synth", "models", "doctor"):

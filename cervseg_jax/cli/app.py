@@ -187,12 +187,18 @@ def stats(
 def models(
     name: Annotated[str | None, typer.Argument(help="A model; without it, all are listed.")] = None,
     size: Annotated[tuple[int, int], typer.Option(help="Height and width of the input.")] = (256, 256),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of the measured train step.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder for layers, table, figures as JSON and a picture.")] = None,
+    cost: Annotated[
+        bool | None,
+        typer.Option("--cost/--no-cost", help="Compile and time a train step; default: for one model, not for all."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """List the networks, or show one layer by layer."""
-    from cervseg_jax.cli.commands import run_models
+    """List the networks, or show one: layers, parameters, operations, memory, time of a train step."""
+    from cervseg_jax.cli.model_commands import run_models
 
-    run_models(name, size, overrides or [])
+    run_models(name, size, batch_size, overrides or [], out, cost=name is not None if cost is None else cost)
 
 
 @app.command(epilog="Example: cervseg-jax import-config train_eval_infer.config -o mine.yaml")

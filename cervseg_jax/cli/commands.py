@@ -8,7 +8,7 @@ from pathlib import Path
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.source import CheckedPairs, check_pairs, find_pairs
-from cervseg_jax.errors import ConfigError, FindingsError
+from cervseg_jax.errors import FindingsError
 from cervseg_jax.sections import Config
 
 
@@ -89,27 +89,6 @@ def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], q
     with reporter.progress("drawing", num_images) as advance:
         write_scenes(out.absolute(), num_images=num_images, seed=seed, size=size, each=advance)
     reporter.info(f"{num_images} images written to {_short(out)}")
-
-
-def run_models(name: str | None, size: tuple[int, int], overrides: Sequence[str]) -> None:
-    """Lists the networks, or shows one."""
-    from cervseg_jax.models import MODELS, build_model
-    from cervseg_jax.models.blocks import num_params
-    from cervseg_jax.yaml12 import parse_yaml
-
-    if name is None:
-        for known, entry in MODELS.items():
-            print(f"{known:<22}{entry.paper}")
-        return
-    args = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key.startswith("model.args."):
-            raise ConfigError(f"--set {override}: here expected model.args.KEY=VALUE")
-        args[key.removeprefix("model.args.")] = parse_yaml(text, source=f"--set {override}")
-    model = build_model(name, image_size=size, args=args)
-    model.summary(line_length=110)
-    print(f"{num_params(model):,} parameters; {MODELS[name].paper}")
 
 
 def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:

@@ -53,3 +53,13 @@ def collate(elements: Sequence[Element], *, batch_size: int) -> Batch:
         valid=np.repeat(np.array([1, 0], np.float32), [len(elements), num_padding]),
         image_id=np.array([element.image_id for element in filled], np.int32),
     )
+
+
+def abstract_batch(num_rows: int, image_size: tuple[int, int], num_channels: int = 3) -> Batch:
+    """Returns the shapes and types of a batch, for compiling without data."""
+    return Batch(
+        image=jax.ShapeDtypeStruct((num_rows, *image_size, num_channels), np.uint8),
+        mask=jax.ShapeDtypeStruct((num_rows, *image_size, 1), np.uint8),
+        valid=jax.ShapeDtypeStruct((num_rows,), np.float32),
+        image_id=jax.ShapeDtypeStruct((num_rows,), np.int32),
+    )

@@ -28,6 +28,7 @@ from cervseg_jax.models import (
 )
 from cervseg_jax.models.blocks import Layers
 from cervseg_jax.models.functional import Apply, functionalize
+from cervseg_jax.models.initial import NUMPY_INITIALIZERS
 
 __all__ = ["MODELS", "Apply", "ModelEntry", "build_model", "check_model_args", "functionalize", "padded_size"]
 
@@ -172,7 +173,8 @@ def build_with_layers(
     widths = [(0, 0)] + [(b, after - size - b) for b, size, after in zip(before, image_size, padded, strict=True)]
     is_padded = padded != tuple(image_size)
     images = keras.ops.pad(inputs, [*widths, (0, 0)], mode="reflect") if is_padded else inputs
-    outputs = MODELS[name].build(net, images, num_maps=num_maps, **bound)
+    with keras.utils.custom_object_scope(NUMPY_INITIALIZERS):
+        outputs = MODELS[name].build(net, images, num_maps=num_maps, **bound)
     if is_padded:
         (top, left), (height, width) = before, image_size
         outputs = [logits[:, top : top + height, left : left + width] for logits in outputs]

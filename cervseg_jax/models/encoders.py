@@ -46,6 +46,8 @@ class Encoder(NamedTuple):
     """How its ImageNet weights want the 0..255 input."""
     weights_file: str
     """Name under which Keras publishes the weights without the classifier."""
+    licence: str
+    """Of the published weights, as the documentation of Keras Applications gives it."""
 
 
 _EFFICIENT = ("block1", "block2", "block3", "block5", "block7")
@@ -54,7 +56,11 @@ _DENSE = ("conv1_relu", "pool2_relu", "pool3_relu", "pool4_relu", "relu")
 
 ENCODERS: dict[str, Encoder] = {
     "densenet121": Encoder(
-        keras.applications.DenseNet121, _DENSE, "torch", "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        keras.applications.DenseNet121,
+        _DENSE,
+        "torch",
+        "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "BSD-3-Clause",
     ),
     **{
         f"efficientnet_b{number}": Encoder(
@@ -62,6 +68,7 @@ ENCODERS: dict[str, Encoder] = {
             _EFFICIENT,
             "inside",
             f"efficientnetb{number}_notop.h5",
+            "Apache-2.0",
         )
         for number in range(8)
     },
@@ -71,6 +78,7 @@ ENCODERS: dict[str, Encoder] = {
             _RESNET,
             "caffe",
             f"resnet{depth}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "MIT",
         )
         for depth in (50, 101, 152)
     },

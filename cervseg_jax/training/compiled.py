@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.batch import Batch, abstract_batch
 from cervseg_jax.inference.predict import Predict, make_predict
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import Apply
@@ -73,7 +73,9 @@ def compile_run(
     )
     reporter.info("compiling the train step ...")
     start = time.monotonic()
-    lowered = train_step.lower(state, _abstract_batch(config), jax.ShapeDtypeStruct((), np.float32))
+    lowered = train_step.lower(
+        state, abstract_batch(config.train.batch_size, config.model.image_size), jax.ShapeDtypeStruct((), np.float32)
+    )
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
@@ -84,14 +86,3 @@ def compile_run(
         make_eval_step(apply, loss, threshold=threshold), in_shardings=(everywhere, spread), out_shardings=everywhere
     )
     return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh)
-
-
-def _abstract_batch(config: Config) -> Batch:
-    """Shapes and types of a training batch."""
-    rows, (height, width) = config.train.batch_size, config.model.image_size
-    return Batch(
-        image=jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8),
-        mask=jax.ShapeDtypeStruct((rows, height, width, 1), np.uint8),
-        valid=jax.ShapeDtypeStruct((rows,), np.float32),
-        image_id=jax.ShapeDtypeStruct((rows,), np.int32),
-    )

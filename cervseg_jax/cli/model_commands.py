@@ -1,0 +1,132 @@
+"""`models`: the list of networks, and what one of them is and costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import make_folder, write_json, write_text
+from cervseg_jax.models import MODELS, build_model, check_model_args
+from cervseg_jax.models.blocks import num_params
+from cervseg_jax.models.encoders import ENCODERS
+from cervseg_jax.models.graph import stages_of
+from cervseg_jax.plots import Box, draw_stages
+from cervseg_jax.training.measure import measure_cost
+from cervseg_jax.yaml12 import parse_yaml
+
+COLUMNS = ("model", "input", "parameters", "forward GFLOPs", "step GFLOPs", "activations MiB", "step s", "paper")
+
+
+def run_models(
+    name: str | None, size: tuple[int, int], batch_size: int, overrides: Sequence[str], out: Path | None, *, cost: bool
+) -> None:
+    """Lists the networks, or shows one."""
+    args = _model_args(overrides)
+    if name is None:
+        if args or out is not None:
+            raise ConfigError("models: --set and --out need the name of a model")
+        _list(size, batch_size, cost=cost)
+        return
+    model = build_model(name, image_size=size, args=args)
+    lines: list[str] = []
+    model.summary(line_length=110, print_fn=lines.append)
+    summary = "\n".join(lines)
+    print(summary)
+    facts = _facts(model, args, size, batch_size, cost=cost)
+    table = _table([facts])
+    print(f"{table}\nlicence: {facts['licence']}")
+    if out is not None:
+        folder = make_folder(out.absolute())
+        write_text(folder / "layers.txt", summary + "\n")
+        write_text(folder / "summary.md", table)
+        write_json(folder / "facts.json", facts)
+        _draw(folder / "graph.png", model, size)
+        print(f"layers.txt, summary.md, facts.json and graph.png written to {out}")
+
+
+def _model_args(overrides: Sequence[str]) -> dict[str, Any]:
+    args = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.startswith("model.args."):
+            raise ConfigError(f"--set {override}: here expected model.args.KEY=VALUE")
+        args[key.removeprefix("model.args.")] = parse_yaml(text, source=f"--set {override}")
+    return args
+
+
+def _list(size: tuple[int, int], batch_size: int, *, cost: bool) -> None:
+    """Prints the table of networks: one line each, or what each costs with its default arguments."""
+    if not cost:
+        for name, entry in MODELS.items():
+            print(f"{name:<22}{entry.paper}")
+        return
+    print("\n".join(_lines(COLUMNS)))
+    for name in MODELS:
+        model = build_model(name, image_size=size, args={})
+        facts = _facts(model, {}, size, batch_size, cost=True)
+        print("\n".join(_lines(_row(facts))[:1]), flush=True)
+
+
+def _facts(
+    model: keras.Model, args: Mapping[str, Any], size: tuple[int, int], batch_size: int, *, cost: bool
+) -> dict[str, Any]:
+    facts = {
+        "model": model.name,
+        "args": dict(args),
+        "image_size": list(size),
+        "num_params": num_params(model),
+        "paper": MODELS[model.name].paper,
+        "licence": _licence(model.name, check_model_args(model.name, size, args)),
+    }
+    if cost:
+        facts |= {"batch_size": batch_size, "cost": measure_cost(model, batch_size=batch_size).to_json()}
+    return facts
+
+
+def _licence(name: str, bound: Mapping[str, Any]) -> str:
+    own = "this implementation: Apache-2.0, written from the paper"
+    encoder = bound.get("encoder")
+    if encoder is None:
+        return own
+    return f"{own}; ImageNet weights of {encoder}, where they are used: {ENCODERS[encoder].licence}"
+
+
+def _row(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    height, width = facts["image_size"]
+    figures = ["-"] * 4
+    if "cost" in facts:
+        cost = facts["cost"]
+        figures = [
+            f"{cost['forward_flops'] / 1e9:.1f}",
+            f"{cost['step_flops'] / 1e9:.1f}",
+            f"{cost['activation_bytes'] / 2**20:.0f}",
+            f"{cost['median_seconds']:.2f}",
+        ]
+    shape = f"{facts.get('batch_size', 1)}x{height}x{width}"
+    return (facts["model"], shape, f"{facts['num_params']:,}", *figures, facts["paper"])
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table in Markdown."""
+    return "\n".join([*_lines(COLUMNS), *(_lines(_row(facts))[0] for facts in rows)]) + "\n"
+
+
+def _lines(cells: Sequence[str]) -> list[str]:
+    """Returns a row of a Markdown table and the line that makes it a heading."""
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
+def _draw(path: Path, model: keras.Model, size: tuple[int, int]) -> None:
+    boxes = [
+        Box(
+            label=f"{stage.channels}" + (f"\n×{stage.num_layers}" if stage.num_layers else ""),
+            level=math.log2(size[0] / stage.size[0]),
+            side=f"{stage.size[0]}x{stage.size[1]}",
+            feeds=stage.feeds,
+        )
+        for stage in stages_of(model)
+    ]
+    draw_stages(path, boxes, title=f"{model.name}: channels, × layers; skip connections in red")

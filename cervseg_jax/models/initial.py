@@ -1,0 +1,56 @@
+"""Initial weights drawn by NumPy.
+
+Keras on JAX compiles one program per distinct shape to draw initial weights, which for deep networks takes most of
+the time that building needs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a unit normal distribution cut at two standard deviations."""
+
+
+class NumpyVarianceScaling(keras.initializers.VarianceScaling):
+    """`keras.initializers.VarianceScaling` with another random generator.
+
+    Reference: He et al. 2015, arXiv:1502.01852, section 2.2; Glorot and Bengio 2010, section 4.2.
+    """
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """Draws a float32 array of `shape`, [..., inputs, outputs]."""
+        receptive = float(np.prod(shape[:-2]))
+        fan_in, fan_out = shape[-2] * receptive, shape[-1] * receptive
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        std = np.sqrt(self.scale / max(1.0, fan))
+        seed: Any = self.seed
+        uniform = np.random.default_rng(seed).random(tuple(shape), np.float32)
+        if self.distribution == "uniform":
+            values = np.sqrt(3) * std * (2 * uniform - 1)
+        else:
+            low = ndtr(-2.0)
+            values = std / TRUNCATED_STD * ndtri(low + (1 - 2 * low) * uniform)
+        return values.astype(np.float32)
+
+
+class NumpyGlorotUniform(NumpyVarianceScaling, keras.initializers.GlorotUniform):
+    """`keras.initializers.GlorotUniform` with another random generator."""
+
+
+class NumpyHeNormal(NumpyVarianceScaling, keras.initializers.HeNormal):
+    """`keras.initializers.HeNormal` with another random generator."""
+
+
+_KINDS = (NumpyVarianceScaling, NumpyGlorotUniform, NumpyHeNormal)
+NUMPY_INITIALIZERS = {kind.__name__: kind for kind in _KINDS} | {
+    "VarianceScaling": NumpyVarianceScaling,
+    "GlorotUniform": NumpyGlorotUniform,
+    "glorot_uniform": NumpyGlorotUniform,
+    "HeNormal": NumpyHeNormal,
+    "he_normal": NumpyHeNormal,
+}
+"""For `keras.utils.custom_object_scope`: takes the place of Keras' own by name."""
