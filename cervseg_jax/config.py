@@ -153,6 +153,11 @@ def _with_checked_components(config: Config) -> Config:
     model_args = check_model_args(config.model.name, config.model.image_size, config.model.args)
     loss = lookup(LOSSES, config.train.loss, key="train.loss")
     loss_args = bind(loss, config.train.loss_args, key="train.loss_args", reserved=SUPPLIED)
+    heads = config.model.heads
+    if heads[:1] != ("mask",) or len(set(heads)) < len(heads):
+        raise ConfigError(f"model.heads: must begin with mask and name each head once, got {list(heads)}")
+    if config.train.touching_weight and len(heads) == 1:
+        raise ConfigError("train.touching_weight: needs another head than mask in model.heads")
     if config.train.cosine is not None and config.train.plateau is not None:
         raise ConfigError("train.cosine: not together with train.plateau; set train.plateau to null")
     for name in config.train.metrics:

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cervseg_jax.heads import Head
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -26,6 +28,8 @@ class ModelConfig(Section):
     """Height and width of the network's input, in pixels."""
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
+    heads: tuple[Head, ...] = ("mask",)
+    """What it predicts: "mask", then any of "boundary", "distance" and "hover", learned from instance labels."""
 
 
 class SyntheticConfig(Section):
@@ -117,6 +121,10 @@ class TrainConfig(Section):
     """A run whose best weights a new training starts from."""
     loss: str = "bce_soft_dice"
     loss_args: dict[str, Any] = {}
+    head_weights: dict[Head, NonNegative] = {}
+    """What the loss of each head besides the mask counts; 1 where one is not named."""
+    touching_weight: NonNegative = 0.0
+    """What the mask's cross-entropy over the pixels between touching nuclei adds to the loss, times this."""
     side_loss_weight: NonNegative = 1.0
     """What each side output's loss counts, for networks with deep supervision."""
     metrics: tuple[str, ...] = ("dice_coef", "dice_mean")
@@ -141,6 +149,24 @@ class EvalConfig(Section):
     """How many of the worst and of the best images become pictures."""
 
 
+class SeparationConfig(Section):
+    """How nuclei are told apart."""
+
+    threshold: Probability = 0.5
+    """Probability from which a pixel belongs to a nucleus."""
+    boundary_threshold: Probability = 0.5
+    """Probability from which a pixel is boundary, for networks with the heads mask and boundary alone."""
+    min_depth: Fraction = 0.15
+    """How far the pass between two hills of the relief must lie below the lower top, as a share of that top's height,
+    for both to be nuclei."""
+    smoothing_px: NonNegative = 1.0
+    """Deviation of the blur of the relief."""
+    min_area_px: Count = 30
+    """Smaller nuclei are dropped."""
+    max_hole_px: Count = 500
+    """Holes up to this area are filled."""
+
+
 class InferConfig(Section):
     """How masks are made, by `infer` and for the previews of training."""
 
@@ -148,6 +174,8 @@ class InferConfig(Section):
     threshold: Probability = 0.5
     num_infer_images: Count = 6
     """Validation images whose masks are written after every epoch."""
+    separation: SeparationConfig | None = None
+    """None: as tuned on the validation images when the training ended, or the defaults."""
 
 
 class MeshConfig(Section):

@@ -16,6 +16,7 @@ from cervseg_jax import __version__
 from cervseg_jax.data.decode import MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
+from cervseg_jax.heads import Head, num_maps
 from cervseg_jax.models import Apply, build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.typing import ModelState, Params
@@ -34,6 +35,8 @@ class Contract(BaseModel):
     model_name: str
     model_args: dict[str, Any]
     image_size: tuple[int, int]
+    heads: tuple[Head, ...] = ("mask",)
+    """What the network's maps are."""
     preprocessing: str
     mask_rule: MaskRule
     epoch: int
@@ -87,6 +90,7 @@ def save_weights(
         model_name=config.model.name,
         model_args=config.model.args,
         image_size=config.model.image_size,
+        heads=config.model.heads,
         preprocessing=PREPROCESSING,
         mask_rule=config.data.mask_rule,
         epoch=epoch,
@@ -143,7 +147,11 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     arrays = _read_arrays(folder, contract)
     try:
         model = build_model(
-            contract.model_name, image_size=contract.image_size, args=contract.model_args, dtype=precision
+            contract.model_name,
+            image_size=contract.image_size,
+            args=contract.model_args,
+            dtype=precision,
+            num_maps=num_maps(contract.heads),
         )
     except CervsegError as error:
         raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None

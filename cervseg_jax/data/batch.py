@@ -8,7 +8,22 @@ import jax
 import numpy as np
 
 from cervseg_jax.data.augment import Sample
+from cervseg_jax.data.targets import target_maps, touching_pixels
+from cervseg_jax.heads import Head, num_maps
 from cervseg_jax.typing import ArrayLike
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Targets:
+    """What heads besides the mask learn from, made from instance labels."""
+
+    maps: ArrayLike
+    """uint8 [b, h, w, maps], 255 for 1.0; see `data.targets`."""
+    touching: ArrayLike
+    """uint8 [b, h, w, 1], 1 between touching nuclei."""
+    known: ArrayLike
+    """float32 [b], 1 for images that have instance labels."""
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +39,8 @@ class Batch:
     """float32 [b], 1 for real images."""
     image_id: ArrayLike
     """int32 [b], position of the image in its split."""
+    targets: Targets | None = None
+    """For networks with heads besides the mask."""
 
 
 class Element(NamedTuple):
@@ -33,7 +50,7 @@ class Element(NamedTuple):
     image_id: int
 
 
-def collate(elements: Sequence[Element], *, batch_size: int) -> Batch:
+def collate(elements: Sequence[Element], *, batch_size: int, heads: Sequence[Head] = ("mask",)) -> Batch:
     """Stacks samples; a short batch is filled with copies of its first sample, marked as padding.
 
     Copies keep BatchNorm statistics close to those of real images, which zeros would not.
@@ -41,6 +58,7 @@ def collate(elements: Sequence[Element], *, batch_size: int) -> Batch:
     Args:
       elements: between one and `batch_size` samples of equal size.
       batch_size: rows of the batch.
+      heads: of the network; with more than the mask the batch has targets for them.
 
     Returns:
       A batch of numpy arrays.
@@ -52,14 +70,34 @@ def collate(elements: Sequence[Element], *, batch_size: int) -> Batch:
         mask=np.stack([element.sample.mask for element in filled])[..., None],
         valid=np.repeat(np.array([1, 0], np.float32), [len(elements), num_padding]),
         image_id=np.array([element.image_id for element in filled], np.int32),
+        targets=_targets([element.sample for element in filled], heads) if len(heads) > 1 else None,
     )
 
 
-def abstract_batch(num_rows: int, image_size: tuple[int, int], num_channels: int = 3) -> Batch:
+def _targets(samples: Sequence[Sample], heads: Sequence[Head]) -> Targets:
+    """Makes the targets; samples without instance labels get zeros and do not count."""
+    nothing = np.zeros(samples[0].mask.shape, np.int32)
+    labels = [nothing if sample.instances is None else sample.instances for sample in samples]
+    return Targets(
+        maps=np.stack([target_maps(instances, heads) for instances in labels]),
+        touching=np.stack([touching_pixels(instances) for instances in labels])[..., None],
+        known=np.array([sample.instances is not None for sample in samples], np.float32),
+    )
+
+
+def abstract_batch(
+    num_rows: int, image_size: tuple[int, int], *, num_channels: int = 3, heads: Sequence[Head] = ("mask",)
+) -> Batch:
     """Returns the shapes and types of a batch, for compiling without data."""
+    targets = Targets(
+        maps=jax.ShapeDtypeStruct((num_rows, *image_size, num_maps(heads) - 1), np.uint8),
+        touching=jax.ShapeDtypeStruct((num_rows, *image_size, 1), np.uint8),
+        known=jax.ShapeDtypeStruct((num_rows,), np.float32),
+    )
     return Batch(
         image=jax.ShapeDtypeStruct((num_rows, *image_size, num_channels), np.uint8),
         mask=jax.ShapeDtypeStruct((num_rows, *image_size, 1), np.uint8),
         valid=jax.ShapeDtypeStruct((num_rows,), np.float32),
         image_id=jax.ShapeDtypeStruct((num_rows,), np.int32),
+        targets=targets if len(heads) > 1 else None,
     )

@@ -42,9 +42,7 @@ def train_batches(config: Config, pairs: Sequence[Pair], *, start_step: int) -> 
         return element._replace(sample=apply_operations(element.sample, rng, operations))
 
     dataset = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle().map(load).random_map(augment)
-    batches = dataset.batch(
-        config.train.batch_size, batch_fn=functools.partial(collate, batch_size=config.train.batch_size)
-    )
+    batches = dataset.batch(config.train.batch_size, batch_fn=_collator(config, config.train.batch_size))
     return _read_ahead(batches.repeat()[start_step:], config)
 
 
@@ -63,13 +61,22 @@ def eval_batches(config: Config, pairs: Sequence[Pair], *, batch_size: int) -> I
       DataError: from the iterator, if a file has become unreadable.
     """
     dataset = grain.MapDataset.range(len(pairs)).map(_loader(config, pairs))
-    batches = dataset.batch(batch_size, batch_fn=functools.partial(collate, batch_size=batch_size))
+    batches = dataset.batch(batch_size, batch_fn=_collator(config, batch_size))
     return _read_ahead(batches, config)
+
+
+def _collator(config: Config, batch_size: int):
+    return functools.partial(collate, batch_size=batch_size, heads=config.model.heads)
 
 
 def _loader(config: Config, pairs: Sequence[Pair]):
     def load(index: int) -> Element:
-        sample = load_sample(pairs[index], image_size=config.model.image_size, mask_rule=config.data.mask_rule)
+        sample = load_sample(
+            pairs[index],
+            image_size=config.model.image_size,
+            mask_rule=config.data.mask_rule,
+            with_instances=len(config.model.heads) > 1,
+        )
         return Element(sample, int(index))
 
     return load

@@ -16,6 +16,7 @@ from cervseg_jax.data.decode import (
     decode_mask,
     read_bytes,
     read_image,
+    read_labels,
     read_mask,
 )
 from cervseg_jax.data.manifest import read_manifest
@@ -34,6 +35,8 @@ class Pair(NamedTuple):
     group: str
     image_path: Path
     mask_path: Path
+    instances_path: Path | None = None
+    """Instance labels, where the dataset has them."""
 
 
 class PairFacts(NamedTuple):
@@ -202,22 +205,44 @@ def check_pairs(
     return CheckedPairs(facts, problems)
 
 
-def load_sample(pair: Pair, *, image_size: tuple[int, int], mask_rule: MaskRule) -> Sample:
+def load_sample(
+    pair: Pair, *, image_size: tuple[int, int], mask_rule: MaskRule, with_instances: bool = False
+) -> Sample:
     """Reads a pair at the network's size.
 
     Args:
       pair: the files.
       image_size: height and width in pixels.
       mask_rule: see `decode_mask`.
+      with_instances: read the instance labels as well, where there are any.
 
     Returns:
-      Image and mask.
+      Image and labels.
 
     Raises:
       DataError: if a file is bad.
     """
     mask = read_mask(pair.mask_path, rule=mask_rule).mask
-    return Sample(resize_image(read_image(pair.image_path), image_size), resize_mask(mask, image_size))
+    instances = None
+    if with_instances and pair.instances_path is not None:
+        instances = resize_mask(read_instances(pair, mask.shape), image_size)
+    return Sample(resize_image(read_image(pair.image_path), image_size), resize_mask(mask, image_size), instances)
+
+
+def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads a pair's instance labels, int32 [h, w].
+
+    Raises:
+      DataError: if the file is bad, or of another size than the image.
+    """
+    if pair.instances_path is None:
+        raise ValueError(f"read_instances: {pair.stem} has none")
+    labels, _ = read_labels(pair.instances_path)
+    if labels.shape != shape:
+        raise DataError(
+            f"{pair.instances_path}: is {labels.shape[1]}x{labels.shape[0]}, the image {shape[1]}x{shape[0]}"
+        )
+    return labels
 
 
 def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
@@ -241,6 +266,7 @@ def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]:
     images, masks = images_by_stem(folder / "images"), images_by_stem(folder / "masks")
+    instances = images_by_stem(folder / "instances") if (folder / "instances").is_dir() else {}
     if not images:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     lonely = sorted(images.keys() - masks.keys())
@@ -254,7 +280,10 @@ def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]
     stems = sorted(images.keys() & masks.keys())
     pattern = data.split.group_pattern if data.split else None
     groups = groups_by_pattern(stems, pattern, key="data.split.group_pattern")
-    pairs = [Pair(stem, group, images[stem], masks[stem]) for stem, group in zip(stems, groups, strict=True)]
+    pairs = [
+        Pair(stem, group, images[stem], masks[stem], instances.get(stem))
+        for stem, group in zip(stems, groups, strict=True)
+    ]
     return pairs, problems
 
 

@@ -13,7 +13,7 @@ from cervseg_jax.training.sharding import batch_sharding, replicated
 from cervseg_jax.typing import ModelState, Params
 
 Predict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
-"""`predict(params, model_state, images)`: uint8 [b, h, w, 3] to float32 probabilities [b, h, w]."""
+"""`predict(params, model_state, images)`: uint8 [b, h, w, 3] to float32 probabilities [b, h, w, maps]."""
 
 
 def make_predict(apply: Apply, mesh: Mesh) -> Predict:
@@ -30,7 +30,7 @@ def make_predict(apply: Apply, mesh: Mesh) -> Predict:
 
     def probabilities(params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
         (logits, *_), _ = apply(params, model_state, images)
-        return jax.nn.sigmoid(logits[..., 0])
+        return jax.nn.sigmoid(logits)
 
     compiled = jax.jit(probabilities, in_shardings=(replicated(mesh), replicated(mesh), images_sharding))
 
@@ -50,13 +50,13 @@ def predict_images(
     """Streams images of any size through the network.
 
     Args:
-      predict: from a full batch of uint8 [b, h, w, 3] to probabilities [b, h, w].
+      predict: from a full batch of uint8 [b, h, w, 3] to probabilities [b, h, w, maps].
       images: uint8 [h, w, 3], RGB; read as needed.
       image_size: the network's height and width.
       batch_size: rows per batch; the last one is filled up and cut.
 
     Yields:
-      Float32 probabilities of each image in its own size, [h, w], in order.
+      Float32 probabilities of each image in its own size, [h, w, maps], in order.
     """
     waiting: list[np.ndarray] = []
     for image in images:
@@ -75,6 +75,7 @@ def _predict_batch(
     batch = np.stack(resized + [resized[0]] * (batch_size - len(resized)))
     for image, probs in zip(images, predict(batch), strict=False):
         height, width = image.shape[:2]
-        if probs.shape != (height, width):
-            probs = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
+        if probs.shape[:2] != (height, width):
+            # OpenCV drops an axis of length one.
+            probs = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
         yield probs

@@ -17,10 +17,10 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.evaluation import Scores, evaluate
 from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
 from cervseg_jax.inference.predict import make_predict, predict_images
-from cervseg_jax.losses import LOSSES
 from cervseg_jax.metrics.pixel import METRICS
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
 from cervseg_jax.sections import Config
+from cervseg_jax.training.compiled import configured_loss, step_rules
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import TrainState
 from cervseg_jax.training.step import make_eval_step
@@ -50,17 +50,15 @@ def score_run(
     require_devices(config.runtime)
     pairs, name = _choose_pairs(config, split, data, reporter)
     network = load_network(run / "best", precision=config.runtime.precision)
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"image_size": network.contract.image_size})}
-    )
+    trained = {"image_size": network.contract.image_size, "heads": network.contract.heads}
+    config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
     mesh = make_mesh(config.runtime.mesh, batch_size=config.eval.batch_size)
     state = jax.device_put(
         TrainState(jnp.int32(network.contract.step), network.params, network.model_state, (), {}), replicated(mesh)
     )
-    sharding = batch_sharding(mesh)
-    loss = functools.partial(LOSSES[config.train.loss], **config.train.loss_args)
+    sharding = batch_sharding(mesh, with_targets=len(config.model.heads) > 1)
     step = jax.jit(
-        make_eval_step(network.apply, loss, threshold=config.eval.threshold),
+        make_eval_step(network.apply, configured_loss(config), step_rules(config)),
         in_shardings=(replicated(mesh), sharding),
     )
     batch_size = config.eval.batch_size
@@ -144,7 +142,7 @@ def _sheet(predict: Any, pairs: Sequence[Pair], config: Config) -> np.ndarray:
         predict_images(predict, images, image_size=config.model.image_size, batch_size=config.eval.batch_size),
         strict=True,
     ):
-        mask = (probs >= config.eval.threshold).astype(np.uint8)
+        mask = (probs[..., 0] >= config.eval.threshold).astype(np.uint8)
         truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
         both = draw_outline(image, truth, colour=TRUTH_COLOUR)
         both = draw_outline(both, mask, colour=PREDICTION_COLOUR)

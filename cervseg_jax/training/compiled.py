@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch, abstract_batch
 from cervseg_jax.inference.predict import Predict, make_predict
-from cervseg_jax.losses import LOSSES
+from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply
 from cervseg_jax.sections import Config
 from cervseg_jax.training.run_folder import EventLog
@@ -55,16 +55,8 @@ def compile_run(
     Returns:
       The functions of the run.
     """
-    everywhere, spread = replicated(mesh), batch_sharding(mesh)
-    loss, threshold = functools.partial(LOSSES[config.train.loss], **config.train.loss_args), config.eval.threshold
-    rules = StepRules(
-        seed=config.train.seed,
-        threshold=threshold,
-        side_loss_weight=config.train.side_loss_weight,
-        l2_penalty=config.train.l2_penalty,
-        rate_factors=config.train.rate_factors,
-        ema_decay=config.train.ema_decay,
-    )
+    everywhere, spread = replicated(mesh), batch_sharding(mesh, with_targets=len(config.model.heads) > 1)
+    loss, rules = configured_loss(config), step_rules(config)
     train_step = jax.jit(
         make_train_step(apply, optimizer, loss, rules),
         donate_argnums=0,
@@ -73,16 +65,34 @@ def compile_run(
     )
     reporter.info("compiling the train step ...")
     start = time.monotonic()
-    lowered = train_step.lower(
-        state, abstract_batch(config.train.batch_size, config.model.image_size), jax.ShapeDtypeStruct((), np.float32)
-    )
+    batch = abstract_batch(config.train.batch_size, config.model.image_size, heads=config.model.heads)
+    lowered = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.float32))
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     temporary = getattr(memory, "temp_size_in_bytes", 0)
     reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
     log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary)
-    eval_step = jax.jit(
-        make_eval_step(apply, loss, threshold=threshold), in_shardings=(everywhere, spread), out_shardings=everywhere
-    )
+    eval_step = jax.jit(make_eval_step(apply, loss, rules), in_shardings=(everywhere, spread), out_shardings=everywhere)
     return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh)
+
+
+def configured_loss(config: Config) -> Loss:
+    """Returns the mask's loss with its arguments."""
+    return functools.partial(LOSSES[config.train.loss], **config.train.loss_args)
+
+
+def step_rules(config: Config) -> StepRules:
+    """Returns what the steps of a run follow."""
+    train = config.train
+    return StepRules(
+        seed=train.seed,
+        threshold=config.eval.threshold,
+        side_loss_weight=train.side_loss_weight,
+        l2_penalty=train.l2_penalty,
+        rate_factors=train.rate_factors,
+        heads=config.model.heads,
+        head_weights=train.head_weights,
+        touching_weight=train.touching_weight,
+        ema_decay=train.ema_decay,
+    )

@@ -21,6 +21,7 @@ from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batch
 from cervseg_jax.data.source import Pair
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
 from cervseg_jax.evaluation import Scores, evaluate
+from cervseg_jax.heads import num_maps
 from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
@@ -118,7 +119,11 @@ def train(
     mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
     keras.utils.set_random_seed(config.train.seed)  # initial weights
     model = build_model(
-        config.model.name, image_size=config.model.image_size, args=config.model.args, dtype=config.runtime.precision
+        config.model.name,
+        image_size=config.model.image_size,
+        args=config.model.args,
+        dtype=config.runtime.precision,
+        num_maps=num_maps(config.model.heads),
     )
     apply, params, model_state = functionalize(model)
     check_rate_factors(config.train.rate_factors, params)
@@ -185,7 +190,7 @@ class _Run:
         """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
         num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
         done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
-        sharding = batch_sharding(self.compiled.mesh)
+        sharding = batch_sharding(self.compiled.mesh, with_targets=len(self.config.model.heads) > 1)
         waited, pending = 0.0, None
         title = f"epoch {progress.epoch + 1}/{self.config.train.epochs}"
         with self.reporter.progress(title, num_steps, done=done) as advance:
@@ -231,7 +236,7 @@ class _Run:
 
     def _validate(self, state: TrainState, progress: Progress) -> Scores:
         pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
-        sharding = batch_sharding(self.compiled.mesh)
+        sharding = batch_sharding(self.compiled.mesh, with_targets=len(self.config.model.heads) > 1)
         batches = eval_batches(self.config, pairs, batch_size=batch_size)
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
             scores = evaluate(

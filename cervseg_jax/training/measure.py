@@ -62,7 +62,7 @@ def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
     state = create_state(params, model_state, optimizer)
     trainable = sum(value.size for value in params.values())
     fixed = sum(value.size for value in model_state.values())
-    shapes = abstract_batch(batch_size, (height, width), channels)
+    shapes = abstract_batch(batch_size, (height, width), num_channels=channels)
     forward = jax.jit(apply).lower(params, model_state, shapes.image)
     step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepRules()), donate_argnums=0)
     lowered = step.lower(state, shapes, jax.ShapeDtypeStruct((), np.float32))

@@ -40,7 +40,7 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
     all_probs = predict_images(predict, images, image_size=config.model.image_size, batch_size=batch_size)
     rows = []
     for pair, image, probs in zip(pairs, images, all_probs, strict=True):
-        mask = (probs >= config.infer.threshold).astype(np.uint8)
+        mask = (probs[..., 0] >= config.infer.threshold).astype(np.uint8)
         truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
         write_png(folder / f"{pair.stem}.png", mask * 255)
         rows.append((image, draw_overlay(image, truth, colour=TRUTH_COLOUR), draw_overlay(image, mask)))

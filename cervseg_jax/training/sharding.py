@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.batch import Batch, Targets
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.sections import MeshConfig, RuntimeConfig
 
@@ -55,11 +55,12 @@ def make_mesh(wanted: MeshConfig | None, *, batch_size: int) -> Mesh:
     return Mesh(np.array(devices[:needed]).reshape(shape), ("data", "spatial"), axis_types=(AxisType.Auto,) * 2)
 
 
-def batch_sharding(mesh: Mesh) -> Batch:
+def batch_sharding(mesh: Mesh, *, with_targets: bool = False) -> Batch:
     """Returns the placement of a batch: rows of the batch over `data`, rows of the images over `spatial`."""
     images = NamedSharding(mesh, PartitionSpec("data", "spatial"))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    return Batch(image=images, mask=images, valid=rows, image_id=rows)
+    targets = Targets(maps=images, touching=images, known=rows) if with_targets else None
+    return Batch(image=images, mask=images, valid=rows, image_id=rows, targets=targets)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

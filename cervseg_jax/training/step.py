@@ -1,5 +1,6 @@
 """The pure train, evaluation and prediction steps."""
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ import optax
 from cervseg_jax.components import suggestion
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import Head
 from cervseg_jax.losses import Loss, dice_coef
+from cervseg_jax.losses.heads import heads_loss, touching_loss
 from cervseg_jax.metrics.pixel import pixel_counts
 from cervseg_jax.models import Apply
 from cervseg_jax.training.state import TrainState
@@ -51,6 +54,12 @@ class StepRules(NamedTuple):
     """What the sum of the squares of all kernels adds to the objective, times this."""
     rate_factors: Mapping[str, float] = {}
     """Factors on the learning rate by the beginning of variable paths; the longest that fits counts."""
+    heads: tuple[Head, ...] = ("mask",)
+    """What the network's channels are."""
+    head_weights: Mapping[Head, float] = {}
+    """What the losses of heads besides the mask count; 1 where one is not named."""
+    touching_weight: float = 0.0
+    """What the cross-entropy between touching nuclei counts."""
     ema_decay: float | None = None
     """Decay of the moving average; smaller in the first steps, (1 + step) / (10 + step)."""
 
@@ -62,7 +71,8 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
       apply: the network.
       optimizer: transform from gradients to directions.
       loss: from logits, masks and valid to a scalar.
-      rules: everything else. The reported loss is the prediction's, without side outputs and penalty.
+      rules: everything else. The reported loss is the prediction's, all heads together, without side outputs and
+        penalty.
 
     Returns:
       `train_step(state, batch, learning_rate) -> (state, metrics)`, pure.
@@ -71,11 +81,12 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
     def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, StepMetrics]:
         key = stream_key(rules.seed, "dropout", state.step)
         masks = batch.mask.astype(jnp.float32)
+        score = functools.partial(_batch_loss, batch, loss=loss, rules=rules)
 
         def objective(params):
             (logits, *sides), model_state = apply(params, state.model_state, batch.image, key=key)
-            value = loss(logits, masks, batch.valid)
-            total = value + rules.side_loss_weight * sum(loss(side, masks, batch.valid) for side in sides)
+            value = score(logits)
+            total = value + rules.side_loss_weight * sum(score(side) for side in sides)
             if rules.l2_penalty:
                 squares = [jnp.sum(jnp.square(param)) for param in params.values() if param.ndim > 1]
                 total = total + rules.l2_penalty * sum(squares)
@@ -92,10 +103,24 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
         if rules.ema_decay is not None:
             decay = jnp.minimum(rules.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema_params = {path: decay * old + (1.0 - decay) * params[path] for path, old in ema_params.items()}
-        metrics = _metrics(value, logits, masks, batch.valid, threshold=rules.threshold)
+        metrics = _metrics(value, logits[..., :1], masks, batch.valid, threshold=rules.threshold)
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
     return train_step
+
+
+def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepRules) -> jax.Array:
+    """The mask's loss, and those of the other heads over the images whose nuclei are told apart."""
+    masks = batch.mask.astype(jnp.float32)
+    value = loss(logits[..., :1], masks, batch.valid)
+    targets = batch.targets
+    if targets is None:
+        return value
+    known = targets.known * batch.valid
+    value += heads_loss(logits, targets.maps, known, heads=rules.heads, weights=rules.head_weights)
+    if rules.touching_weight:
+        value += rules.touching_weight * touching_loss(logits[..., :1], masks, targets.touching, known)
+    return value
 
 
 def check_rate_factors(factors: Mapping[str, float], params: Params) -> None:
@@ -118,13 +143,13 @@ def _factor(factors: Mapping[str, float], path: str) -> float:
     return factors[max(fitting, key=len)] if fitting else 1.0
 
 
-def make_eval_step(apply: Apply, loss: Loss, *, threshold: float) -> EvalStep:
+def make_eval_step(apply: Apply, loss: Loss, rules: StepRules) -> EvalStep:
     """Returns the function that scores one batch in inference mode.
 
     Args:
       apply: the network.
       loss: from logits, masks and valid to a scalar.
-      threshold: probability from which a pixel counts as nucleus.
+      rules: of the training; its heads, their weights and the threshold count here.
 
     Returns:
       `eval_step(state, batch) -> metrics`, pure.
@@ -133,7 +158,8 @@ def make_eval_step(apply: Apply, loss: Loss, *, threshold: float) -> EvalStep:
     def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
         masks = batch.mask.astype(jnp.float32)
         (logits, *_), _ = apply(state.averaged_params, state.model_state, batch.image)
-        return _metrics(loss(logits, masks, batch.valid), logits, masks, batch.valid, threshold=threshold)
+        value = _batch_loss(batch, logits, loss=loss, rules=rules)
+        return _metrics(value, logits[..., :1], masks, batch.valid, threshold=rules.threshold)
 
     return eval_step
 

@@ -97,7 +97,7 @@ def test_streams_and_steps_have_their_own_keys():
 
 def test_padding_never_counts_in_evaluation(parts):
     apply, _, state, batch = parts
-    score = jax.jit(make_eval_step(apply, LOSSES["bce_dice"], threshold=0.5))
+    score = jax.jit(make_eval_step(apply, LOSSES["bce_dice"], StepRules()))
     samples = [Element(Sample(batch.image[i], batch.mask[i, ..., 0]), i) for i in range(5)]
     padded, exact = collate(samples, batch_size=8), collate(samples, batch_size=5)
     assert padded.valid.tolist() == [1] * 5 + [0] * 3

@@ -1,0 +1,122 @@
+"""Telling nuclei apart: against scikit-image, and on figures whose answer is known."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from skimage.measure import label as connected_parts
+from skimage.morphology import h_maxima
+from skimage.segmentation import watershed
+
+from cervseg_jax.inference.instances import clean, hills, numbered, separate
+from cervseg_jax.metrics.instance import aji, count_instances
+from cervseg_jax.sections import SeparationConfig
+
+RULES = SeparationConfig(min_area_px=20)
+
+
+def discs(shape, centres_and_radii):
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    labels = np.zeros(shape, np.int32)
+    for number, (row, column, radius) in enumerate(centres_and_radii, start=1):
+        labels[np.hypot(rows - row, columns - column) <= radius] = number
+    return labels
+
+
+PAIR = discs((60, 90), [(30, 30, 16), (30, 57, 14)])
+
+
+def maps_of(labels, *heads):
+    """Perfect predictions."""
+    layers = {"mask": labels > 0}
+    own = np.zeros(labels.shape)
+    for number in range(1, labels.max() + 1):
+        distance = distance_transform_edt(labels == number)
+        own += distance / max(distance.max(), 1)
+    layers["distance"] = own
+    layers["boundary"] = (labels > 0) & (
+        sum(distance_transform_edt(labels == number) for number in range(1, labels.max() + 1)) <= 2
+    )
+    return np.stack([np.asarray(layers[head], np.float32) for head in ("mask", *heads)], axis=-1)
+
+
+@pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",), ("boundary", "distance")])
+def test_a_touching_pair_becomes_two(heads):
+    labels = separate(maps_of(PAIR, *heads), ("mask", *heads), RULES)
+    assert labels.max() == 2
+    assert aji(count_instances(PAIR, labels))[0] > 0.97
+
+
+@pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",)])
+def test_a_single_nucleus_stays_whole(heads):
+    rows, columns = np.mgrid[:60, :90]
+    ellipse = (np.hypot((rows - 30) / 12, (columns - 45) / 30) <= 1).astype(np.int32)
+    labels = separate(maps_of(ellipse, *heads), ("mask", *heads), RULES)
+    np.testing.assert_array_equal(labels, ellipse)
+
+
+def test_hills_equal_the_watershed_of_scikit_image(rng):
+    """The same tops, and but for pixels on passes the same areas."""
+    for _ in range(20):
+        relief = gaussian_filter(rng.random((80, 100)), 5)
+        relief = ((relief - relief.min()) / np.ptp(relief) + 0.2).astype(np.float32)
+        inside = relief > 0.45
+        ours = hills(relief, inside, min_depth=0.0)
+        tops = connected_parts(h_maxima(np.where(inside, relief, 0), 1e-6))
+        theirs = watershed(-relief, tops * inside, mask=inside, connectivity=2)
+        assert ours.max() > 0
+        assert len(np.unique(ours[inside])) == len(np.unique(theirs[inside]))
+        assert aji(count_instances(theirs, ours))[0] > 0.9
+
+
+def test_shallow_passes_join_and_deep_ones_part():
+    columns = np.arange(60)
+    profile = np.maximum(1.0 - np.abs(columns - 15) / 20, 0.9 - np.abs(columns - 40) / 20).astype(np.float32)
+    relief = np.tile(profile, (5, 1))
+    inside = relief > 0.1
+    saddle = relief[0, 15:40].min()
+    depth = 1 - saddle / 0.9
+    assert len(np.unique(hills(relief, inside, min_depth=depth - 0.02)[inside])) == 2
+    assert len(np.unique(hills(relief, inside, min_depth=depth + 0.02)[inside])) == 1
+
+
+def test_plateaus_have_one_top():
+    relief = np.ones((12, 14), np.float32)
+    inside = np.zeros((12, 14), bool)
+    inside[2:9, 1:5] = inside[2:4, 1:13] = inside[2:9, 10:13] = True  # a U
+    assert len(np.unique(hills(relief, inside, min_depth=0.0)[inside])) == 1
+
+
+def test_every_pixel_of_the_mask_is_labelled_and_parts_stay_apart(rng):
+    for _ in range(10):
+        inside = gaussian_filter(rng.random((70, 70)), 3) > 0.51
+        labels = separate(np.float32(inside)[..., None], ("mask",), SeparationConfig(min_area_px=0, max_hole_px=0))
+        np.testing.assert_array_equal(labels > 0, inside)
+        parts = connected_parts(inside, connectivity=2)
+        for number in range(1, labels.max() + 1):
+            assert len(np.unique(parts[labels == number])) == 1
+            assert connected_parts(labels == number, connectivity=2).max() == 1
+
+
+def test_small_parts_go_and_small_holes_are_filled():
+    mask = np.zeros((40, 40), bool)
+    mask[5:25, 5:25] = True
+    mask[10:13, 10:13] = False  # a hole of 9 pixels
+    mask[16:22, 16:22] = False  # one of 36
+    mask[30:32, 30:32] = True  # a part of 4
+    mask[0:4, 30:36] = True
+    mask[0:2, 31:33] = False  # open to the border: no hole
+    cleaned = clean(mask, min_area_px=5, max_hole_px=10)
+    assert cleaned[10:13, 10:13].all()
+    assert not cleaned[16:22, 16:22].any()
+    assert not cleaned[30:32, 30:32].any()
+    assert not cleaned[0:2, 31:33].any()
+
+
+def test_nothing_gives_an_empty_map():
+    assert separate(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).shape == (8, 9)
+    assert separate(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).max() == 0
+
+
+def test_numbers_follow_the_reading_order():
+    labels = np.array([[0, 9, 0, 4], [7, 9, 0, 4]])
+    np.testing.assert_array_equal(numbered(labels), [[0, 1, 0, 2], [3, 1, 0, 2]])
