@@ -176,6 +176,25 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int,
     return outlined
 
 
+def draw_instance_outlines(image: np.ndarray, labels: np.ndarray, *, colour: tuple[int, int, int]) -> np.ndarray:
+    """Draws a line along the border of every nucleus, inside of it, on a copy of the image.
+
+    Args:
+      image: uint8 [h, w, 3], RGB.
+      labels: integer labels [h, w], 0 for background.
+      colour: RGB.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    values = labels.astype(np.float32)
+    kernel = np.ones((3, 3), np.uint8)
+    border = (labels > 0) & ((cv2.dilate(values, kernel) != values) | (cv2.erode(values, kernel) != values))
+    outlined = image.copy()
+    outlined[border] = colour
+    return outlined
+
+
 def draw_sheet(rows: Sequence[Sequence[np.ndarray]], *, captions: Sequence[str], height_px: int = 256) -> np.ndarray:
     """Arranges pictures in a table.
 

@@ -7,9 +7,27 @@ from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.source import CheckedPairs, check_pairs, find_pairs
-from cervseg_jax.errors import FindingsError
+from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
+from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.sections import Config
+
+SHOWN_NUCLEUS_SCORES = (
+    "aji",
+    "aji_plus",
+    "pq",
+    "sq",
+    "rq",
+    "f1_70",
+    "detection_f1",
+    "split_rate",
+    "merge_rate",
+    "pq_touching",
+    "f1_50_touching",
+    "merge_rate_touching",
+    "hd95_px",
+    "assd_px",
+)
+"""The rest is in summary.json."""
 
 
 def run_train(
@@ -34,9 +52,14 @@ def run_train(
         open_run_folder(folder, config, allow_changes=allow_changes)
         reporter.info(f"run folder: {_short(folder)}")
         record_data(folder, {split: checked.facts for split, checked in pairs.items()}, allow_changes=allow_changes)
+        files = {split: checked.pairs for split, checked in pairs.items()}
+        _check_instances(config, files["train"], reporter)
         with stop_requests() as stop:
-            files = {split: checked.pairs for split, checked in pairs.items()}
             result = train(config, folder, files, reporter=reporter, stop=stop)
+    if any(pair.instances_path for pair in files["valid"]):
+        from cervseg_jax.inference.tune import tune_run
+
+        tune_run(folder, config, files["valid"], reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")
@@ -51,9 +74,22 @@ def run_eval(run: Path, split: str, data: Path | None, overrides: Sequence[str],
     reporter = Reporter(quiet=quiet)
     config = load_run_config(run, overrides)
     summary, folder = score_run(run, config, split=split, data=data, reporter=reporter)
+    nuclei = summary.pop("nuclei", None)
+    summary.pop("separation", None)
     width = max(map(len, summary))
     for name, value in summary.items():
         reporter.info(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    if nuclei is not None:
+        reporter.info(
+            f"\n{nuclei['num_true']} true nuclei, {nuclei['num_predicted']} predicted; "
+            "means over images with 95 % intervals, and pooled:"
+        )
+        for name in SHOWN_NUCLEUS_SCORES:
+            score = nuclei[name]
+            reporter.info(
+                f"{name:<22}{score['mean']:8.4f}  [{score['low']:.4f}, {score['high']:.4f}]"
+                + (f"{score['pooled']:10.4f}" if "pooled" in score else "")
+            )
     reporter.info(f"written to {_short(folder)}")
 
 
@@ -125,6 +161,20 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
             )
         )
     return checked
+
+
+def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -> None:
+    """Makes sure that heads besides the mask have something to learn from."""
+    if len(config.model.heads) == 1:
+        return
+    num_known = sum(pair.instances_path is not None for pair in pairs)
+    if not num_known:
+        raise ConfigError(
+            f"model.heads: {', '.join(config.model.heads[1:])} are learned from instance labels, and "
+            f"{config.data.root} has no train/instances; `cervseg-jax prepare` makes them; or take mask alone"
+        )
+    if num_known < len(pairs):
+        reporter.warn(f"{len(pairs) - num_known} of {len(pairs)} training images have no instance labels: mask alone")
 
 
 def _describe(split: str, checked: CheckedPairs) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
-from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_mask
+from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.evaluation import Scores, evaluate
 from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
+from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import make_predict, predict_images
+from cervseg_jax.inference.score_nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
+from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.metrics.pixel import METRICS
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
-from cervseg_jax.sections import Config
+from cervseg_jax.sections import Config, SeparationConfig
 from cervseg_jax.training.compiled import configured_loss, step_rules
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import TrainState
@@ -72,9 +75,16 @@ def score_run(
     folder = make_folder(run / "eval" / name)
     summary = _summary(scores, pairs, network, config, split=name)
     write_text(folder / "evaluation.csv", csv_text([], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]))
-    write_json(folder / "summary.json", summary)
     order = _write_per_image(folder, scores, pairs)
     predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    separated = [pair for pair in pairs if pair.instances_path is not None]
+    if separated:
+        rules = config.infer.separation or load_rules(run / "best")
+        nuclei = score_nuclei(_label_maps(predict, separated, config, rules, reporter))
+        summary["nuclei"] = summarise_nuclei(nuclei, [pair.group for pair in separated])
+        summary["separation"] = rules.model_dump()
+        write_nuclei_per_image(folder / "nuclei_per_image.csv", nuclei, separated)
+    write_json(folder / "summary.json", summary)
     count = min(config.eval.num_example_images, len(order))
     for title, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
         if chosen:
@@ -130,6 +140,18 @@ def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> lis
     write_text(folder / "per_image.csv", csv_text(["stem", "group", *METRICS, *counts._fields], rows))
     defined = [row for row in order if not np.isnan(columns["dice"][row])]
     return [scores.image_ids[row] for row in defined]
+
+
+def _label_maps(
+    predict: Any, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields true and predicted instance labels."""
+    images = (read_image(pair.image_path) for pair in pairs)
+    all_maps = predict_images(predict, images, image_size=config.model.image_size, batch_size=config.eval.batch_size)
+    with reporter.progress("nuclei", len(pairs)) as advance:
+        for pair, maps in zip(pairs, all_maps, strict=True):
+            yield read_instances(pair, maps.shape[:2]), separate(maps, config.model.heads, rules)
+            advance()
 
 
 def _sheet(predict: Any, pairs: Sequence[Pair], config: Config) -> np.ndarray:

@@ -1,28 +1,42 @@
 """The parameters that tell nuclei apart, chosen on validation images alone."""
 
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.source import Pair, read_instances
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.inference.instances import separate
+from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
-from cervseg_jax.sections import SeparationConfig
+from cervseg_jax.sections import Config, SeparationConfig
+from cervseg_jax.training.sharding import make_mesh
+from cervseg_jax.weights import load_network
 
 FILE = "separation.json"
 THRESHOLDS = (0.35, 0.5, 0.65)
 BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)
 DEPTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 SMOOTHINGS_PX = (1.0, 2.0)
+MAX_IMAGES = 32
+"""More images hardly change the choice, and cost time."""
 
 
 def tune(
-    maps: Sequence[np.ndarray], truths: Sequence[np.ndarray], heads: Sequence[Head]
+    maps: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    heads: Sequence[Head],
+    *,
+    depths: Sequence[float] = DEPTHS,
 ) -> tuple[SeparationConfig, float]:
     """Tries a grid of parameters and takes those of the highest mean PQ.
 
@@ -30,13 +44,14 @@ def tune(
       maps: predictions for each image, [h, w, maps] in [0, 1].
       truths: instance labels for each image.
       heads: what the maps are.
+      depths: values of `min_depth` to try.
 
     Returns:
       The parameters and their mean PQ; of equal ones the first in the grid.
     """
     is_parted = "boundary" in heads and not {"distance", "hover"} & set(heads)
     grid = itertools.product(
-        THRESHOLDS, BOUNDARY_THRESHOLDS if is_parted else BOUNDARY_THRESHOLDS[1:2], DEPTHS, SMOOTHINGS_PX
+        THRESHOLDS, BOUNDARY_THRESHOLDS if is_parted else BOUNDARY_THRESHOLDS[1:2], depths, SMOOTHINGS_PX
     )
     best, best_quality = SeparationConfig(), -1.0
     for threshold, boundary_threshold, min_depth, smoothing_px in grid:
@@ -53,6 +68,32 @@ def tune(
         if quality > best_quality:
             best, best_quality = rules, quality
     return best, best_quality
+
+
+def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Reporter) -> SeparationConfig:
+    """Tunes on validation images with instance labels, by the run's best weights, and writes what was found.
+
+    Args:
+      run: a run folder with best weights.
+      config: its config.
+      pairs: validation images.
+      reporter: for messages.
+
+    Returns:
+      The parameters.
+    """
+    chosen = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
+    network = load_network(run / "best", precision=config.runtime.precision)
+    mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
+    batch_size = math.lcm(config.infer.batch_size, mesh.shape["data"])
+    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    images = [read_image(pair.image_path) for pair in chosen]
+    maps = list(predict_images(predict, images, image_size=network.contract.image_size, batch_size=batch_size))
+    truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]
+    rules, quality = tune(maps, truths, network.contract.heads)
+    save_rules(run / "best", rules)
+    reporter.info(f"nuclei of {len(chosen)} validation images told apart with PQ {quality:.4f}: {run / 'best' / FILE}")
+    return rules
 
 
 def save_rules(folder: Path, rules: SeparationConfig) -> None:

@@ -1,0 +1,131 @@
+"""Compares ways to tell nuclei apart: the same network and budget, with and without heads besides the mask.
+
+Connected components and the distance within the mask start from one network that predicts the mask alone. The
+parameters of each way are tuned on validation images, the scores are those of the test images. Runs that are finished
+are kept.
+
+Run: python scripts/compare_heads.py configs/nuclei_small.yaml OUT --set data.root=DATASET [--seeds 0 1 2]
+"""
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.source import Pair, find_pairs, read_instances
+from cervseg_jax.files import write_png
+from cervseg_jax.inference.instances import separate
+from cervseg_jax.inference.predict import make_predict, predict_images
+from cervseg_jax.inference.score_nuclei import columns_of, score_nuclei
+from cervseg_jax.inference.tune import DEPTHS, tune
+from cervseg_jax.metrics.bootstrap import bootstrap_mean
+from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_instance_outlines, draw_sheet
+from cervseg_jax.sections import Config
+from cervseg_jax.training.run_folder import load_run_config
+from cervseg_jax.training.sharding import make_mesh
+from cervseg_jax.weights import Network, load_network
+
+
+class Way(NamedTuple):
+    """One way to tell nuclei apart."""
+
+    heads: tuple[str, ...]
+    depths: tuple[float, ...] = DEPTHS
+
+
+WAYS = {
+    # No pass is ever low enough.
+    "connected components": Way(("mask",), (0.999,)),
+    "mask, distance within it": Way(("mask",)),
+    "mask and boundary": Way(("mask", "boundary")),
+    "mask and distance": Way(("mask", "distance")),
+    "mask, boundary, distance": Way(("mask", "boundary", "distance")),
+    "mask and hover": Way(("mask", "hover")),
+}
+SHOWN = ("aji", "pq", "f1_50", "split_rate", "merge_rate", "pq_touching", "f1_50_touching", "merge_rate_touching")
+NUM_PICTURES = 6
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains, tunes, scores; prints a table and draws the first test images."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("out", type=Path, help="folder for runs, scores.json and nuclei.png")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    options = parser.parse_args(arguments)
+    out: Path = options.out.absolute()
+    scores: dict[str, dict[str, list[float]]] = {}
+    pictures: dict[str, list[np.ndarray]] = {}
+    pairs: dict[str, list[Pair]] = {}
+    for seed in options.seeds:
+        for name in options.ways:
+            way = WAYS[name]
+            run = _train(options.config, out / "runs" / f"{'-'.join(way.heads)}-{seed}", way, seed, options.overrides)
+            config, network = load_run_config(run, []), load_network(run / "best")
+            pairs, _ = find_pairs(config.data)
+            rules, _ = tune(
+                *_maps_and_truths(config, network, pairs["valid"]), network.contract.heads, depths=way.depths
+            )
+            maps, truths = _maps_and_truths(config, network, pairs["test"])
+            found = [separate(image, network.contract.heads, rules) for image in maps]
+            columns = columns_of(score_nuclei(zip(truths, found, strict=True)))
+            rows = scores.setdefault(name, {key: [] for key in columns})
+            for key, values in columns.items():
+                rows[key] += values.tolist()
+            pictures.setdefault(name, found[:NUM_PICTURES])
+    groups = [pair.group for pair in pairs["test"]] * len(options.seeds)
+    print(f"{len(pairs['test'])} test images, seeds {options.seeds}; means with 95 % intervals")
+    print("| way | " + " | ".join(SHOWN) + " |\n|" + "---|" * (len(SHOWN) + 1))
+    for name, rows in scores.items():
+        intervals = [bootstrap_mean(np.array(rows[key]), groups) for key in SHOWN]
+        cells = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in intervals]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    (out / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    _draw(out / "nuclei.png", pairs["test"][:NUM_PICTURES], pictures)
+
+
+def _train(config: Path, run: Path, way: Way, seed: int, overrides: Sequence[str]) -> Path:
+    if not (run / "best" / "separation.json").is_file():
+        settings = [*overrides, f"model.heads=[{', '.join(way.heads)}]", f"train.seed={seed}"]
+        if way.heads == ("mask",):
+            settings.append("train.touching_weight=0")
+        options = [part for setting in settings for part in ("--set", setting)]
+        program = str(Path(sys.executable).with_name("cervseg-jax"))
+        subprocess.run([program, "train", str(config), "--run-dir", str(run), "--quiet", *options], check=True)
+    return run
+
+
+def _maps_and_truths(
+    config: Config, network: Network, pairs: Sequence[Pair]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
+    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    images = [read_image(pair.image_path) for pair in pairs]
+    maps = predict_images(predict, images, image_size=network.contract.image_size, batch_size=config.infer.batch_size)
+    truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(pairs, images, strict=True)]
+    return list(maps), truths
+
+
+def _draw(path: Path, pairs: Sequence[Pair], found: dict[str, list[np.ndarray]]) -> None:
+    rows = []
+    for number, pair in enumerate(pairs):
+        image = read_image(pair.image_path)
+        truth = read_instances(pair, image.shape[:2])
+        outlined = [
+            draw_instance_outlines(image, labels[number], colour=PREDICTION_COLOUR) for labels in found.values()
+        ]
+        rows.append([image, draw_instance_outlines(image, truth, colour=TRUTH_COLOUR), *outlined])
+    write_png(path, draw_sheet(rows, captions=["image", "truth", *found]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
