@@ -94,6 +94,17 @@ def write_png(path: Path, image: np.ndarray) -> None:
     write_bytes(path, packed.tobytes(), durable=False)
 
 
+def write_tiff(path: Path, image: np.ndarray) -> None:
+    """Writes a compressed TIFF.
+
+    Args:
+      path: the file.
+      image: uint8, uint16 or int32, [h, w].
+    """
+    _, packed = cv2.imencode(".tif", image)
+    write_bytes(path, packed.tobytes(), durable=False)
+
+
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns comma-separated values; text with a comma, quote or line break is quoted.
 

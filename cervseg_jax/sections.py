@@ -167,6 +167,15 @@ class SeparationConfig(Section):
     """Holes up to this area are filled."""
 
 
+class TiledConfig(Section):
+    """Inference in tiles of the network's size, at constant scale."""
+
+    overlap_px: Count = 64
+    """Pixels that neighbouring tiles share and fade over."""
+    blend_whole: bool = False
+    """Take the smaller probability of the tiles and of the whole image, resized to the network's size."""
+
+
 class InferConfig(Section):
     """How masks are made, by `infer` and for the previews of training."""
 
@@ -174,6 +183,14 @@ class InferConfig(Section):
     threshold: Probability = 0.5
     num_infer_images: Count = 6
     """Validation images whose masks are written after every epoch."""
+    threshold_rule: Literal["fixed", "otsu", "triangle"] = "fixed"
+    """How masks are cut: at `threshold`, or where the histogram of the image's probabilities says."""
+    tiled: TiledConfig | None = None
+    """None: the whole image is resized to the network's size."""
+    test_time_augmentation: bool = False
+    """Average over mirrored and turned copies."""
+    colours: tuple[str, str] = ("black", "white")
+    """Of background and nuclei in coloured masks; names or `#rrggbb`."""
     separation: SeparationConfig | None = None
     """None: as tuned on the validation images when the training ended, or the defaults."""
 

@@ -81,15 +81,33 @@ def infer(
     run: RunArgument,
     images: Annotated[list[Path], typer.Option(help="An image or a folder of images (repeatable).")],
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write 16-bit probability maps.")] = False,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to write (repeatable, commas allowed): masks, overlays, instances, measurements, probabilities, "
+            "coloured, geojson, coco, labelme, imagej, or all; default: the first four."
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(min=0.0, help="Micrometres per pixel: measurements in micrometres as well.")
+    ] = None,
+    tiled: Annotated[
+        bool | None,
+        typer.Option("--tiled/--whole", help="In overlapping tiles, or resized; default: as configured."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier call that was cut off.")] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make masks of images with a run's best weights."""
+    """Make masks, single nuclei and measurements of images with a run's best weights."""
     from cervseg_jax.cli.commands import run_infer
 
-    run_infer(run, images, out, overrides or [], probabilities=probabilities, overwrite=overwrite, quiet=quiet)
+    settings = list(overrides or [])
+    if tiled is not None:
+        settings.append("infer.tiled={}" if tiled else "infer.tiled=null")
+    outputs = [name.strip() for given in output or [] for name in given.split(",")]
+    run_infer(run, images, out, settings, outputs=outputs, mpp=mpp, overwrite=overwrite, resume=resume, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax synth drawn --images 20 --seed 1")

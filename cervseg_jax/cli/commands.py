@@ -99,20 +99,24 @@ def run_infer(
     out: Path,
     overrides: Sequence[str],
     *,
-    probabilities: bool,
+    outputs: Sequence[str],
+    mpp: float | None,
     overwrite: bool,
+    resume: bool,
     quiet: bool,
 ) -> None:
-    """Makes masks."""
+    """Makes masks, nuclei and measurements."""
     from cervseg_jax.inference.folder import infer_files
+    from cervseg_jax.inference.results import DEFAULT_OUTPUTS, OUTPUTS
     from cervseg_jax.training.run_folder import load_run_config
 
     reporter = Reporter(quiet=quiet)
     config = load_run_config(run, overrides)
+    chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
     done, failed = infer_files(
-        run, config, images, out, with_probabilities=probabilities, overwrite=overwrite, reporter=reporter
+        run, config, images, out, outputs=chosen, mpp=mpp, overwrite=overwrite, resume=resume, reporter=reporter
     )
-    reporter.info(f"{done} masks written to {_short(out)}")
+    reporter.info(f"{done} images done: {', '.join(chosen)} and images.csv in {_short(out)}")
     if failed:
         raise FindingsError(f"{failed} of {done + failed} files could not be read; see {_short(out / 'failed.csv')}")
 

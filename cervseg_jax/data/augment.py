@@ -230,7 +230,7 @@ def noise(sample: Sample, rng: np.random.Generator, *, max_sigma: NonNegative = 
 
 
 # Absorbances of haematoxylin, eosin and DAB in R, G, B.
-_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
 
 def stain(
@@ -252,9 +252,9 @@ def stain(
     gain = 1.0 + rng.uniform(-max_gain, max_gain, 3)
     offset = rng.uniform(-max_offset, max_offset, 3)
     # The way to the dyes, the change and the way back are one linear map of absorbances.
-    change = np.linalg.inv(_HED) @ np.diag(gain) @ _HED
+    change = np.linalg.inv(HED) @ np.diag(gain) @ HED
     density = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)[sample.image]
-    changed = density @ change.astype(np.float32) + (offset @ _HED).astype(np.float32)
+    changed = density @ change.astype(np.float32) + (offset @ HED).astype(np.float32)
     image = 255.0 * np.exp(-np.maximum(changed, 0.0))
     return sample._replace(image=np.rint(image).astype(np.uint8))
 

@@ -1,28 +1,51 @@
 """Images on disk -> masks on disk, streaming."""
 
 import functools
-import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+from matplotlib.colors import to_rgb
 
+from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.decode import IMAGE_SUFFIXES, read_image
 from cervseg_jax.data.source import list_images
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import csv_text, make_folder, write_png, write_text
-from cervseg_jax.inference.predict import make_predict, predict_images
-from cervseg_jax.plots import draw_overlay
+from cervseg_jax.files import csv_text, make_folder, write_text
+from cervseg_jax.inference.nuclei import find_nuclei
+from cervseg_jax.inference.predict_any import predict_any
+from cervseg_jax.inference.results import (
+    IMAGE_COLUMNS,
+    OUTPUTS,
+    WITHOUT_NUCLEI,
+    Result,
+    Settings,
+    image_row,
+    merge_coco,
+    merge_tables,
+    write_results,
+)
+from cervseg_jax.inference.slides import SLIDE_SUFFIXES, Slide
+from cervseg_jax.inference.tiling import ImageLike
+from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.sections import Config
-from cervseg_jax.training.sharding import make_mesh, require_devices
+from cervseg_jax.training.sharding import require_devices
 from cervseg_jax.weights import load_network
 
 NUM_THREADS = 4
 """Threads that read and write files while the device computes."""
+DONE = ".done"
+"""Folder with one line of `images.csv` for each image whose results are complete."""
+MANY_NUMBERS = 50_000_000
+"""Maps of more numbers than this are finished before the next image."""
+MAX_WHOLE_BYTES = 500_000_000
+"""Larger TIFF files are read as slides."""
 
 
 class Job(NamedTuple):
@@ -38,11 +61,13 @@ def infer_files(
     inputs: Sequence[Path],
     out: Path,
     *,
-    with_probabilities: bool,
+    outputs: Sequence[str],
+    mpp: float | None,
     overwrite: bool,
+    resume: bool,
     reporter: Reporter,
 ) -> tuple[int, int]:
-    """Writes `masks`, `overlays` and on request `probabilities` for each image, in the image's own size.
+    """Writes the chosen outputs for each image, in the image's own size, and tables for all.
 
     Files that cannot be read are listed in `failed.csv` and do not stop the rest.
 
@@ -51,8 +76,10 @@ def infer_files(
       config: its config.
       inputs: images and folders of images.
       out: folder for the results.
-      with_probabilities: also write 16-bit probability maps (65535 = certain).
+      outputs: keys of `OUTPUTS`.
+      mpp: micrometres per pixel, for measurements.
       overwrite: replace earlier results.
+      resume: go on with an earlier call; images whose results are complete are left alone.
       reporter: for progress.
 
     Returns:
@@ -62,49 +89,86 @@ def infer_files(
       ConfigError: if an input is missing, or `out` would touch the inputs or earlier results.
       CheckpointError: if the run has no usable weights.
     """
+    for name in outputs:
+        lookup(OUTPUTS, name, key="--output")
+    settings = Settings(mpp, _colours(config.infer.colours))
     jobs = plan_jobs(inputs)
-    kinds = ("masks", "overlays", *(("probabilities",) if with_probabilities else ()))
-    _require_safe_output(out, kinds, jobs, overwrite=overwrite)
+    _require_safe_output(out, outputs, jobs, overwrite=overwrite or resume)
     require_devices(config.runtime)
     network = load_network(run / "best", precision=config.runtime.precision)
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    batch_size = math.lcm(config.infer.batch_size, mesh.shape["data"])
-    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
-    for kind in kinds:
-        make_folder(out / kind)
-
-    good: list[tuple[Job, np.ndarray]] = []
+    rules = config.infer.separation or load_rules(run / "best")
+    for name in outputs:
+        make_folder(out / name)
+    done_folder = make_folder(out / DONE)
+    todo = [job for job in jobs if not (resume and (done_folder / f"{job.name}.csv").is_file())]
     failed: list[tuple[Job, str]] = []
     with (
         ThreadPoolExecutor(NUM_THREADS) as pool,
-        reporter.progress("images", len(jobs)) as advance,
+        reporter.progress("images", len(jobs), done=len(jobs) - len(todo)) as advance,
+        tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work,
     ):
+        read = functools.partial(_read, is_tiled=config.infer.tiled is not None)
 
-        def images() -> Iterator[np.ndarray]:
-            for job, image in _in_order(pool, _read, jobs, ahead=2 * batch_size):
+        def images() -> Iterator[tuple[Job, ImageLike]]:
+            for job, image in _in_order(pool, read, todo, ahead=2 * config.infer.batch_size):
                 if isinstance(image, str):
                     failed.append((job, image))
                     reporter.warn(image)
                     advance()
                 else:
-                    good.append((job, image))
-                    yield image
+                    yield job, image
 
-        done = 0
+        def finish(job: Job, image: ImageLike, maps: np.ndarray) -> None:
+            mask = _cut(maps, config)
+            needs_nuclei = not WITHOUT_NUCLEI.issuperset(outputs)
+            nuclei = find_nuclei(maps, image, network.contract.heads, rules) if needs_nuclei else None
+            result = Result(job.name, job.path, image, maps, mask, nuclei)
+            write_results(out, result, outputs, settings)
+            write_text(done_folder / f"{job.name}.csv", csv_text([], [image_row(result)]))
+
         writes: list[Future[None]] = []
-        for probs in predict_images(predict, images(), image_size=network.contract.image_size, batch_size=batch_size):
-            job, image = good.pop(0)
-            writes.append(pool.submit(_write_results, out, kinds, job, image, probs, config.infer.threshold))
-            if len(writes) > 2 * batch_size:
+        for job, image, maps in predict_any(network, config, images(), work=Path(work)):
+            writes.append(pool.submit(finish, job, image, maps))
+            # One large image is enough to wait for.
+            while len(writes) > (0 if maps.size > MANY_NUMBERS else 2 * config.infer.batch_size):
                 writes.pop(0).result()
-            done += 1
             advance()
         for write in writes:
             write.result()
+    names = [job.name for job in jobs if (done_folder / f"{job.name}.csv").is_file()]
+    _write_tables(out, outputs, names, failed)
+    return len(names), len(failed)
+
+
+def _write_tables(out: Path, outputs: Sequence[str], names: Sequence[str], failed: Sequence[tuple[Job, str]]) -> None:
+    """Writes what concerns all images: `images.csv`, `nuclei.csv`, `nuclei.coco.json` and `failed.csv`."""
+    rows = "".join((out / DONE / f"{name}.csv").read_text(encoding="utf-8") for name in names)
+    write_text(out / "images.csv", csv_text(IMAGE_COLUMNS, []) + rows)
+    if "measurements" in outputs:
+        merge_tables(out, names)
+    if "coco" in outputs:
+        merge_coco(out, names)
     failed_csv = out / "failed.csv"
     if failed or failed_csv.exists():
         write_text(failed_csv, csv_text(["file", "reason"], [[job.path, reason] for job, reason in failed]))
-    return done, len(failed)
+
+
+def _cut(maps: np.ndarray, config: Config) -> np.ndarray:
+    """Returns the mask, bool [h, w]."""
+    probs, rule = maps[..., 0], config.infer.threshold_rule
+    if rule == "fixed":
+        return np.asarray(probs >= config.infer.threshold)
+    levels = np.rint(np.asarray(probs) * 255).astype(np.uint8)
+    kind = {"otsu": cv2.THRESH_OTSU, "triangle": cv2.THRESH_TRIANGLE}[rule]
+    return cv2.threshold(levels, 0, 1, kind)[1] > 0
+
+
+def _colours(names: tuple[str, str]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    try:
+        background, nucleus = ([round(255 * part) for part in to_rgb(name)] for name in names)
+    except ValueError as error:
+        raise ConfigError(f"infer.colours: {error}") from None
+    return (background[0], background[1], background[2]), (nucleus[0], nucleus[1], nucleus[2])
 
 
 def plan_jobs(inputs: Sequence[Path]) -> list[Job]:
@@ -160,29 +224,20 @@ def _require_safe_output(out: Path, kinds: Sequence[str], jobs: Sequence[Job], *
             raise ConfigError(f"--out: {out / kind} holds results already; choose another folder, or add --overwrite")
 
 
-def _read(job: Job) -> np.ndarray | str:
+def _read(job: Job, *, is_tiled: bool) -> Any:
+    """Reads an image whole, or opens it as a slide where it is one or too large; returns what is wrong with it."""
+    suffix = job.path.suffix.lower()
     try:
+        if suffix in SLIDE_SUFFIXES and (suffix not in IMAGE_SUFFIXES or job.path.stat().st_size > MAX_WHOLE_BYTES):
+            return Slide(job.path) if is_tiled else f"{job.path}: is too large to be resized; add --tiled"
         return read_image(job.path)
-    except DataError as error:
+    except (DataError, OSError) as error:
         return str(error)
 
 
-def _write_results(
-    out: Path, kinds: Sequence[str], job: Job, image: np.ndarray, probs: np.ndarray, threshold: float
-) -> None:
-    mask = (probs >= threshold).astype(np.uint8)
-    pictures = {
-        "masks": lambda: mask * 255,
-        "overlays": lambda: draw_overlay(image, mask),
-        "probabilities": lambda: np.round(probs * 65535).astype(np.uint16),
-    }
-    for kind in kinds:
-        write_png(out / kind / f"{job.name}.png", pictures[kind]())
-
-
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Job], np.ndarray | str], jobs: Iterable[Job], *, ahead: int
-) -> Iterator[tuple[Job, np.ndarray | str]]:
+    pool: ThreadPoolExecutor, work: Callable[[Job], Any], jobs: Iterable[Job], *, ahead: int
+) -> Iterator[tuple[Job, Any]]:
     """Runs `work` in threads, at most `ahead` jobs before the one that is wanted, and yields results in order."""
     waiting: list[tuple[Job, Future]] = []
     for job in jobs:

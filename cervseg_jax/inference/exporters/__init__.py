@@ -1,0 +1,1 @@
+"""Label maps and measurements as the files of other programs."""

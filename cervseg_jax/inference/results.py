@@ -1,0 +1,194 @@
+"""What `infer` writes for each image, by name."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cervseg_jax.files import csv_text, make_folder, write_bytes, write_png, write_text, write_tiff
+from cervseg_jax.inference.exporters.documents import (
+    coco_annotations,
+    coco_document,
+    coco_image,
+    geojson_document,
+    labelme_with_masks,
+)
+from cervseg_jax.inference.exporters.imagej import roi_zip
+from cervseg_jax.inference.measure import in_micrometres
+from cervseg_jax.inference.nuclei import Nuclei
+from cervseg_jax.inference.tiling import ImageLike
+from cervseg_jax.plots import PREDICTION_COLOUR, draw_instance_outlines, tint
+
+MAX_OVERLAY_PIXELS = 64_000_000
+"""Larger images get an overlay of a reduced size."""
+
+
+class Result(NamedTuple):
+    """What is known about one image."""
+
+    name: str
+    path: Path
+    image: ImageLike
+    maps: np.ndarray
+    """Probabilities [h, w, maps]."""
+    mask: np.ndarray
+    """bool [h, w]."""
+    nuclei: Nuclei | None
+    """None where no output needs them."""
+
+
+class Settings(NamedTuple):
+    """What the files' looks depend on."""
+
+    mpp: float | None = None
+    """Micrometres per pixel."""
+    colours: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (255, 255, 255))
+    """Of background and nuclei in `coloured`."""
+
+
+def _mask(folder: Path, result: Result, settings: Settings) -> None:
+    write_png(folder / f"{result.name}.png", result.mask.astype(np.uint8) * 255)
+
+
+def _overlay(folder: Path, result: Result, settings: Settings) -> None:
+    height, width = result.mask.shape
+    step = max(1, int(np.ceil(np.sqrt(height * width / MAX_OVERLAY_PIXELS))))
+    image = np.asarray(result.image[0:height, 0:width])[::step, ::step]
+    labels = (result.mask if result.nuclei is None else result.nuclei.labels)[::step, ::step]
+    picture = draw_instance_outlines(tint(image, labels > 0), labels, colour=PREDICTION_COLOUR)
+    write_png(folder / f"{result.name}.png", picture)
+
+
+def _instances(folder: Path, result: Result, settings: Settings) -> None:
+    labels = _nuclei(result).labels
+    # PNG ends at 65,535 nuclei.
+    if labels.max(initial=0) <= np.iinfo(np.uint16).max:
+        write_png(folder / f"{result.name}.png", labels.astype(np.uint16))
+    else:
+        write_tiff(folder / f"{result.name}.tif", labels)
+
+
+def _probabilities(folder: Path, result: Result, settings: Settings) -> None:
+    write_png(folder / f"{result.name}.png", np.round(result.maps[..., 0] * 65535).astype(np.uint16))
+
+
+def _coloured(folder: Path, result: Result, settings: Settings) -> None:
+    background, nucleus = (np.array(colour, np.uint8) for colour in settings.colours)
+    write_png(folder / f"{result.name}.png", np.where(result.mask[..., None], nucleus, background))
+
+
+def _geojson(folder: Path, result: Result, settings: Settings) -> None:
+    nuclei = _nuclei(result)
+    write_text(
+        folder / f"{result.name}.geojson", geojson_document(result.name, nuclei.polygons, _table(result, settings))
+    )
+
+
+def _labelme(folder: Path, result: Result, settings: Settings) -> None:
+    nuclei = _nuclei(result)
+    text = labelme_with_masks(nuclei.labels, nuclei.polygons, image_path=result.path.name)
+    write_text(folder / f"{result.name}.json", text)
+
+
+def _imagej(folder: Path, result: Result, settings: Settings) -> None:
+    write_bytes(folder / f"{result.name}.zip", roi_zip(_nuclei(result).polygons), durable=False)
+
+
+def _coco(folder: Path, result: Result, settings: Settings) -> None:
+    nuclei = _nuclei(result)
+    image = coco_image(1, result.path.name, nuclei.labels.shape)
+    entries = coco_annotations(nuclei.labels, image_id=1, first_id=1, scores=nuclei.table["confidence"])
+    write_text(folder / f"{result.name}.json", coco_document([image], entries))
+
+
+def _measurements(folder: Path, result: Result, settings: Settings) -> None:
+    table = _table(result, settings)
+    columns = [[_number(value) for value in values.tolist()] for values in table.values()]
+    rows = [[result.name, *row] for row in zip(*columns, strict=True)]
+    write_text(folder / f"{result.name}.csv", csv_text(["image", *table], rows))
+
+
+def _table(result: Result, settings: Settings) -> Mapping[str, np.ndarray]:
+    table = _nuclei(result).table
+    return table if settings.mpp is None else in_micrometres(table, settings.mpp)
+
+
+def _nuclei(result: Result) -> Nuclei:
+    if result.nuclei is None:
+        raise ValueError(f"{result.name}: its nuclei were not asked for")
+    return result.nuclei
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.6g}"
+    return value
+
+
+OUTPUTS: Mapping[str, Callable[[Path, Result, Settings], None]] = {
+    "masks": _mask,
+    "overlays": _overlay,
+    "instances": _instances,
+    "measurements": _measurements,
+    "probabilities": _probabilities,
+    "coloured": _coloured,
+    "geojson": _geojson,
+    "coco": _coco,
+    "labelme": _labelme,
+    "imagej": _imagej,
+}
+"""Each writes one file per image into a folder of its own name."""
+DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "measurements")
+WITHOUT_NUCLEI = frozenset({"masks", "probabilities", "coloured"})
+
+
+def write_results(out: Path, result: Result, outputs: Sequence[str], settings: Settings) -> None:
+    """Writes the chosen files of an image."""
+    for name in outputs:
+        OUTPUTS[name](make_folder(out / name), result, settings)
+
+
+def doubt(maps: np.ndarray) -> float:
+    """How unsure the network is about an image: entropy of the mask's probabilities per pixel of predicted nucleus.
+
+    Args:
+      maps: probabilities [h, w, maps].
+
+    Returns:
+      Bits, at least 0; the entropy of the whole image over at least 1 pixel where no nucleus is predicted.
+    """
+    probs = np.clip(np.asarray(maps[..., 0], np.float64), 1e-7, 1 - 1e-7)
+    entropy = -(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs))
+    return float(entropy.sum() / max(1, np.count_nonzero(probs >= 0.5)))
+
+
+def image_row(result: Result) -> list[Any]:
+    """Returns the image's line in `images.csv`: see `IMAGE_COLUMNS`."""
+    height, width = result.mask.shape
+    count = "" if result.nuclei is None else len(result.nuclei.polygons)
+    share = float(result.mask.mean())
+    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{doubt(result.maps):.6f}"]
+
+
+IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "doubt")
+
+
+def merge_tables(out: Path, names: Sequence[str]) -> None:
+    """Joins the measurements of all images into `nuclei.csv`."""
+    texts = [(out / "measurements" / f"{name}.csv").read_text(encoding="utf-8") for name in names]
+    if texts:
+        head = texts[0].partition("\n")[0] + "\n"
+        write_text(out / "nuclei.csv", head + "".join(text.partition("\n")[2] for text in texts))
+
+
+def merge_coco(out: Path, names: Sequence[str]) -> None:
+    """Joins the COCO documents of all images into `nuclei.coco.json`."""
+    images, annotations = [], []
+    for number, name in enumerate(names, start=1):
+        document = json.loads((out / "coco" / f"{name}.json").read_text(encoding="utf-8"))
+        images.append({**document["images"][0], "id": number})
+        for entry in document["annotations"]:
+            annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
+    write_text(out / "nuclei.coco.json", coco_document(images, annotations))

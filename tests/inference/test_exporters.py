@@ -1,0 +1,128 @@
+"""Exports, read back by other programs or by our own readers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import roifile
+import shapely
+from scipy.ndimage import gaussian_filter, label
+
+from cervseg_jax.data.formats import read_coco, read_geojson
+from cervseg_jax.data.labelme import read_labelme
+from cervseg_jax.data.outlines import draw_instances
+from cervseg_jax.inference.exporters.documents import (
+    coco_annotations,
+    coco_document,
+    coco_image,
+    geojson_document,
+    labelme_with_masks,
+)
+from cervseg_jax.inference.exporters.imagej import roi_zip
+from cervseg_jax.inference.exporters.outlines import polygons_of
+from cervseg_jax.inference.instances import numbered
+from cervseg_jax.inference.measure import measure
+
+
+@pytest.fixture
+def labels(rng):
+    """Ragged nuclei with holes, and some whose pixels meet at corners alone."""
+    found, _ = label(gaussian_filter(rng.random((90, 120)), 2.5) > 0.5, np.ones((3, 3)))
+    found[rng.random(found.shape) < 0.02] = 0
+    found[:12, :12] = 0
+    found[2:5, 2:5] = found[5:8, 5:8] = found.max() + 1
+    found[10, 10] = found.max() + 1
+    return numbered(found)
+
+
+@pytest.fixture
+def table(labels, rng):
+    image = rng.integers(0, 256, (*labels.shape, 3), np.uint8)
+    return measure(labels, image, probs=np.full(labels.shape, 0.9))
+
+
+def test_geojson_is_valid_and_exact(labels, table):
+    text = geojson_document("slide 1", polygons_of(labels), table)
+    document = json.loads(text)
+    assert document["type"] == "FeatureCollection"
+    assert len(document["features"]) == labels.max()
+    assert len({feature["id"] for feature in document["features"]}) == labels.max()
+    kinds = set()
+    for row, feature in enumerate(document["features"]):
+        geometry = shapely.geometry.shape(feature["geometry"])
+        assert geometry.is_valid, shapely.is_valid_reason(geometry)
+        assert geometry.area == table["area_px"][row]
+        kinds.add(geometry.geom_type)
+        parts = feature["geometry"]["coordinates"]
+        rings = parts if geometry.geom_type == "Polygon" else [ring for part in parts for ring in part]
+        assert all(ring[0] == ring[-1] and len(ring) >= 5 for ring in rings)
+        assert geometry.geom_type == "Polygon" or len(geometry.geoms) > 1
+        properties = feature["properties"]
+        assert properties["objectType"] == "detection"
+        assert properties["classification"]["name"] == "nucleus"
+        assert properties["measurements"]["area_px"] == table["area_px"][row]
+    assert kinds == {"Polygon", "MultiPolygon"}
+    assert any(
+        len(shapely.geometry.shape(f["geometry"]).interiors)
+        for f in document["features"]
+        if "Multi" not in f["geometry"]["type"]
+    )
+    nuclei = read_geojson(text.encode(), source=Path("x.geojson")).nuclei
+    np.testing.assert_array_equal(draw_instances([n.rings for n in nuclei], shape=labels.shape), labels)
+
+
+def test_equal_images_give_equal_ids(labels, table):
+    one, again = (geojson_document("a", polygons_of(labels), table) for _ in range(2))
+    assert one == again
+    assert geojson_document("b", polygons_of(labels), table) != one
+
+
+def test_labelme_round_trip_is_exact(labels):
+    text = labelme_with_masks(labels, polygons_of(labels), image_path="../images/a.png")
+    annotation = read_labelme(text.encode(), source=Path("a.json"))
+    assert {shape["shape_type"] for shape in json.loads(text)["shapes"]} == {"polygon", "mask"}
+    assert annotation.size == labels.shape
+    np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.nuclei], shape=labels.shape), labels)
+
+
+def test_coco_round_trip_is_exact(labels, table):
+    entries = coco_annotations(labels, image_id=7, first_id=3, scores=table["confidence"])
+    text = coco_document([coco_image(7, "a.png", labels.shape)], entries)
+    (annotation,) = read_coco(text.encode(), source=Path("a.json"))
+    np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.nuclei], shape=labels.shape), labels)
+    assert [entry["id"] for entry in entries] == list(range(3, 3 + labels.max()))
+    assert [entry["area"] for entry in entries] == table["area_px"].tolist()
+    x, y, width, height = entries[0]["bbox"]
+    rows, columns = np.nonzero(labels == 1)
+    assert (x, y, width, height) == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+
+
+def test_imagej_regions_are_read_by_another_program(labels, tmp_path):
+    path = tmp_path / "a.zip"
+    polygons = polygons_of(labels)
+    path.write_bytes(roi_zip(polygons))
+    regions = roifile.roiread(path)
+    assert len(regions) == labels.max()
+    plain = 0
+    for region, parts in zip(regions, polygons, strict=True):
+        x, y = np.concatenate([part.outer for part in parts]).T
+        assert (region.left, region.top, region.right, region.bottom) == (x.min(), y.min(), x.max(), y.max())
+        if len(parts) == 1 and not parts[0].holes:
+            plain += 1
+            np.testing.assert_array_equal(region.coordinates(), parts[0].outer)
+        else:
+            rings = [ring for part in parts for ring in (part.outer, *part.holes)]
+            read = region.coordinates(multi=True)
+            assert len(read) == len(rings)
+            for got, ring in zip(read, rings, strict=True):
+                np.testing.assert_array_equal(got[: len(ring)], ring)
+    assert 0 < plain < len(regions)
+
+
+def test_nothing_is_exported_as_empty_documents():
+    empty = np.zeros((5, 6), np.int32)
+    assert polygons_of(empty) == []
+    table = measure(empty, np.zeros((5, 6, 3), np.uint8))
+    assert json.loads(geojson_document("a", [], table))["features"] == []
+    assert coco_annotations(empty, image_id=1, first_id=1, scores=np.zeros(0)) == []
