@@ -170,8 +170,8 @@ class SeparationConfig(Section):
 class TiledConfig(Section):
     """Inference in tiles of the network's size, at constant scale."""
 
-    overlap_px: Count = 64
-    """Pixels that neighbouring tiles share and fade over."""
+    overlap_px: Count | None = None
+    """Pixels that neighbouring tiles share and fade over; None: a quarter of the network's smaller side."""
     blend_whole: bool = False
     """Take the smaller probability of the tiles and of the whole image, resized to the network's size."""
 

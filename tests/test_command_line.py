@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 import pytest
 
+from cervseg_jax.data.labelme import read_labelme
+from cervseg_jax.data.outlines import draw_instances
 from tests.conftest import ROOT, TINY_CONFIG, draw_discs
 
 CACHE = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
@@ -232,7 +234,7 @@ def test_infer_restores_sizes_and_keeps_equal_stems_apart(finished, tmp_path):
     picture = cv2.imread(str(images / "disc_000.png"))
     cv2.imwrite(str(images / "disc_000.jpg"), cv2.resize(picture, (31, 65)))
     (images / "broken.png").write_bytes(b"nonsense")
-    code, _, stderr = run("infer", folder, "--images", images, "--out", tmp_path / "out", "--probabilities")
+    code, _, stderr = run("infer", folder, "--images", images, "--out", tmp_path / "out", "--output", "all", *EAGER)
     assert code == 1
     assert "1 of 4 files could not be read" in stderr
     sizes = {
@@ -244,9 +246,97 @@ def test_infer_restores_sizes_and_keeps_equal_stems_apart(finished, tmp_path):
     probs = cv2.imread(str(tmp_path / "out" / "probabilities" / "disc_001.png"), cv2.IMREAD_UNCHANGED)
     mask = cv2.imread(str(tmp_path / "out" / "masks" / "disc_001.png"), cv2.IMREAD_UNCHANGED)
     assert probs.dtype == np.uint16
-    assert ((probs >= 32768) == (mask > 0)).mean() > 0.999
+    assert ((probs >= 0.2 * 65535) == (mask > 0)).mean() > 0.999
     message = refused(2, "infer", folder, "--images", images, "--out", tmp_path / "out")
     assert "holds results already" in message
+    check_every_output(tmp_path / "out", images)
+
+
+EAGER = ("--set", "infer.separation={threshold: 0.2, min_area_px: 5}", "--set", "infer.threshold=0.2")
+"""For a network that has hardly learned anything yet."""
+
+
+def check_every_output(out, images):
+    """Every kind of file of the three images, one nucleus as one number everywhere."""
+    names = ["disc_000_jpg", "disc_000_png", "disc_001"]
+    suffixes = {"measurements": "csv", "geojson": "geojson", "coco": "json", "labelme": "json", "imagej": "zip"}
+    kinds = ("masks", "overlays", "instances", "probabilities", "coloured", *suffixes)
+    for kind in kinds:
+        assert sorted(path.name for path in (out / kind).iterdir()) == [
+            f"{name}.{suffixes.get(kind, 'png')}" for name in names
+        ]
+    rows = rows_of(out / "images.csv")
+    assert [row["image"] for row in rows] == names
+    nuclei = rows_of(out / "nuclei.csv")
+    coco = json.loads((out / "nuclei.coco.json").read_text())
+    assert len(nuclei) == len(coco["annotations"]) == sum(int(row["num_nuclei"]) for row in rows) > 0
+    assert [entry["id"] for entry in coco["annotations"]] == list(range(1, len(nuclei) + 1))
+    labels = cv2.imread(str(out / "instances" / "disc_001.png"), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == np.uint16
+    own = [row for row in nuclei if row["image"] == "disc_001"]
+    assert [int(row["area_px"]) for row in own] == [int((labels == int(row["label"])).sum()) for row in own]
+    features = json.loads((out / "geojson" / "disc_001.geojson").read_text())["features"]
+    assert len(features) == len(own) == labels.max()
+    (annotation,) = [read_labelme((out / "labelme" / "disc_001.json").read_bytes(), source=out)]
+    drawn = draw_instances([nucleus.rings for nucleus in annotation.nuclei], shape=labels.shape)
+    np.testing.assert_array_equal(drawn, labels)
+    assert annotation.image_name in {path.name for path in images.iterdir()}
+
+
+def test_infer_in_tiles_resumes_and_measures_in_micrometres(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "in", count=2, size=(150, 210))
+    images, out = tmp_path / "in" / "images", tmp_path / "out"
+    command = ("infer", folder, "--images", images, "--out", out, "--tiled", *EAGER)
+    code, _, stderr = run(*command, "--mpp", 0.5, "--output", "masks,measurements")
+    assert code == 0, stderr
+    rows = rows_of(out / "nuclei.csv")
+    assert float(rows[0]["area_um2"]) == pytest.approx(int(rows[0]["area_px"]) / 4)
+    first = (out / "masks" / "disc_000.png").stat().st_mtime_ns
+    (out / ".done" / "disc_001.csv").unlink()
+    (out / "masks" / "disc_001.png").write_bytes(b"cut off")
+    assert "holds results already" in refused(2, *command, "--output", "masks,measurements")
+    code, _, stderr = run(*command, "--mpp", 0.5, "--output", "masks,measurements", "--resume")
+    assert code == 0, stderr
+    assert (out / "masks" / "disc_000.png").stat().st_mtime_ns == first
+    assert cv2.imread(str(out / "masks" / "disc_001.png")).shape[:2] == (150, 210)
+    assert rows_of(out / "nuclei.csv") == rows
+    assert not [path for path in out.iterdir() if path.name.startswith(".work")]
+    assert "did you mean 'masks'" in refused(2, *command, "--output", "mask")
+    assert "must be less than the network's smaller side" in refused(
+        2, *command, "--overwrite", "--set", "infer.tiled.overlap_px=64"
+    )
+    assert "infer.colours" in refused(2, *command, "--overwrite", "--set", "infer.colours=[blak, white]")
+
+
+def test_heads_are_learned_tuned_and_scored(finished, tmp_path):
+    config, _, _ = finished
+    drawn = "data.synthetic={train: 4, valid: 2, test: 3, size: [96, 96], seed: 2}"
+    arguments = ("train", config, "--set", f"data.root={tmp_path / 'data'}", "--set", drawn)
+    heads = ("--set", "model.heads=[mask, boundary, distance]", "--set", "train.touching_weight=1")
+    code, stdout, stderr = run(*arguments, *heads, "--set", "train.epochs=2", "--run-dir", tmp_path / "run")
+    assert code == 0, stderr
+    assert "nuclei of 2 validation images told apart with PQ" in stdout
+    assert json.loads((tmp_path / "run" / "best" / "contract.json").read_text())["heads"] == [
+        "mask",
+        "boundary",
+        "distance",
+    ]
+    code, stdout, stderr = run("eval", tmp_path / "run")
+    assert code == 0, stderr
+    summary = json.loads((tmp_path / "run" / "eval" / "test" / "summary.json").read_text())
+    assert summary["separation"] == json.loads((tmp_path / "run" / "best" / "separation.json").read_text())
+    score = summary["nuclei"]["pq"]
+    assert score["low"] <= score["mean"] <= score["high"]
+    assert len(rows_of(tmp_path / "run" / "eval" / "test" / "nuclei_per_image.csv")) == 3
+    assert "merge_rate_touching" in stdout
+    shutil.rmtree(tmp_path / "data" / "train" / "instances")
+    message = refused(
+        2, "train", config, "--run-dir", tmp_path / "other", *heads, "--set", f"data.root={tmp_path / 'data'}"
+    )
+    assert "has no train/instances" in message
+    assert "must begin with mask" in refused(2, *arguments, "--set", "model.heads=[distance]")
+    assert "needs another head" in refused(2, *arguments, "--set", "train.touching_weight=1")
 
 
 def test_infer_never_writes_among_its_inputs(finished, tmp_path):

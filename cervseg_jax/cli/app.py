@@ -103,11 +103,19 @@ def infer(
     """Make masks, single nuclei and measurements of images with a run's best weights."""
     from cervseg_jax.cli.commands import run_infer
 
-    settings = list(overrides or [])
-    if tiled is not None:
-        settings.append("infer.tiled={}" if tiled else "infer.tiled=null")
+    mode = [] if tiled is None else ["infer.tiled={}" if tiled else "infer.tiled=null"]
     outputs = [name.strip() for given in output or [] for name in given.split(",")]
-    run_infer(run, images, out, settings, outputs=outputs, mpp=mpp, overwrite=overwrite, resume=resume, quiet=quiet)
+    run_infer(
+        run,
+        images,
+        out,
+        mode + (overrides or []),
+        outputs=outputs,
+        mpp=mpp,
+        overwrite=overwrite,
+        resume=resume,
+        quiet=quiet,
+    )
 
 
 @app.command(epilog="Example: cervseg-jax synth drawn --images 20 --seed 1")

@@ -125,6 +125,8 @@ def infer_files(
             result = Result(job.name, job.path, image, maps, mask, nuclei)
             write_results(out, result, outputs, settings)
             write_text(done_folder / f"{job.name}.csv", csv_text([], [image_row(result)]))
+            if isinstance(image, Slide):
+                image.close()
 
         writes: list[Future[None]] = []
         for job, image, maps in predict_any(network, config, images(), work=Path(work)):

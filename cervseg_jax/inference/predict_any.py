@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.inference.symmetries import Predict, with_symmetries
@@ -68,12 +69,16 @@ def predict_any(
             tag, image = waiting.pop(0)
             yield tag, image, maps
         return
+    overlap_px = config.infer.tiled.overlap_px
+    overlap_px = min(image_size) // 4 if overlap_px is None else overlap_px
+    if overlap_px >= min(image_size):
+        raise ConfigError(
+            f"infer.tiled.overlap_px: must be less than the network's smaller side, {min(image_size)}, got {overlap_px}"
+        )
     for number, (tag, image) in enumerate(images):
         height, width = image.shape[:2]
         maps = _room((height, width, num_maps(network.contract.heads)), work / f"{number}.npy")
-        tiled = predict_tiled(
-            predict, image, tile_size=image_size, overlap_px=config.infer.tiled.overlap_px, batch_size=batch_size
-        )
+        tiled = predict_tiled(predict, image, tile_size=image_size, overlap_px=overlap_px, batch_size=batch_size)
         for first, rows in tiled:
             maps[first : first + len(rows)] = rows
         if config.infer.tiled.blend_whole:

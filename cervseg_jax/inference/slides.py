@@ -43,6 +43,10 @@ class Slide:
         value = self._slide.properties.get("tiffslide.mpp-x")
         return float(value) if value else None
 
+    def close(self) -> None:
+        """Closes the file."""
+        self._slide.close()
+
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
         """Returns a window, uint8 [h, w, 3]."""
         rows, columns = window

@@ -1,0 +1,38 @@
+"""Averaging over symmetries: every copy comes back to where it belongs."""
+
+import numpy as np
+import pytest
+
+from cervseg_jax.data.targets import target_maps
+from cervseg_jax.inference.symmetries import with_symmetries
+
+HEADS = ("mask", "distance", "hover")
+
+
+@pytest.mark.parametrize("side", [24, 32])
+def test_a_predictor_that_is_right_everywhere_stays_right(side, rng):
+    """It reads the labels from the image and makes the targets of what it sees, turned or not."""
+    labels = np.zeros((side, 32), np.int32)
+    labels[3:12, 4:20], labels[14:22, 10:29] = 1, 2
+    labels[3:6, 4:8] = 0
+    image = np.repeat(labels[None, ..., None], 3, axis=3).astype(np.uint8)
+    calls = []
+
+    def predict(images):
+        calls.append(images.shape)
+        maps = [target_maps(one[..., 0].astype(np.int32), HEADS) for one in images]
+        return np.stack([np.dstack([one[..., :1] > 0, m / 255]) for one, m in zip(images, maps, strict=True)])
+
+    got = with_symmetries(predict, HEADS)(image)
+    assert len(calls) == (8 if side == 32 else 4)
+    np.testing.assert_allclose(got, predict(image), atol=0.01)
+
+
+def test_the_average_is_a_mean(rng):
+    image = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+    position = np.linspace(0, 1, 16)[None, None, :, None]
+
+    def predict(images):
+        return np.broadcast_to(position, (*images.shape[:3], 1)).astype(np.float32)
+
+    np.testing.assert_allclose(with_symmetries(predict, ("mask",))(image), 0.5, atol=1e-6)
