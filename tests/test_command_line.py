@@ -352,6 +352,21 @@ def test_infer_never_writes_among_its_inputs(finished, tmp_path):
     assert "no such file or folder" in refused(2, "infer", folder, "--images", "nowhere", "--out", tmp_path / "o")
 
 
+def test_export_runs_without_the_package(finished, tmp_path):
+    _, folder, _ = finished
+    code, stdout, stderr = run("export", folder, "--out", tmp_path / "export")
+    assert code == 0, stderr
+    assert "largest difference" in stdout
+    script = (tmp_path / "export" / "example.py").read_text() + "print(probabilities.shape, float(probabilities.max()))"
+    blocked = "import sys; sys.modules['cervseg_jax'] = sys.modules['keras'] = None\n" + script
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], cwd=tmp_path / "export", capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(2, 32, 48, 1) 0.")
+    assert "holds no trained weights" in refused(4, "export", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def straight(finished, tmp_path_factory):
     """A run that nobody disturbs: (arguments without the run folder, run folder)."""
@@ -544,7 +559,7 @@ def test_synth_models_doctor_and_help(tmp_path):
     assert "need the name of a model" in refused(2, "models", "--out", tmp_path / "all")
     assert "did you mean 'unet'" in refused(2, "models", "unte")
     assert run("doctor")[0] in (0, 1)
-    for command in ("train", "eval", "infer", "synth", "models", "doctor"):
+    for command in ("train", "eval", "infer", "export", "synth", "models", "doctor"):
         code, stdout, _ = run(command, "--help")
         assert code == 0
         assert "Example: cervseg-jax" in stdout

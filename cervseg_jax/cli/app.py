@@ -118,6 +118,18 @@ def infer(
     )
 
 
+@app.command(epilog="Example: cervseg-jax export runs/quickstart")
+def export(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/export.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's network, weights included, as StableHLO; read back and compared before it counts."""
+    from cervseg_jax.cli.commands import run_export
+
+    run_export(run, out, quiet=quiet)
+
+
 @app.command(epilog="Example: cervseg-jax synth drawn --images 20 --seed 1")
 def synth(
     out: Annotated[Path, typer.Argument(help="A new folder for images, labelme and instances.")],

@@ -121,6 +121,19 @@ def run_infer(
         raise FindingsError(f"{failed} of {done + failed} files could not be read; see {_short(out / 'failed.csv')}")
 
 
+def run_export(run: Path, out: Path | None, *, quiet: bool) -> None:
+    """Writes the network for other programs."""
+    from cervseg_jax.inference.export_model import FILE, export_stablehlo
+    from cervseg_jax.weights import load_network
+
+    folder = (out or run / "export").absolute()
+    facts = export_stablehlo(load_network(run / "best"), folder)
+    Reporter(quiet=quiet).info(
+        f"{_short(folder / FILE)}: {facts['bytes'] / 2**20:.1f} MiB for {', '.join(facts['platforms'])}; read back, "
+        f"largest difference of probabilities {facts['max_difference']:.1g}; contract.json and example.py beside it"
+    )
+
+
 def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], quiet: bool) -> None:
     """Draws images."""
     from cervseg_jax.data.dataset_folder import write_scenes
