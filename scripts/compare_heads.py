@@ -21,6 +21,7 @@ import numpy as np
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import Pair, find_pairs, read_instances
 from cervseg_jax.files import write_png
+from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.inference.score_nuclei import columns_of, score_nuclei
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
             )
             maps, truths = _maps_and_truths(config, network, pairs["test"])
             found = [separate(image, network.contract.heads, rules) for image in maps]
-            columns = columns_of(score_nuclei(zip(truths, found, strict=True)))
+            columns = columns_of(score_nuclei(zip(truths, found, map(doubt, maps), strict=True)))
             rows = scores.setdefault(name, {key: [] for key in columns})
             for key, values in columns.items():
                 rows[key] += values.tolist()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cervseg_jax.files import csv_text, make_folder, write_bytes, write_png, write_text, write_tiff
+from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.exporters.documents import (
     coco_annotations,
     coco_document,
@@ -148,20 +149,6 @@ def write_results(out: Path, result: Result, outputs: Sequence[str], settings: S
     """Writes the chosen files of an image."""
     for name in outputs:
         OUTPUTS[name](make_folder(out / name), result, settings)
-
-
-def doubt(maps: np.ndarray) -> float:
-    """How unsure the network is about an image: entropy of the mask's probabilities per pixel of predicted nucleus.
-
-    Args:
-      maps: probabilities [h, w, maps].
-
-    Returns:
-      Bits, at least 0; the entropy of the whole image over at least 1 pixel where no nucleus is predicted.
-    """
-    probs = np.clip(np.asarray(maps[..., 0], np.float64), 1e-7, 1 - 1e-7)
-    entropy = -(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs))
-    return float(entropy.sum() / max(1, np.count_nonzero(probs >= 0.5)))
 
 
 def image_row(result: Result) -> list[Any]:

@@ -16,6 +16,7 @@ from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.evaluation import Scores, evaluate
 from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
+from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.inference.score_nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
@@ -144,13 +145,13 @@ def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> lis
 
 def _label_maps(
     predict: Any, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields true and predicted instance labels."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Yields true and predicted instance labels, and the network's doubt."""
     images = (read_image(pair.image_path) for pair in pairs)
     all_maps = predict_images(predict, images, image_size=config.model.image_size, batch_size=config.eval.batch_size)
     with reporter.progress("nuclei", len(pairs)) as advance:
         for pair, maps in zip(pairs, all_maps, strict=True):
-            yield read_instances(pair, maps.shape[:2]), separate(maps, config.model.heads, rules)
+            yield read_instances(pair, maps.shape[:2]), separate(maps, config.model.heads, rules), doubt(maps)
             advance()
 
 

@@ -65,10 +65,7 @@ def import_config(path: Path) -> tuple[str, list[Note]]:
         "augment": {"operations": _operations(reader)},
         "train": _train(reader, path, name),
         "eval": {"batch_size": int(reader.get("eval.batch_size", 4, to="eval.batch_size"))},
-        "infer": {
-            "batch_size": int(reader.get("train.batch_size", 2, to="train.batch_size")),
-            "num_infer_images": int(reader.get("train.num_infer_images", 1, to="infer.num_infer_images")),
-        },
+        "infer": _infer(reader),
     }
     plain = json.loads(json.dumps(recipe))
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
@@ -137,6 +134,33 @@ def _data(reader: Reader, path: Path) -> dict[str, Any]:
         return {"root": str(absolute), "mask_rule": "half_range"}
     # Its plain dataset class trains on every value above zero.
     return {"root": str(absolute), "mask_rule": "any_nonzero"}
+
+
+def _infer(reader: Reader) -> dict[str, Any]:
+    """Inference, tiled where the config has a section for it."""
+    section: dict[str, Any] = {
+        "batch_size": int(reader.get("train.batch_size", 2, to="train.batch_size")),
+        "num_infer_images": int(reader.get("train.num_infer_images", 1, to="infer.num_infer_images")),
+    }
+    colours = [
+        str(reader.get(f"segmentation.{name}", name, to="infer.colours", kind=str)) for name in ("black", "white")
+    ]
+    if colours != ["black", "white"]:
+        section["colours"] = colours
+    if not any(key.startswith("tiledinfer.") for key in reader.entries):
+        return section
+    # Its margin lies on each side of a tile, so that neighbours share twice as much.
+    margin = int(reader.get("tiledinfer.overlapping", 0, to="infer.tiled.overlap_px"))
+    blends = bool(reader.get("tiledinfer.bitwise_blending", True, to="infer.tiled.blend_whole", kind=bool))
+    section["tiled"] = {"overlap_px": 2 * margin, "blend_whole": blends}
+    rule = str(reader.get("tiledinfer.algorithm", "", to="infer.threshold_rule", kind=str)).rpartition(".")[2].lower()
+    rule = rule.removeprefix("thresh_")
+    if rule in ("otsu", "triangle"):
+        section["threshold_rule"] = rule
+    if reader.get("tiledinfer.binarize", False, to="infer.threshold", kind=bool):
+        level = int(reader.get("tiledinfer.threshold", 127, to="infer.threshold"))
+        section["threshold"] = min(max(level / 255, 0.01), 0.99)
+    return section
 
 
 def _operations(reader: Reader) -> list[dict[str, Any]]:

@@ -99,6 +99,22 @@ def test_the_published_experiment(tmp_path):
     assert set(notes) == set(read_ini(folder / "a.config"))  # no key without an account
 
 
+def test_tiled_inference_and_colours(tmp_path):
+    tiled = (
+        "[tiledinfer]\noverlapping = 64\nsplit_size = 1024\nbitwise_blending = False\nbinarize = True\n"
+        "threshold = 102\n"
+        'algorithm = "cv2.THRESH_OTSU"\n[segmentation]\ncolorize = True\nblack = "black"\nwhite = "green"\n'
+    )
+    config, notes = converted(tmp_path, CLUSTERED + tiled)
+    assert config.infer.tiled.overlap_px == 128
+    assert not config.infer.tiled.blend_whole
+    assert config.infer.threshold == pytest.approx(0.4)
+    assert config.infer.threshold_rule == "otsu"
+    assert config.infer.colours == ("black", "green")
+    assert "network's size" in notes["tiledinfer.split_size"].message
+    assert "coloured" in notes["segmentation.colorize"].message
+
+
 VARIANTS = {
     "misspelt dilation": ('model = "TensorflowSharpUNet"\nfilters = [4,8]\ndiation = (2,2)\n', ("dilation", 2)),
     "dotted activation": ('model = "TensorflowUNet"\nself.activation = "mish"\n', ("activation", "mish")),

@@ -1,0 +1,21 @@
+"""Doubt: high where the network is unsure."""
+
+import numpy as np
+import pytest
+
+from cervseg_jax.inference.doubt import doubt, rank_correlation
+
+
+def test_doubt_is_the_entropy_per_pixel_of_nucleus():
+    probs = np.zeros((10, 10, 1))
+    probs[:4] = 1
+    assert doubt(probs) == pytest.approx(0, abs=1e-3)
+    probs[0] = 0.5  # ten pixels of one bit each, forty of nucleus
+    assert doubt(probs) == pytest.approx(10 / 40, abs=1e-3)
+    assert doubt(np.full((4, 4, 1), 0.25)) == pytest.approx(16 * 0.811278, rel=1e-4)
+
+
+def test_rank_correlation_leaves_undefined_values_out():
+    assert rank_correlation(np.array([1.0, 2, 3, 9]), np.array([5.0, 4, 1, np.nan])) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(np.array([1.0, 2]), np.array([1.0, 2])))
+    assert np.isnan(rank_correlation(np.array([1.0, 1, 1]), np.array([1.0, 2, 3])))
