@@ -190,7 +190,7 @@ class InferConfig(Section):
     test_time_augmentation: bool = False
     """Average over mirrored and turned copies."""
     colours: tuple[str, str] = ("black", "white")
-    """Of background and nuclei in coloured masks; names or `#rrggbb`."""
+    """Of background and nuclei in the masks of `colour`; names or `#rrggbb`."""
     separation: SeparationConfig | None = None
     """None: as tuned on the validation images when the training ended, or the defaults."""
 

@@ -259,8 +259,8 @@ EAGER = ("--set", "infer.separation={threshold: 0.2, min_area_px: 5}", "--set", 
 def check_every_output(out, images):
     """Every kind of file of the three images, one nucleus as one number everywhere."""
     names = ["disc_000_jpg", "disc_000_png", "disc_001"]
-    suffixes = {"measurements": "csv", "geojson": "geojson", "coco": "json", "labelme": "json", "imagej": "zip"}
-    kinds = ("masks", "overlays", "instances", "probabilities", "coloured", *suffixes)
+    suffixes = {"nuclei": "csv", "geojson": "geojson", "coco": "json", "labelme": "json", "rois": "zip"}
+    kinds = ("masks", "overlays", "instances", "probabilities", "colour", *suffixes)
     for kind in kinds:
         assert sorted(path.name for path in (out / kind).iterdir()) == [
             f"{name}.{suffixes.get(kind, 'png')}" for name in names
@@ -268,7 +268,7 @@ def check_every_output(out, images):
     rows = rows_of(out / "images.csv")
     assert [row["image"] for row in rows] == names
     nuclei = rows_of(out / "nuclei.csv")
-    coco = json.loads((out / "nuclei.coco.json").read_text())
+    coco = json.loads((out / "coco.json").read_text())
     assert len(nuclei) == len(coco["annotations"]) == sum(int(row["num_nuclei"]) for row in rows) > 0
     assert [entry["id"] for entry in coco["annotations"]] == list(range(1, len(nuclei) + 1))
     labels = cv2.imread(str(out / "instances" / "disc_001.png"), cv2.IMREAD_UNCHANGED)
@@ -288,15 +288,15 @@ def test_infer_in_tiles_resumes_and_measures_in_micrometres(finished, tmp_path):
     draw_discs(tmp_path / "in", count=2, size=(150, 210))
     images, out = tmp_path / "in" / "images", tmp_path / "out"
     command = ("infer", folder, "--images", images, "--out", out, "--tiled", *EAGER)
-    code, _, stderr = run(*command, "--mpp", 0.5, "--output", "masks,measurements")
+    code, _, stderr = run(*command, "--mpp", 0.5, "--output", "masks,nuclei")
     assert code == 0, stderr
     rows = rows_of(out / "nuclei.csv")
     assert float(rows[0]["area_um2"]) == pytest.approx(int(rows[0]["area_px"]) / 4)
     first = (out / "masks" / "disc_000.png").stat().st_mtime_ns
     (out / ".done" / "disc_001.csv").unlink()
     (out / "masks" / "disc_001.png").write_bytes(b"cut off")
-    assert "holds results already" in refused(2, *command, "--output", "masks,measurements")
-    code, _, stderr = run(*command, "--mpp", 0.5, "--output", "masks,measurements", "--resume")
+    assert "holds results already" in refused(2, *command, "--output", "masks,nuclei")
+    code, _, stderr = run(*command, "--mpp", 0.5, "--output", "masks,nuclei", "--resume")
     assert code == 0, stderr
     assert (out / "masks" / "disc_000.png").stat().st_mtime_ns == first
     assert cv2.imread(str(out / "masks" / "disc_001.png")).shape[:2] == (150, 210)

@@ -84,8 +84,8 @@ def infer(
     output: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to write (repeatable, commas allowed): masks, overlays, instances, measurements, probabilities, "
-            "coloured, geojson, coco, labelme, imagej, or all; default: the first four."
+            help="What to write (repeatable, commas allowed): masks, overlays, instances, nuclei, probabilities, "
+            "colour, geojson, coco, labelme, rois, or all; default: the first four."
         ),
     ] = None,
     mpp: Annotated[

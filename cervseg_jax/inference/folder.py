@@ -143,10 +143,10 @@ def infer_files(
 
 
 def _write_tables(out: Path, outputs: Sequence[str], names: Sequence[str], failed: Sequence[tuple[Job, str]]) -> None:
-    """Writes what concerns all images: `images.csv`, `nuclei.csv`, `nuclei.coco.json` and `failed.csv`."""
+    """Writes what concerns all images: `images.csv`, `nuclei.csv`, `coco.json` and `failed.csv`."""
     rows = "".join((out / DONE / f"{name}.csv").read_text(encoding="utf-8") for name in names)
     write_text(out / "images.csv", csv_text(IMAGE_COLUMNS, []) + rows)
-    if "measurements" in outputs:
+    if "nuclei" in outputs:
         merge_tables(out, names)
     if "coco" in outputs:
         merge_coco(out, names)

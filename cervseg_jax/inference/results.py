@@ -46,7 +46,7 @@ class Settings(NamedTuple):
     mpp: float | None = None
     """Micrometres per pixel."""
     colours: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (255, 255, 255))
-    """Of background and nuclei in `coloured`."""
+    """Of background and nuclei in `colour`."""
 
 
 def _mask(folder: Path, result: Result, settings: Settings) -> None:
@@ -75,7 +75,7 @@ def _probabilities(folder: Path, result: Result, settings: Settings) -> None:
     write_png(folder / f"{result.name}.png", np.round(result.maps[..., 0] * 65535).astype(np.uint16))
 
 
-def _coloured(folder: Path, result: Result, settings: Settings) -> None:
+def _colour(folder: Path, result: Result, settings: Settings) -> None:
     background, nucleus = (np.array(colour, np.uint8) for colour in settings.colours)
     write_png(folder / f"{result.name}.png", np.where(result.mask[..., None], nucleus, background))
 
@@ -93,7 +93,7 @@ def _labelme(folder: Path, result: Result, settings: Settings) -> None:
     write_text(folder / f"{result.name}.json", text)
 
 
-def _imagej(folder: Path, result: Result, settings: Settings) -> None:
+def _rois(folder: Path, result: Result, settings: Settings) -> None:
     write_bytes(folder / f"{result.name}.zip", roi_zip(_nuclei(result).polygons), durable=False)
 
 
@@ -132,17 +132,17 @@ OUTPUTS: Mapping[str, Callable[[Path, Result, Settings], None]] = {
     "masks": _mask,
     "overlays": _overlay,
     "instances": _instances,
-    "measurements": _measurements,
+    "nuclei": _measurements,
     "probabilities": _probabilities,
-    "coloured": _coloured,
+    "colour": _colour,
     "geojson": _geojson,
     "coco": _coco,
     "labelme": _labelme,
-    "imagej": _imagej,
+    "rois": _rois,
 }
 """Each writes one file per image into a folder of its own name."""
-DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "measurements")
-WITHOUT_NUCLEI = frozenset({"masks", "probabilities", "coloured"})
+DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei")
+WITHOUT_NUCLEI = frozenset({"masks", "probabilities", "colour"})
 
 
 def write_results(out: Path, result: Result, outputs: Sequence[str], settings: Settings) -> None:
@@ -164,18 +164,18 @@ IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground",
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:
     """Joins the measurements of all images into `nuclei.csv`."""
-    texts = [(out / "measurements" / f"{name}.csv").read_text(encoding="utf-8") for name in names]
+    texts = [(out / "nuclei" / f"{name}.csv").read_text(encoding="utf-8") for name in names]
     if texts:
         head = texts[0].partition("\n")[0] + "\n"
         write_text(out / "nuclei.csv", head + "".join(text.partition("\n")[2] for text in texts))
 
 
 def merge_coco(out: Path, names: Sequence[str]) -> None:
-    """Joins the COCO documents of all images into `nuclei.coco.json`."""
+    """Joins the COCO documents of all images into `coco.json`."""
     images, annotations = [], []
     for number, name in enumerate(names, start=1):
         document = json.loads((out / "coco" / f"{name}.json").read_text(encoding="utf-8"))
         images.append({**document["images"][0], "id": number})
         for entry in document["annotations"]:
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
-    write_text(out / "nuclei.coco.json", coco_document(images, annotations))
+    write_text(out / "coco.json", coco_document(images, annotations))

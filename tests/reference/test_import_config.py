@@ -112,7 +112,7 @@ def test_tiled_inference_and_colours(tmp_path):
     assert config.infer.threshold_rule == "otsu"
     assert config.infer.colours == ("black", "green")
     assert "network's size" in notes["tiledinfer.split_size"].message
-    assert "coloured" in notes["segmentation.colorize"].message
+    assert "--output colour" in notes["segmentation.colorize"].message
 
 
 VARIANTS = {
