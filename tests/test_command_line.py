@@ -302,6 +302,8 @@ def test_infer_in_tiles_resumes_and_measures_in_micrometres(finished, tmp_path):
     assert cv2.imread(str(out / "masks" / "disc_001.png")).shape[:2] == (150, 210)
     assert rows_of(out / "nuclei.csv") == rows
     assert not [path for path in out.iterdir() if path.name.startswith(".work")]
+    message = refused(2, *command, "--output", "masks,nuclei", "--resume")
+    assert "was made with other settings (mpp)" in message
     assert "did you mean 'masks'" in refused(2, *command, "--output", "mask")
     assert "must be less than the network's smaller side" in refused(
         2, *command, "--overwrite", "--set", "infer.tiled.overlap_px=64"

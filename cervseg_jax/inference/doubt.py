@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.stats import spearmanr
 
+STRIPE_ROWS = 512
+
 
 def doubt(maps: np.ndarray) -> float:
     """How unsure the network is about an image: entropy of the mask's probabilities per pixel of predicted nucleus.
@@ -13,9 +15,13 @@ def doubt(maps: np.ndarray) -> float:
     Returns:
       Bits, at least 0; the entropy of the whole image over at least 1 pixel where no nucleus is predicted.
     """
-    probs = np.clip(np.asarray(maps[..., 0], np.float64), 1e-7, 1 - 1e-7)
-    entropy = -(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs))
-    return float(entropy.sum() / max(1, np.count_nonzero(probs >= 0.5)))
+    entropy, num_inside = 0.0, 0
+    # In stripes, so that maps on disk are never in memory whole.
+    for top in range(0, maps.shape[0], STRIPE_ROWS):
+        probs = np.clip(np.asarray(maps[top : top + STRIPE_ROWS, :, 0], np.float64), 1e-7, 1 - 1e-7)
+        entropy -= float((probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs)).sum())
+        num_inside += np.count_nonzero(probs >= 0.5)
+    return entropy / max(1, num_inside)
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -1,9 +1,10 @@
 """Images on disk -> masks on disk, streaming."""
 
 import functools
+import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import IMAGE_SUFFIXES, read_image
 from cervseg_jax.data.source import list_images
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import csv_text, make_folder, write_text
+from cervseg_jax.files import csv_text, make_folder, write_json, write_text
+from cervseg_jax.heads import Head
 from cervseg_jax.inference.nuclei import find_nuclei
-from cervseg_jax.inference.predict_any import predict_any
+from cervseg_jax.inference.predict_any import predict_any, room
 from cervseg_jax.inference.results import (
     IMAGE_COLUMNS,
     OUTPUTS,
@@ -34,14 +36,14 @@ from cervseg_jax.inference.results import (
 from cervseg_jax.inference.slides import SLIDE_SUFFIXES, Slide
 from cervseg_jax.inference.tiling import ImageLike
 from cervseg_jax.inference.tune import load_rules
-from cervseg_jax.sections import Config
+from cervseg_jax.sections import Config, SeparationConfig
 from cervseg_jax.training.sharding import require_devices
 from cervseg_jax.weights import load_network
 
 NUM_THREADS = 4
 """Threads that read and write files while the device computes."""
 DONE = ".done"
-"""Folder with one line of `images.csv` for each image whose results are complete."""
+"""Folder with one line of `images.csv` for each image whose results are complete, and what they were made with."""
 MANY_NUMBERS = 50_000_000
 """Maps of more numbers than this are finished before the next image."""
 MAX_WHOLE_BYTES = 500_000_000
@@ -97,20 +99,26 @@ def infer_files(
     require_devices(config.runtime)
     network = load_network(run / "best", precision=config.runtime.precision)
     rules = config.infer.separation or load_rules(run / "best")
-    for name in outputs:
-        make_folder(out / name)
-    done_folder = make_folder(out / DONE)
-    todo = [job for job in jobs if not (resume and (done_folder / f"{job.name}.csv").is_file())]
+    made_with = {
+        "weights": network.contract.weights_sha256,
+        "outputs": sorted(outputs),
+        "mpp": mpp,
+        "separation": rules.model_dump(),
+        "infer": config.infer.model_dump(mode="json", exclude={"batch_size", "num_infer_images", "separation"}),
+    }
+    todo = _open_results(out, outputs, jobs, made_with, resume=resume)
     failed: list[tuple[Job, str]] = []
+    is_tiled = config.infer.tiled is not None
+    # Whole images are read ahead, a batch and more; of large ones, one is enough.
+    ahead = 1 if is_tiled else 2 * config.infer.batch_size
     with (
         ThreadPoolExecutor(NUM_THREADS) as pool,
         reporter.progress("images", len(jobs), done=len(jobs) - len(todo)) as advance,
         tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work,
     ):
-        read = functools.partial(_read, is_tiled=config.infer.tiled is not None)
 
         def images() -> Iterator[tuple[Job, ImageLike]]:
-            for job, image in _in_order(pool, read, todo, ahead=2 * config.infer.batch_size):
+            for job, image in _in_order(pool, functools.partial(_read, is_tiled=is_tiled), todo, ahead=ahead):
                 if isinstance(image, str):
                     failed.append((job, image))
                     reporter.warn(image)
@@ -118,28 +126,64 @@ def infer_files(
                 else:
                     yield job, image
 
-        def finish(job: Job, image: ImageLike, maps: np.ndarray) -> None:
-            mask = _cut(maps, config)
-            needs_nuclei = not WITHOUT_NUCLEI.issuperset(outputs)
-            nuclei = find_nuclei(maps, image, network.contract.heads, rules) if needs_nuclei else None
-            result = Result(job.name, job.path, image, maps, mask, nuclei)
-            write_results(out, result, outputs, settings)
-            write_text(done_folder / f"{job.name}.csv", csv_text([], [image_row(result)]))
-            if isinstance(image, Slide):
-                image.close()
-
+        finisher = _Finisher(out, outputs, settings, config, network.contract.heads, rules, Path(work))
         writes: list[Future[None]] = []
         for job, image, maps in predict_any(network, config, images(), work=Path(work)):
-            writes.append(pool.submit(finish, job, image, maps))
-            # One large image is enough to wait for.
-            while len(writes) > (0 if maps.size > MANY_NUMBERS else 2 * config.infer.batch_size):
+            writes.append(pool.submit(finisher.finish, job, image, maps))
+            while len(writes) > (0 if maps.size > MANY_NUMBERS else ahead):
                 writes.pop(0).result()
             advance()
         for write in writes:
             write.result()
-    names = [job.name for job in jobs if (done_folder / f"{job.name}.csv").is_file()]
+    names = [job.name for job in jobs if (out / DONE / f"{job.name}.csv").is_file()]
     _write_tables(out, outputs, names, failed)
     return len(names), len(failed)
+
+
+class _Finisher(NamedTuple):
+    """What turns the maps of an image into files."""
+
+    out: Path
+    outputs: Sequence[str]
+    settings: Settings
+    config: Config
+    heads: tuple[Head, ...]
+    rules: SeparationConfig
+    work: Path
+
+    def finish(self, job: Job, image: ImageLike, maps: np.ndarray) -> None:
+        """Writes everything about an image; the line that says so comes last."""
+        nuclei = None
+        if not WITHOUT_NUCLEI.issuperset(self.outputs):
+            labels = room(maps.shape[:2], np.int32, self.work / f"labels-{job.name}.npy")
+            nuclei = find_nuclei(maps, image, self.heads, self.rules, labels=labels)
+        result = Result(job.name, job.path, image, maps, _cut(maps, self.config), nuclei)
+        write_results(self.out, result, self.outputs, self.settings)
+        write_text(self.out / DONE / f"{job.name}.csv", csv_text([], [image_row(result)]))
+        if isinstance(image, Slide):
+            image.close()
+
+
+def _open_results(
+    out: Path, outputs: Sequence[str], jobs: Sequence[Job], made_with: Mapping[str, Any], *, resume: bool
+) -> list[Job]:
+    """Makes the folders, and returns the images that are still to be done.
+
+    Raises:
+      ConfigError: if results of other settings would be gone on with.
+    """
+    for name in (*outputs, DONE):
+        make_folder(out / name)
+    note = out / DONE / "made_with.json"
+    wanted = json.loads(json.dumps(made_with))
+    if resume and note.is_file() and (found := json.loads(note.read_text(encoding="utf-8"))) != wanted:
+        changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
+        raise ConfigError(f"--resume: {out} was made with other settings ({changed}); choose another folder")
+    write_json(note, wanted)
+    if not resume:
+        for job in jobs:
+            (out / DONE / f"{job.name}.csv").unlink(missing_ok=True)
+    return [job for job in jobs if not (out / DONE / f"{job.name}.csv").is_file()]
 
 
 def _write_tables(out: Path, outputs: Sequence[str], names: Sequence[str], failed: Sequence[tuple[Job, str]]) -> None:

@@ -17,8 +17,8 @@ from cervseg_jax.sections import Config
 from cervseg_jax.training.sharding import make_mesh
 from cervseg_jax.weights import Network
 
-MAX_IN_MEMORY = 300_000_000
-"""Maps of more numbers than this lie on disk."""
+MAX_IN_MEMORY = 64_000_000
+"""Arrays of more numbers than this lie on disk."""
 
 Tag = TypeVar("Tag")
 
@@ -77,7 +77,7 @@ def predict_any(
         )
     for number, (tag, image) in enumerate(images):
         height, width = image.shape[:2]
-        maps = _room((height, width, num_maps(network.contract.heads)), work / f"{number}.npy")
+        maps = room((height, width, num_maps(network.contract.heads)), np.float16, work / f"maps-{number}.npy")
         tiled = predict_tiled(predict, image, tile_size=image_size, overlap_px=overlap_px, batch_size=batch_size)
         for first, rows in tiled:
             maps[first : first + len(rows)] = rows
@@ -87,8 +87,8 @@ def predict_any(
         yield tag, image, maps
 
 
-def _room(shape: tuple[int, int, int], path: Path) -> np.ndarray:
-    """Makes an empty array, on disk where it is large."""
+def room(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
+    """Makes an array of zeros: in memory, or in a file where it is large."""
     if math.prod(shape) <= MAX_IN_MEMORY:
-        return np.empty(shape, np.float32)
-    return np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        return np.zeros(shape, dtype)
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)

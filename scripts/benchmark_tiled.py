@@ -1,0 +1,100 @@
+"""Tiled inference of a large drawn image, end to end, beside a plain loop over tiles that writes a mask alone.
+
+Run: python scripts/benchmark_tiled.py RUN OUT [--side 10000]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cervseg_jax.data.outlines import draw_instances
+from cervseg_jax.data.synthetic import draw_scene
+from cervseg_jax.files import make_folder, write_png
+
+FIELD = 1000
+NUM_FIELDS = 4
+OUTPUTS = "masks,instances,nuclei,geojson"
+PLAIN_LOOP = """
+import sys, cv2, functools, numpy as np
+from pathlib import Path
+from cervseg_jax.data.decode import read_image
+from cervseg_jax.inference.predict_any import predictor
+from cervseg_jax.training.run_folder import load_run_config
+from cervseg_jax.weights import load_network
+run, path, out = map(Path, sys.argv[1:])
+network = load_network(run / "best")
+predict, batch_size = predictor(network, load_run_config(run, []))
+image = read_image(path)
+h, w = network.contract.image_size
+mask = np.zeros(image.shape[:2], np.uint8)
+places = [(y, x) for y in range(0, image.shape[0] - h + 1, h) for x in range(0, image.shape[1] - w + 1, w)]
+for first in range(0, len(places), batch_size):
+    some = places[first : first + batch_size]
+    tiles = [image[y : y + h, x : x + w] for y, x in some]
+    probs = predict(np.stack(tiles + tiles[:1] * (batch_size - len(tiles))))
+    for (y, x), one in zip(some, probs):
+        mask[y : y + h, x : x + w] = one[..., 0] >= 0.5
+cv2.imwrite(str(out), mask * 255)
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Draws, runs both, prints and writes the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--side", type=int, default=10_000, help="of the image, in pixels")
+    options = parser.parse_args(arguments)
+    out = make_folder(options.out.absolute())
+    image, num_nuclei = _draw(options.side)
+    write_png(out / "large.png", image)
+    program = str(Path(sys.executable).with_name("cervseg-jax"))
+    ours = [program, "infer", str(options.run), "--images", str(out / "large.png"), "--out", str(out / "found")]
+    plain = [sys.executable, "-c", PLAIN_LOOP, str(options.run), str(out / "large.png"), str(out / "plain.png")]
+    figures = {
+        "side": options.side,
+        "drawn_nuclei": num_nuclei,
+        "tiled": _timed([*ours, "--tiled", "--output", OUTPUTS, "--overwrite", "--quiet"]),
+        "tiled_mask_only": _timed([*ours, "--tiled", "--output", "masks", "--overwrite", "--quiet"]),
+        "plain_loop": _timed(plain),
+    }
+    figures["found_nuclei"] = sum(1 for _ in (out / "found" / "nuclei.csv").open(encoding="utf-8")) - 1
+    (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+
+
+def _draw(side: int) -> tuple[np.ndarray, int]:
+    """Fields of drawn cells side by side; returns the image and how many nuclei it shows."""
+    fields = []
+    for seed in range(NUM_FIELDS):
+        scene = draw_scene(shape=(FIELD, FIELD), seed=seed)
+        fields.append((scene.image, int(draw_instances(scene.outlines, shape=(FIELD, FIELD)).max())))
+    image = np.zeros((side, side, 3), np.uint8)
+    count = 0
+    for number, top in enumerate(range(0, side, FIELD)):
+        for other, left in enumerate(range(0, side, FIELD)):
+            field, nuclei = fields[(number + 3 * other) % NUM_FIELDS]
+            height, width = min(FIELD, side - top), min(FIELD, side - left)
+            image[top : top + height, left : left + width] = field[:height, :width]
+            count += nuclei
+    return image, count
+
+
+def _timed(command: Sequence[str]) -> dict[str, float]:
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        sys.exit(f"ended with {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
+    return {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(usage.ru_maxrss / 2**20, 2)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
