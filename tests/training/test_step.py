@@ -7,6 +7,7 @@ import pytest
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import num_maps
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.sections import MeshConfig, RuntimeConfig
@@ -59,6 +60,66 @@ def test_eight_devices_equal_one(parts, shape):
     assert np.abs(counts - other_counts).max() <= 3  # pixels at the threshold
     for path, value in one.model_state.items():
         np.testing.assert_allclose(many.model_state[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+HEADS = ("mask", "boundary", "distance", "hover")
+
+
+@pytest.fixture
+def parts_with_heads(parts):
+    """Nuclei as boxes; two of the eight images have no instance labels."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = build_model("unet", image_size=SIZE, args=ARGS, num_maps=num_maps(HEADS))
+    apply, params, model_state = functionalize(model)
+    _, optimizer, _, batch = parts
+    samples = []
+    for number in range(8):
+        labels = np.zeros(SIZE, np.int32)
+        labels[4 : 14 + number, 5:20], labels[4:16, 20:33] = 1, 2
+        known = labels if number not in (2, 5) else None
+        samples.append(Element(Sample(batch.image[number], (labels > 0).astype(np.uint8), known), number))
+    return apply, optimizer, create_state(params, model_state, optimizer), samples
+
+
+def head_steps(parts, mesh, samples, steps=3):
+    apply, optimizer, state, _ = parts
+    rules = StepRules(seed=1, heads=HEADS, head_weights={"hover": 0.5}, touching_weight=2.0)
+    everywhere, spread = replicated(mesh), batch_sharding(mesh, with_targets=True)
+    step = jax.jit(
+        make_train_step(apply, optimizer, LOSSES["bce_soft_dice"], rules),
+        in_shardings=(everywhere, spread, everywhere),
+        out_shardings=everywhere,
+    )
+    batch = jax.device_put(collate(samples, batch_size=8, heads=HEADS), spread)
+    state, losses = jax.device_put(state, everywhere), []
+    for _ in range(steps):
+        state, metrics = step(state, batch, np.float32(1e-3))
+        losses.append(float(metrics.loss))
+    return losses
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_heads_on_eight_devices_equal_one(parts_with_heads, shape):
+    samples = parts_with_heads[3]
+    one = head_steps(parts_with_heads, make_mesh(MeshConfig(), batch_size=8), samples)
+    many = head_steps(parts_with_heads, make_mesh(MeshConfig(data=shape[0], spatial=shape[1]), batch_size=8), samples)
+    np.testing.assert_allclose(many, one, rtol=2e-5)
+    assert one[-1] < one[0]
+
+
+def test_heads_learn_from_labelled_images_alone(parts_with_heads):
+    """Without any labels the loss is the mask's; the eval step counts the heads as the train step does."""
+    apply, _, state, samples = parts_with_heads
+    unlabelled = [element._replace(sample=element.sample._replace(instances=None)) for element in samples]
+    rules = StepRules(heads=HEADS, touching_weight=2.0)
+    score = jax.jit(make_eval_step(apply, LOSSES["bce"], rules))
+    alone = score(state, collate(unlabelled, batch_size=8, heads=HEADS))
+    (logits, *_), _ = apply(state.params, state.model_state, collate(samples, batch_size=8).image)
+    masks = jnp.asarray(collate(samples, batch_size=8).mask, jnp.float32)
+    np.testing.assert_allclose(alone.loss, LOSSES["bce"](logits[..., :1], masks, jnp.ones(8)), rtol=1e-5)
+    assert float(score(state, collate(samples, batch_size=8, heads=HEADS)).loss) > float(alone.loss)
 
 
 def test_mesh_takes_what_divides_the_batch():
