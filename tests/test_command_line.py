@@ -395,6 +395,26 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
+def test_infer_stops_when_asked_and_goes_on(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "in", count=3, size=(900, 900))
+    out = tmp_path / "out"
+    command = ("infer", folder, "--images", tmp_path / "in" / "images", "--out", out, "--tiled", "--output", "masks")
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, command)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: any(out.glob(".done/*.csv")), process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    if process.returncode == 0:
+        pytest.skip("it was done before the signal came")
+    assert process.returncode == 75, stderr
+    assert "--resume goes on" in stderr
+    assert not list(out.glob(".work-*"))
+    assert run(*command, "--resume")[0] == 0
+    assert len(list((out / "masks").iterdir())) == len(rows_of(out / "images.csv")) == 3
+
+
 def test_sigkill_in_mid_epoch_then_the_same_command(straight, tmp_path):
     arguments, reference = straight
     process = start(arguments, tmp_path / "killed")

@@ -17,7 +17,7 @@ from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import IMAGE_SUFFIXES, read_image
 from cervseg_jax.data.source import list_images
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
 from cervseg_jax.files import csv_text, make_folder, write_json, write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.inference.nuclei import find_nuclei
@@ -37,6 +37,7 @@ from cervseg_jax.inference.slides import SLIDE_SUFFIXES, Slide
 from cervseg_jax.inference.tiling import ImageLike
 from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.sections import Config, SeparationConfig
+from cervseg_jax.training.interrupt import stop_requests
 from cervseg_jax.training.sharding import require_devices
 from cervseg_jax.weights import load_network
 
@@ -90,6 +91,7 @@ def infer_files(
     Raises:
       ConfigError: if an input is missing, or `out` would touch the inputs or earlier results.
       CheckpointError: if the run has no usable weights.
+      InterruptedRunError: on SIGTERM or Ctrl-C; finished images stay.
     """
     for name in outputs:
         lookup(OUTPUTS, name, key="--output")
@@ -115,7 +117,14 @@ def infer_files(
         ThreadPoolExecutor(NUM_THREADS) as pool,
         reporter.progress("images", len(jobs), done=len(jobs) - len(todo)) as advance,
         tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work,
+        stop_requests() as stop,
     ):
+
+        def leave_if_asked() -> None:
+            if stop():
+                raise InterruptedRunError(
+                    f"{stop.signal_name}: stopped; what is finished stays, the same command with --resume goes on"
+                )
 
         def images() -> Iterator[tuple[Job, ImageLike]]:
             for job, image in _in_order(pool, functools.partial(_read, is_tiled=is_tiled), todo, ahead=ahead):
@@ -128,7 +137,7 @@ def infer_files(
 
         finisher = _Finisher(out, outputs, settings, config, network.contract.heads, rules, Path(work))
         writes: list[Future[None]] = []
-        for job, image, maps in predict_any(network, config, images(), work=Path(work)):
+        for job, image, maps in predict_any(network, config, images(), work=Path(work), each=leave_if_asked):
             writes.append(pool.submit(finisher.finish, job, image, maps))
             while len(writes) > (0 if maps.size > MANY_NUMBERS else ahead):
                 writes.pop(0).result()

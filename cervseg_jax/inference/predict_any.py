@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,12 @@ def predictor(network: Network, config: Config) -> tuple[Predict, int]:
 
 
 def predict_any(
-    network: Network, config: Config, images: Iterable[tuple[Tag, ImageLike]], *, work: Path
+    network: Network,
+    config: Config,
+    images: Iterable[tuple[Tag, ImageLike]],
+    *,
+    work: Path,
+    each: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
     """Predicts images, whole or in tiles as the config says.
 
@@ -51,6 +56,7 @@ def predict_any(
       config: the recipe.
       images: each with a tag that comes back with the result.
       work: folder for maps that are too large for the memory.
+      each: called after each image, and after each row of tiles.
 
     Yields:
       Tag, image and probabilities [h, w, maps] in the image's size, in order.
@@ -68,6 +74,7 @@ def predict_any(
         for maps in predict_images(predict, whole(), image_size=image_size, batch_size=batch_size):
             tag, image = waiting.pop(0)
             yield tag, image, maps
+            each()
         return
     overlap_px = config.infer.tiled.overlap_px
     overlap_px = min(image_size) // 4 if overlap_px is None else overlap_px
@@ -78,7 +85,9 @@ def predict_any(
     for number, (tag, image) in enumerate(images):
         height, width = image.shape[:2]
         maps = room((height, width, num_maps(network.contract.heads)), np.float16, work / f"maps-{number}.npy")
-        tiled = predict_tiled(predict, image, tile_size=image_size, overlap_px=overlap_px, batch_size=batch_size)
+        tiled = predict_tiled(
+            predict, image, tile_size=image_size, overlap_px=overlap_px, batch_size=batch_size, each=each
+        )
         for first, rows in tiled:
             maps[first : first + len(rows)] = rows
         if config.infer.tiled.blend_whole:
