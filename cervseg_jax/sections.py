@@ -119,6 +119,8 @@ class TrainConfig(Section):
     """Validation, previews and the best weights use a moving average of the weights with this decay; None: none."""
     init_from: Path | None = None
     """A run whose best weights a new training starts from."""
+    norm_warmup: bool = True
+    """BatchNorm's running statistics follow faster in the first thousand steps than a momentum of 0.99 lets them."""
     loss: str = "bce_soft_dice"
     loss_args: dict[str, Any] = {}
     head_weights: dict[Head, NonNegative] = {}

@@ -22,7 +22,7 @@ from cervseg_jax.plots import draw_family_curves
 
 NARROWER = {
     "basnet": ["model.args.base_filters=16"],
-    "efficientnet_b7_unet": ["model.args.encoder=efficientnet_b3"],
+    "efficientnet_b7_unet": ["model.args.encoder=efficientnet_b0"],
     "trans_unet": ["model.args.embed_width=256", "model.args.mlp_width=1024", "model.args.num_blocks=4"],
     "unet": ["model.args.levels=5"],
 }

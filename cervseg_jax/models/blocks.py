@@ -10,6 +10,9 @@ from keras import ops
 KERAS_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Keras dtype policies by the program's precision names; weights stay float32 in both."""
 
+BATCH_NORM_MOMENTUM = 0.99
+"""Of every layer, those of the encoders included."""
+
 InputRange = Literal["unit", "raw"]
 """What a network makes of the 0..255 input first: "unit" divides by 255, "raw" takes it as it is."""
 
@@ -72,7 +75,10 @@ class Layers:
 
     def norm(self, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
         """Normalises by batch statistics."""
-        return self.keep(keras.layers.BatchNormalization(epsilon=epsilon, dtype=self.policy, name=name))(x)
+        layer = keras.layers.BatchNormalization(
+            momentum=BATCH_NORM_MOMENTUM, epsilon=epsilon, dtype=self.policy, name=name
+        )
+        return self.keep(layer)(x)
 
     def layer_norm(self, x: Any, name: str, *, epsilon: float) -> Any:
         """Normalises over channels."""

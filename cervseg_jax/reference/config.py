@@ -95,6 +95,7 @@ def _train(reader: Reader, path: Path, model: str) -> dict[str, Any]:
         "learning_rate": float(reader.get("model.learning_rate", 1e-4, to="train.learning_rate")),
         "clip_value": float(reader.get("model.clipvalue", 0.2, to="train.clip_value")),
         "loss": known,
+        "norm_warmup": False,
         "metrics": _metrics(reader),
         "plateau": plateau,
         "early_stop_patience": patience if patience > 0 else None,

@@ -94,5 +94,6 @@ def step_rules(config: Config) -> StepRules:
         heads=config.model.heads,
         head_weights=train.head_weights,
         touching_weight=train.touching_weight,
+        norm_warmup=train.norm_warmup,
         ema_decay=train.ema_decay,
     )

@@ -17,8 +17,9 @@ from cervseg_jax.losses import Loss, dice_coef
 from cervseg_jax.losses.heads import heads_loss, touching_loss
 from cervseg_jax.metrics.pixel import pixel_counts
 from cervseg_jax.models import Apply
+from cervseg_jax.models.blocks import BATCH_NORM_MOMENTUM
 from cervseg_jax.training.state import TrainState
-from cervseg_jax.typing import Params
+from cervseg_jax.typing import ModelState, Params
 
 
 class StepMetrics(NamedTuple):
@@ -31,6 +32,9 @@ class StepMetrics(NamedTuple):
     counts: jax.Array
     """int32 [b, 4] as `pixel_counts`; rows of padding are included."""
 
+
+RUNNING = ("/moving_mean", "/moving_variance")
+"""Ends of the paths of BatchNorm's running statistics."""
 
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepMetrics]]
 EvalStep = Callable[[TrainState, Batch], StepMetrics]
@@ -60,6 +64,8 @@ class StepRules(NamedTuple):
     """What the losses of heads besides the mask count; 1 where one is not named."""
     touching_weight: float = 0.0
     """What the cross-entropy between touching nuclei counts."""
+    norm_warmup: bool = True
+    """Whether BatchNorm's running statistics follow faster in the first steps; see `warm_statistics`."""
     ema_decay: float | None = None
     """Decay of the moving average; smaller in the first steps, (1 + step) / (10 + step)."""
 
@@ -99,6 +105,8 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
             path: param - learning_rate * _factor(rules.rate_factors, path) * directions[path]
             for path, param in state.params.items()
         }
+        if rules.norm_warmup:
+            model_state = warm_statistics(state.model_state, model_state, state.step)
         ema_params = state.ema_params
         if rules.ema_decay is not None:
             decay = jnp.minimum(rules.ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -121,6 +129,29 @@ def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepRules
     if rules.touching_weight:
         value += rules.touching_weight * touching_loss(logits[..., :1], masks, targets.touching, known)
     return value
+
+
+def warm_statistics(before: ModelState, after: ModelState, step: jax.Array) -> ModelState:
+    """Lets BatchNorm's running statistics follow faster while there were few steps.
+
+    With a momentum of 0.99 they lag a hundred steps behind the weights and remember their initial values as long; a
+    deep network that fits its training images predicts nonsense in inference mode meanwhile. Here the momentum grows
+    as (1 + step) / (10 + step) up to that value, as it does for moving averages of weights.
+
+    Args:
+      before: statistics before the step.
+      after: what the layers made of them with their own momentum.
+      step: updates before this one.
+
+    Returns:
+      The statistics to keep.
+    """
+    momentum = jnp.minimum(BATCH_NORM_MOMENTUM, (1.0 + step) / (10.0 + step))
+    gain = (1.0 - momentum) / (1.0 - BATCH_NORM_MOMENTUM)
+    return {
+        path: before[path] + gain * (value - before[path]) if path.endswith(RUNNING) else value
+        for path, value in after.items()
+    }
 
 
 def check_rate_factors(factors: Mapping[str, float], params: Params) -> None:

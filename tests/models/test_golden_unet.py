@@ -89,7 +89,7 @@ def three_steps(golden, name, file, dtype):
     apply, params, model_state, keys = load(golden, name, without_dropout=True)
     params, model_state = jax.tree.map(lambda array: array.astype(dtype), (params, model_state))
     optimizer = make_optimizer(clip_value=clip)
-    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepRules()))
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepRules(norm_warmup=False)))
     images = jnp.asarray(np.load(golden / name / "io.npz")["x"])
     batch = Batch(images, jnp.asarray(stored["y_true"]), jnp.ones(2, jnp.float32), jnp.arange(2))
     state, seen = create_state(params, model_state, optimizer), []

@@ -10,7 +10,7 @@ import pytest
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import MODELS, build_model, functionalize
-from cervseg_jax.models.blocks import UpsampleConv2x2, num_params
+from cervseg_jax.models.blocks import BATCH_NORM_MOMENTUM, UpsampleConv2x2, num_params
 from cervseg_jax.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.state import create_state
@@ -175,6 +175,17 @@ def test_encoder_weights_come_from_a_local_file(tmp_path, rng):
         build("efficient_unet", {"encoder_weights": str(tmp_path / "none.h5")})
     with pytest.raises(ConfigError, match="encoder_weights: .* does not fit"):
         build("deeplab_v3plus", args)
+
+
+@pytest.mark.parametrize("name", ["efficient_unet", "deeplab_v3plus", "unet3plus", "xception_like_unet"])
+def test_every_batch_norm_has_the_one_momentum(name):
+    import keras
+
+    layers = [
+        layer for layer in build(name, {})._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(layers) > 5
+    assert {layer.momentum for layer in layers} == {BATCH_NORM_MOMENTUM}
 
 
 def test_batch_norm_statistics_move_in_training_alone(images):

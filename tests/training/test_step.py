@@ -62,6 +62,22 @@ def test_eight_devices_equal_one(parts, shape):
         np.testing.assert_allclose(many.model_state[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
+def test_running_statistics_follow_fast_at_first(parts):
+    apply, optimizer, state, batch = parts
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def after(rules, step):
+        given = type(state)(jnp.int32(step), state.params, state.model_state, state.opt_state, {})
+        return jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], rules))(given, batch, jnp.float32(0.0))[0]
+
+    path = next(path for path in state.model_state if path.endswith("moving_mean"))
+    old, slow = state.model_state[path], after(StepRules(norm_warmup=False), 0).model_state[path]
+    seen = old + (slow - old) / 0.01
+    np.testing.assert_allclose(after(StepRules(), 0).model_state[path], old + 0.9 * (seen - old), rtol=1e-3, atol=1e-6)
+    late = [after(StepRules(norm_warmup=warm), 5000).model_state[path] for warm in (True, False)]
+    np.testing.assert_allclose(*late, rtol=1e-4, atol=1e-7)
+
+
 HEADS = ("mask", "boundary", "distance", "hover")
 
 
