@@ -43,6 +43,8 @@ from cervseg_jax.weights import load_network
 
 NUM_THREADS = 4
 """Threads that read and write files while the device computes."""
+MUCH_LARGER = 4
+"""Images whose side is so many times the network's lose what nuclei look like."""
 DONE = ".done"
 """Folder with one line of `images.csv` for each image whose results are complete, and what they were made with."""
 MANY_NUMBERS = 50_000_000
@@ -110,6 +112,7 @@ def infer_files(
     }
     todo = _open_results(out, outputs, jobs, made_with, resume=resume)
     failed: list[tuple[Job, str]] = []
+    warned: list[Job] = []
     is_tiled = config.infer.tiled is not None
     # Whole images are read ahead, a batch and more; of large ones, one is enough.
     ahead = 1 if is_tiled else 2 * config.infer.batch_size
@@ -133,6 +136,12 @@ def infer_files(
                     reporter.warn(image)
                     advance()
                 else:
+                    if not is_tiled and _is_much_larger(image, network.contract.image_size) and not warned:
+                        warned.append(job)
+                        reporter.warn(
+                            f"{job.path}: is resized from {image.shape[0]}x{image.shape[1]} to the network's "
+                            f"{'x'.join(map(str, network.contract.image_size))}; --tiled keeps the scale"
+                        )
                     yield job, image
 
         finisher = _Finisher(out, outputs, settings, config, network.contract.heads, rules, Path(work))
@@ -147,6 +156,10 @@ def infer_files(
     names = [job.name for job in jobs if (out / DONE / f"{job.name}.csv").is_file()]
     _write_tables(out, outputs, names, failed)
     return len(names), len(failed)
+
+
+def _is_much_larger(image: ImageLike, image_size: tuple[int, int]) -> bool:
+    return any(side >= MUCH_LARGER * own for side, own in zip(image.shape, image_size, strict=False))
 
 
 class _Finisher(NamedTuple):

@@ -7,6 +7,7 @@ from skimage.measure import label as connected_parts
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
+from cervseg_jax.data.targets import target_maps
 from cervseg_jax.inference.instances import clean, hills, numbered, separate
 from cervseg_jax.metrics.instance import aji, count_instances
 from cervseg_jax.sections import SeparationConfig
@@ -36,17 +37,18 @@ def maps_of(labels, *heads):
     layers["boundary"] = (labels > 0) & (
         sum(distance_transform_edt(labels == number) for number in range(1, labels.max() + 1)) <= 2
     )
-    return np.stack([np.asarray(layers[head], np.float32) for head in ("mask", *heads)], axis=-1)
+    layers["hover"] = target_maps(labels, ("mask", "hover")) / 255
+    return np.dstack([np.asarray(layers[head], np.float32) for head in ("mask", *heads)])
 
 
-@pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",), ("boundary", "distance")])
+@pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",), ("boundary", "distance"), ("hover",)])
 def test_a_touching_pair_becomes_two(heads):
     labels = separate(maps_of(PAIR, *heads), ("mask", *heads), RULES)
     assert labels.max() == 2
     assert aji(count_instances(PAIR, labels))[0] > 0.97
 
 
-@pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",)])
+@pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",), ("hover",)])
 def test_a_single_nucleus_stays_whole(heads):
     rows, columns = np.mgrid[:60, :90]
     ellipse = (np.hypot((rows - 30) / 12, (columns - 45) / 30) <= 1).astype(np.int32)
