@@ -50,6 +50,7 @@ def _relief(maps: np.ndarray, heads: Sequence[Head], inside: np.ndarray, rules: 
         heights = _distance(inside & (boundary < rules.boundary_threshold)) + 0.05 * _distance(inside)
     else:
         heights = _distance(inside)
+    heights = np.where(inside, heights, np.float32(0))  # what is predicted outside means nothing
     if rules.smoothing_px > 0:
         heights = cv2.GaussianBlur(heights, (0, 0), rules.smoothing_px)
     return np.maximum(heights, 1e-6)
