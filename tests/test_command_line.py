@@ -20,8 +20,10 @@ import cv2
 import numpy as np
 import pytest
 
+from cervseg_jax.config import load_config
 from cervseg_jax.data.labelme import read_labelme
 from cervseg_jax.data.outlines import draw_instances
+from cervseg_jax.weights import save_weights
 from tests.conftest import ROOT, TINY_CONFIG, draw_discs
 
 CACHE = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
@@ -332,6 +334,13 @@ def test_heads_are_learned_tuned_and_scored(finished, tmp_path):
     assert score["low"] <= score["mean"] <= score["high"]
     assert len(rows_of(tmp_path / "run" / "eval" / "test" / "nuclei_per_image.csv")) == 3
     assert "merge_rate_touching" in stdout
+    code, stdout, _ = run(*arguments, *heads, "--set", "train.epochs=2", "--run-dir", tmp_path / "run")
+    assert code == 0
+    assert "told apart" not in stdout
+    save_weights(tmp_path / "copy", load_config(config), {}, {}, epoch=1, step=1, val_loss=0.5)
+    (tmp_path / "copy" / "separation.json").write_text("{}")
+    save_weights(tmp_path / "copy", load_config(config), {}, {}, epoch=2, step=2, val_loss=0.4)
+    assert not (tmp_path / "copy" / "separation.json").exists()
     shutil.rmtree(tmp_path / "data" / "train" / "instances")
     message = refused(
         2, "train", config, "--run-dir", tmp_path / "other", *heads, "--set", f"data.root={tmp_path / 'data'}"

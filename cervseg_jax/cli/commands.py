@@ -39,6 +39,7 @@ def run_train(
     from cervseg_jax.training.loop import train
     from cervseg_jax.training.run_folder import choose_run_folder, locked, open_run_folder, record_data
     from cervseg_jax.training.sharding import make_mesh, require_devices
+    from cervseg_jax.weights import SEPARATION_FILE
 
     reporter = Reporter(quiet=quiet)
     require_devices(config.runtime)
@@ -56,7 +57,8 @@ def run_train(
         _check_instances(config, files["train"], reporter)
         with stop_requests() as stop:
             result = train(config, folder, files, reporter=reporter, stop=stop)
-    if any(pair.instances_path for pair in files["valid"]):
+    # New best weights take the parameters of the old ones away.
+    if any(pair.instances_path for pair in files["valid"]) and not (folder / "best" / SEPARATION_FILE).is_file():
         from cervseg_jax.inference.tune import tune_run
 
         tune_run(folder, config, files["valid"], reporter=reporter)
@@ -90,6 +92,7 @@ def run_eval(run: Path, split: str, data: Path | None, overrides: Sequence[str],
                 f"{name:<22}{score['mean']:8.4f}  [{score['low']:.4f}, {score['high']:.4f}]"
                 + (f"{score['pooled']:10.4f}" if "pooled" in score else "")
             )
+        reporter.info(f"rank correlation of the network's doubt with PQ: {nuclei['doubt_against_pq']:.2f}")
     reporter.info(f"written to {_short(folder)}")
 
 

@@ -20,9 +20,8 @@ from cervseg_jax.inference.predict import make_predict, predict_images
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
 from cervseg_jax.sections import Config, SeparationConfig
 from cervseg_jax.training.sharding import make_mesh
-from cervseg_jax.weights import load_network
+from cervseg_jax.weights import SEPARATION_FILE, load_network
 
-FILE = "separation.json"
 THRESHOLDS = (0.35, 0.5, 0.65)
 BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)
 DEPTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
@@ -92,13 +91,15 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]
     rules, quality = tune(maps, truths, network.contract.heads)
     save_rules(run / "best", rules)
-    reporter.info(f"nuclei of {len(chosen)} validation images told apart with PQ {quality:.4f}: {run / 'best' / FILE}")
+    reporter.info(
+        f"nuclei of {len(chosen)} validation images told apart with PQ {quality:.4f}: {run / 'best' / SEPARATION_FILE}"
+    )
     return rules
 
 
 def save_rules(folder: Path, rules: SeparationConfig) -> None:
     """Writes the parameters beside the weights."""
-    write_text(folder / FILE, rules.model_dump_json(indent=2) + "\n")
+    write_text(folder / SEPARATION_FILE, rules.model_dump_json(indent=2) + "\n")
 
 
 def load_rules(folder: Path) -> SeparationConfig:
@@ -107,7 +108,7 @@ def load_rules(folder: Path) -> SeparationConfig:
     Raises:
       CheckpointError: if the file is damaged.
     """
-    path = folder / FILE
+    path = folder / SEPARATION_FILE
     try:
         return SeparationConfig.model_validate_json(path.read_bytes())
     except FileNotFoundError:
