@@ -76,6 +76,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+def read_text(path: Path) -> str:
+    """Reads what `write_text` wrote."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON as `write_bytes` does; NaN becomes null, as JSON knows none."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")

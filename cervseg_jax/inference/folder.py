@@ -18,7 +18,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import IMAGE_SUFFIXES, read_image
 from cervseg_jax.data.source import list_images
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
-from cervseg_jax.files import csv_text, make_folder, write_json, write_text
+from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.inference.nuclei import find_nuclei
 from cervseg_jax.inference.predict_any import predict_any, room
@@ -210,7 +210,7 @@ def _open_results(
 
 def _write_tables(out: Path, outputs: Sequence[str], names: Sequence[str], failed: Sequence[tuple[Job, str]]) -> None:
     """Writes what concerns all images: `images.csv`, `nuclei.csv`, `coco.json` and `failed.csv`."""
-    rows = "".join((out / DONE / f"{name}.csv").read_text(encoding="utf-8") for name in names)
+    rows = "".join(read_text(out / DONE / f"{name}.csv") for name in names)
     write_text(out / "images.csv", csv_text(IMAGE_COLUMNS, []) + rows)
     if "nuclei" in outputs:
         merge_tables(out, names)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cervseg_jax.files import csv_text, make_folder, write_bytes, write_png, write_text, write_tiff
+from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_png, write_text, write_tiff
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.exporters.documents import (
     coco_annotations,
@@ -164,7 +164,7 @@ IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground",
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:
     """Joins the measurements of all images into `nuclei.csv`."""
-    texts = [(out / "nuclei" / f"{name}.csv").read_text(encoding="utf-8") for name in names]
+    texts = [read_text(out / "nuclei" / f"{name}.csv") for name in names]
     if texts:
         head = texts[0].partition("\n")[0] + "\n"
         write_text(out / "nuclei.csv", head + "".join(text.partition("\n")[2] for text in texts))

