@@ -98,6 +98,7 @@ def encode(
     taps: Sequence[str] = (),
     preprocess: bool = True,
     dilated_p5: bool = False,
+    num_levels: int = 5,
 ) -> list[Any]:
     """Runs an encoder on images.
 
@@ -110,9 +111,10 @@ def encode(
       taps: layers, by their name in Keras, to return instead of P1..P5.
       preprocess: False feeds 0..255 to encoders whose weights want something else.
       dilated_p5: keep P5 at 1/16 with dilated convolutions (ResNets alone).
+      num_levels: of P1..P5, how many to build.
 
     Returns:
-      P1..P5, or the features of `taps`.
+      P1..P5, or as many as were asked for, or the features of `taps`.
 
     Raises:
       ConfigError: if the weights file is missing or belongs to another network.
@@ -126,7 +128,7 @@ def encode(
     _load(published, encoder, weights)
     names = [layer.name for layer in published.layers]
     ends = [max(i for i, found in enumerate(names) if found.startswith(stage)) for stage in encoder.stages]
-    chosen = list(taps) or [names[end] for end in ends]
+    chosen = list(taps) or [names[end] for end in ends[:num_levels]]
     features = keras.Model(published.input, [published.get_layer(tap).output for tap in chosen])
     frozen = set(names[: ends[frozen_levels - 1] + 1]) if frozen_levels else set()
 

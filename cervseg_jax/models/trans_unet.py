@@ -80,7 +80,9 @@ def trans_unet(
         return x
 
     if is_paper:
-        *skips, x = encode(net, images, encoder, weights=encoder_weights, frozen_levels=frozen_levels)[:4]
+        # P5 would have parameters that nothing reads.
+        levels = encode(net, images, encoder, weights=encoder_weights, frozen_levels=frozen_levels, num_levels=4)
+        *skips, x = levels
         skips = [None, *skips]
     else:
         x, skips = net.scale_input(images, input_range), []
