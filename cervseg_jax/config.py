@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from cervseg_jax.components import bind, lookup, nearest
 from cervseg_jax.data.split import compile_group_pattern
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import needs_instances
 from cervseg_jax.sections import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
@@ -156,7 +157,7 @@ def _with_checked_components(config: Config) -> Config:
     heads = config.model.heads
     if heads[:1] != ("mask",) or len(set(heads)) < len(heads):
         raise ConfigError(f"model.heads: must begin with mask and name each head once, got {list(heads)}")
-    if config.train.touching_weight and len(heads) == 1:
+    if config.train.touching_weight and not needs_instances(heads):
         raise ConfigError("train.touching_weight: needs another head than mask in model.heads")
     if config.train.cosine is not None and config.train.plateau is not None:
         raise ConfigError("train.cosine: not together with train.plateau; set train.plateau to null")

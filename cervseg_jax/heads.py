@@ -20,6 +20,11 @@ def num_maps(heads: Sequence[Head]) -> int:
     return sum(NUM_MAPS[head] for head in heads)
 
 
+def needs_instances(heads: Sequence[Head]) -> bool:
+    """Whether some head is learned from instance labels."""
+    return tuple(heads) != ("mask",)
+
+
 def channels(heads: Sequence[Head], head: Head) -> slice:
     """Returns which output channels belong to a head.
 

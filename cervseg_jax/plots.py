@@ -17,6 +17,13 @@ PREDICTION_COLOUR = (230, 30, 140)
 _CURVE_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5")
 
 
+def save_figure(path: Path, figure: Figure, *, bbox_inches: str | None = None) -> None:
+    """Writes a figure as PNG, whole or not at all; `bbox_inches` as in `Figure.savefig`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches=bbox_inches)
+    write_bytes(path, buffer.getvalue())
+
+
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[float]], *, title: str, best_epoch: int, rate_drops: Sequence[int]
 ) -> None:
@@ -54,9 +61,7 @@ def draw_curves(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+    save_figure(path, figure)
 
 
 def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
@@ -83,9 +88,7 @@ def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], S
     grid[0, 0].legend(frameon=False, fontsize=8)
     figure.supxlabel("epoch")
     figure.supylabel("loss")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+    save_figure(path, figure)
 
 
 class Box(NamedTuple):
@@ -143,9 +146,7 @@ def draw_stages(path: Path, boxes: Sequence[Box], *, title: str) -> None:
         axes.text(-0.8, -level, side, ha="right", va="center", fontsize=7, color="0.35")
     axes.set(xlim=(-1.0, len(boxes) - 0.3), ylim=(-depth - 0.6, 0.9), title=title)
     axes.set_axis_off()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    write_bytes(path, buffer.getvalue())
+    save_figure(path, figure, bbox_inches="tight")
 
 
 def draw_overlay(

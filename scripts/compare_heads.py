@@ -8,7 +8,6 @@ Run: python scripts/compare_heads.py configs/nuclei_small.yaml OUT --set data.ro
 """
 
 import argparse
-import functools
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from cervseg_jax.data.source import Pair, find_pairs, read_instances
 from cervseg_jax.files import write_png
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import make_predict, predict_images
+from cervseg_jax.inference.predict import make_predictor, predict_images
 from cervseg_jax.inference.score_nuclei import columns_of, score_nuclei
 from cervseg_jax.inference.tune import DEPTHS, tune
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
@@ -109,9 +108,9 @@ def _maps_and_truths(
     config: Config, network: Network, pairs: Sequence[Pair]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    predict, batch_size = make_predictor(network, mesh, batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in pairs]
-    maps = predict_images(predict, images, image_size=network.contract.image_size, batch_size=config.infer.batch_size)
+    maps = predict_images(predict, images, image_size=network.contract.image_size, batch_size=batch_size)
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(pairs, images, strict=True)]
     return list(maps), truths
 

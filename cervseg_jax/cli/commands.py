@@ -9,6 +9,7 @@ from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError, FindingsError
+from cervseg_jax.heads import needs_instances
 from cervseg_jax.sections import Config
 
 SHOWN_NUCLEUS_SCORES = (
@@ -185,7 +186,7 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
 
 def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -> None:
     """Makes sure that heads besides the mask have something to learn from."""
-    if len(config.model.heads) == 1:
+    if not needs_instances(config.model.heads):
         return
     num_known = sum(pair.instances_path is not None for pair in pairs)
     if not num_known:

@@ -79,14 +79,14 @@ def _facts(
         "image_size": list(size),
         "num_params": num_params(model),
         "paper": MODELS[model.name].paper,
-        "licence": _licence(model.name, check_model_args(model.name, size, args)),
+        "licence": _licence(check_model_args(model.name, size, args)),
     }
     if cost:
         facts |= {"batch_size": batch_size, "cost": measure_cost(model, batch_size=batch_size).to_json()}
     return facts
 
 
-def _licence(name: str, bound: Mapping[str, Any]) -> str:
+def _licence(bound: Mapping[str, Any]) -> str:
     own = "this implementation: Apache-2.0, written from the paper"
     encoder = bound.get("encoder")
     if encoder is None:

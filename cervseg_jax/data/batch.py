@@ -9,7 +9,7 @@ import numpy as np
 
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.targets import target_maps, touching_pixels
-from cervseg_jax.heads import Head, num_maps
+from cervseg_jax.heads import Head, needs_instances, num_maps
 from cervseg_jax.typing import ArrayLike
 
 
@@ -70,7 +70,7 @@ def collate(elements: Sequence[Element], *, batch_size: int, heads: Sequence[Hea
         mask=np.stack([element.sample.mask for element in filled])[..., None],
         valid=np.repeat(np.array([1, 0], np.float32), [len(elements), num_padding]),
         image_id=np.array([element.image_id for element in filled], np.int32),
-        targets=_targets([element.sample for element in filled], heads) if len(heads) > 1 else None,
+        targets=_targets([element.sample for element in filled], heads) if needs_instances(heads) else None,
     )
 
 
@@ -99,5 +99,5 @@ def abstract_batch(
         mask=jax.ShapeDtypeStruct((num_rows, *image_size, 1), np.uint8),
         valid=jax.ShapeDtypeStruct((num_rows,), np.float32),
         image_id=jax.ShapeDtypeStruct((num_rows,), np.int32),
-        targets=targets if len(heads) > 1 else None,
+        targets=targets if needs_instances(heads) else None,
     )

@@ -78,11 +78,13 @@ def enclosed_area(rings: Rings) -> float:
       >>> enclosed_area([np.array([[0, 0], [4, 0], [4, 3]])])
       6.0
     """
-    total = 0.0
-    for ring in rings:
-        x, y = np.asarray(ring, np.float64).T
-        total += float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
-    return abs(total)
+    return abs(sum(signed_area(ring) for ring in rings))
+
+
+def signed_area(ring: np.ndarray) -> float:
+    """Returns the area within a ring; positive where it runs clockwise on the screen."""
+    x, y = np.asarray(ring, np.float64).T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
 _TURN_RIGHT = {(0, 1): (1, 0), (1, 0): (0, -1), (0, -1): (-1, 0), (-1, 0): (0, 1)}

@@ -10,6 +10,7 @@ import numpy as np
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.data.source import Pair, load_sample
+from cervseg_jax.heads import needs_instances
 from cervseg_jax.sections import Config
 
 
@@ -75,7 +76,7 @@ def _loader(config: Config, pairs: Sequence[Pair]):
             pairs[index],
             image_size=config.model.image_size,
             mask_rule=config.data.mask_rule,
-            with_instances=len(config.model.heads) > 1,
+            with_instances=needs_instances(config.model.heads),
         )
         return Element(sample, int(index))
 

@@ -1,6 +1,5 @@
 """What a dataset holds: counts, sizes, nuclei, stains; as numbers and as pictures."""
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ from cervseg_jax.data.decode import read_image, read_labels, read_mask
 from cervseg_jax.data.overview import write_overview
 from cervseg_jax.data.source import list_images, split_folders
 from cervseg_jax.errors import DataError
-from cervseg_jax.files import write_bytes, write_json, write_png
-from cervseg_jax.plots import TRUTH_COLOUR, draw_outline, draw_sheet
+from cervseg_jax.files import write_json, write_png
+from cervseg_jax.plots import TRUTH_COLOUR, draw_outline, draw_sheet, save_figure
 
 NUM_SAMPLES = 12
 COLUMNS = 4
@@ -163,9 +162,7 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
     for axes in (count, per_image, colour, area, share, touching):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
+    save_figure(path, figure)
 
 
 def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:

@@ -54,6 +54,7 @@ def export_stablehlo(network: Network, folder: Path) -> dict[str, Any]:
         raise ConfigError("export: needs an extra: pip install 'cervseg-jax[export]'")
     params, model_state = network.params, network.model_state
 
+    @jax.jit
     def probabilities(images: jax.Array) -> jax.Array:
         (logits, *_), _ = network.apply(params, model_state, images)
         return jax.nn.sigmoid(logits)
@@ -61,7 +62,7 @@ def export_stablehlo(network: Network, folder: Path) -> dict[str, Any]:
     height, width = network.contract.image_size
     (batch,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, height, width, 3), np.uint8)
-    data = bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape).serialize())
+    data = bytes(export.export(probabilities, platforms=PLATFORMS)(shape).serialize())
     make_folder(folder)
     write_bytes(folder / FILE, data)
     reloaded = export.deserialize(bytearray((folder / FILE).read_bytes()))
@@ -69,7 +70,7 @@ def export_stablehlo(network: Network, folder: Path) -> dict[str, Any]:
     difference = 0.0
     for count in BATCH_SIZES:
         images = rng.integers(0, 256, (count, height, width, 3), np.uint8)
-        got, want = reloaded.call(images), jax.jit(probabilities)(images)
+        got, want = reloaded.call(images), probabilities(images)
         difference = max(difference, float(np.abs(np.asarray(got) - np.asarray(want)).max()))
     if not difference <= MAX_DIFFERENCE:
         raise CheckpointError(

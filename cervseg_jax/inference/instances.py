@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from cervseg_jax.heads import Head, channels
+from cervseg_jax.metrics.label_maps import STEPS, neighbours
 from cervseg_jax.sections import SeparationConfig
 
 
@@ -108,7 +109,7 @@ def hills(relief: np.ndarray, inside: np.ndarray, *, min_depth: float) -> np.nda
     """
     top, area = _tops(relief, inside)
     tops, basin = np.unique(top, return_inverse=True)
-    parent = _joined(relief, inside, area, basin, relief.ravel()[area][_positions(area, tops)], min_depth)
+    parent = _joined(relief, area, basin, relief.ravel()[tops], min_depth)
     labels = np.zeros(relief.shape, np.int32)
     labels.ravel()[area] = parent[basin] + 1
     return labels
@@ -140,14 +141,8 @@ def _tops(relief: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return (rows - 1) * width + columns - 1, area
 
 
-def _positions(area: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """Positions of flat indices in the sorted list of inside pixels."""
-    return np.searchsorted(area, flat)
-
-
 def _joined(
     relief: np.ndarray,
-    inside: np.ndarray,
     area: np.ndarray,
     basin: np.ndarray,
     heights: np.ndarray,
@@ -157,15 +152,12 @@ def _joined(
     number = np.full(relief.size, -1)
     number[area] = basin
     number = number.reshape(relief.shape)
-    width = relief.shape[1]
     pairs, passes = [], []
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        left, far = max(0, -right), width - max(0, right)
-        here = np.s_[: relief.shape[0] - down, left:far]
-        there = np.s_[down:, left + right : far + right]
-        meet = inside[here] & inside[there] & (number[here] != number[there])
-        pairs.append(np.stack([number[here][meet], number[there][meet]], axis=1))
-        passes.append(np.minimum(relief[here][meet], relief[there][meet]))
+    for step in STEPS:
+        here, there = neighbours(number, step)
+        meet = (here != there) & (here >= 0) & (there >= 0)
+        pairs.append(np.stack([here[meet], there[meet]], axis=1))
+        passes.append(np.minimum(*(heights_of[meet] for heights_of in neighbours(relief, step))))
     ends, levels = np.sort(np.concatenate(pairs), axis=1), np.concatenate(passes)
     order = np.argsort(-levels, kind="stable")
     parent = np.arange(len(heights))

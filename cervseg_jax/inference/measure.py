@@ -11,12 +11,10 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from cervseg_jax.data.augment import HED
-from cervseg_jax.metrics.label_maps import bounding_boxes
+from cervseg_jax.metrics.label_maps import STEPS, bounding_boxes, neighbours
 
 GREY_LEVELS = 32
 """Of the texture."""
-STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Right, down and the two diagonals."""
 
 Table = dict[str, np.ndarray]
 """One array per column, one row per nucleus in the order of the labels."""
@@ -88,7 +86,8 @@ def measure(
         "circularity": 4 * np.pi * area / np.square(perimeter),
         "solidity": area / hull_area,
     }
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[rows, columns].astype(np.float64)
+    levels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    grey = levels[rows, columns].astype(np.float64)
     density = -np.log10(np.maximum(grey, 1) / 255)
     dyes = -np.log10(np.maximum(image[rows, columns], 1) / 255) @ np.linalg.inv(
         HED / np.linalg.norm(HED, axis=1, keepdims=True)
@@ -97,7 +96,7 @@ def measure(
         table[f"{name}_mean"] = mean(values)
         table[f"{name}_sd"] = np.sqrt(np.maximum(0, mean(np.square(values)) - np.square(mean(values))))
     table["haematoxylin_mean"] = mean(dyes[:, 0])
-    table |= _texture(labels, found, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    table |= _texture(labels, found, levels)
     table["num_touching"] = _num_touching(labels, found, labels if context is None else context)
     table["nearest_px"] = nearest_distances(np.stack([row, column], axis=1))
     table["touches_border"] = ((top == 0) | (left == 0) | (bottom == height) | (right == width)).astype(np.int64)
@@ -143,25 +142,14 @@ def _outline_measures(labels: np.ndarray, found: np.ndarray, boxes: np.ndarray) 
     corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
     for number, (label, (top, left, bottom, right)) in enumerate(zip(found, boxes, strict=True)):
         inside = np.pad(labels[top:bottom, left:right] == label, 1)
-        for down, across in STEPS:
-            here, there = _neighbours(inside, down, across)
-            perimeter[number] += np.count_nonzero(here != there) * (np.sqrt(0.5) if down and across else 1.0)
+        for step in STEPS:
+            here, there = neighbours(inside, step)
+            perimeter[number] += np.count_nonzero(here != there) * (np.sqrt(0.5) if all(step) else 1.0)
         # The hull of the ends of each row is the hull of all pixels.
-        kept = np.argwhere(inside & ~(_shifted(inside, 1) & _shifted(inside, -1)))
+        kept = np.argwhere(inside & ~(np.roll(inside, 1, axis=1) & np.roll(inside, -1, axis=1)))
         points = (kept[:, None] + corners).reshape(-1, 2).astype(np.int32)
         hull_area[number] = cv2.contourArea(cv2.convexHull(points))
     return perimeter * np.pi / 8, hull_area
-
-
-def _shifted(inside: np.ndarray, step: int) -> np.ndarray:
-    return np.roll(inside, step, axis=1)
-
-
-def _neighbours(values: np.ndarray, down: int, across: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two views that hold each pixel and its neighbour in a direction at the same place."""
-    height, width = values.shape
-    left, far = max(0, -across), width - max(0, across)
-    return values[: height - down, left:far], values[down:, left + across : far + across]
 
 
 def _texture(labels: np.ndarray, found: np.ndarray, grey: np.ndarray) -> Table:
@@ -174,11 +162,11 @@ def _texture(labels: np.ndarray, found: np.ndarray, grey: np.ndarray) -> Table:
     share = histogram / histogram.sum(axis=1, keepdims=True)
     entropy = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
     pairs, contrast, homogeneity = (np.zeros(len(found)) for _ in range(3))
-    for down, across in STEPS:
-        here, there = _neighbours(labels, down, across)
+    for step in STEPS:
+        here, there = neighbours(labels, step)
         same = (here == there) & (here > 0)
         owner = np.searchsorted(found, here[same])
-        one, other = _neighbours(levels, down, across)
+        one, other = neighbours(levels, step)
         difference = np.square(one[same] - other[same])
         pairs += np.bincount(owner, minlength=len(found))
         contrast += np.bincount(owner, difference, len(found))
@@ -194,8 +182,8 @@ def _texture(labels: np.ndarray, found: np.ndarray, grey: np.ndarray) -> Table:
 def _num_touching(labels: np.ndarray, found: np.ndarray, context: np.ndarray) -> np.ndarray:
     """Counts the nuclei of `context` that touch each nucleus."""
     meetings = []
-    for down, across in STEPS:
-        (one, other), (here, there) = _neighbours(labels, down, across), _neighbours(context, down, across)
+    for step in STEPS:
+        (one, other), (here, there) = neighbours(labels, step), neighbours(context, step)
         differ = (here != there) & (here > 0) & (there > 0)
         meetings += [np.stack([one[differ], there[differ]], axis=1), np.stack([other[differ], here[differ]], axis=1)]
     pairs = np.unique(np.concatenate(meetings), axis=0)

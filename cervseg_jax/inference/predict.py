@@ -1,5 +1,7 @@
 """Probabilities from images, in batches of one compiled shape."""
 
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import cv2
@@ -11,12 +13,30 @@ from cervseg_jax.data.source import resize_image
 from cervseg_jax.models import Apply
 from cervseg_jax.training.sharding import batch_sharding, replicated
 from cervseg_jax.typing import ModelState, Params
+from cervseg_jax.weights import Network
 
-Predict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
-"""`predict(params, model_state, images)`: uint8 [b, h, w, 3] to float32 probabilities [b, h, w, maps]."""
+Predict = Callable[[np.ndarray], np.ndarray]
+"""From a full batch of images, uint8 [b, h, w, 3], to float32 probabilities [b, h, w, maps]."""
+WeightedPredict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
+"""The same as a function of the weights: `predict(params, model_state, images)`."""
 
 
-def make_predict(apply: Apply, mesh: Mesh) -> Predict:
+def make_predictor(network: Network, mesh: Mesh, *, batch_size: int) -> tuple[Predict, int]:
+    """Returns a network as a function of full batches, and the size of these.
+
+    Args:
+      network: with its weights.
+      mesh: devices over which each batch is spread.
+      batch_size: the wanted size; the next larger one that the mesh divides is taken.
+
+    Returns:
+      From uint8 [b, h, w, 3] to probabilities [b, h, w, maps]; and b.
+    """
+    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    return predict, math.lcm(batch_size, mesh.shape["data"])
+
+
+def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     """Returns the prediction function, compiled on first use.
 
     Args:
@@ -41,7 +61,7 @@ def make_predict(apply: Apply, mesh: Mesh) -> Predict:
 
 
 def predict_images(
-    predict: Callable[[np.ndarray], np.ndarray],
+    predict: Predict,
     images: Iterable[np.ndarray],
     *,
     image_size: tuple[int, int],
@@ -69,7 +89,7 @@ def predict_images(
 
 
 def _predict_batch(
-    predict: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], image_size: tuple[int, int], batch_size: int
+    predict: Predict, images: list[np.ndarray], image_size: tuple[int, int], batch_size: int
 ) -> Iterator[np.ndarray]:
     resized = [resize_image(image, image_size) for image in images]
     batch = np.stack(resized + [resized[0]] * (batch_size - len(resized)))

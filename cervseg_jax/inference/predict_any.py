@@ -1,6 +1,5 @@
 """Probability maps of images of any size: resized whole, or in tiles."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import num_maps
-from cervseg_jax.inference.predict import make_predict, predict_images
-from cervseg_jax.inference.symmetries import Predict, with_symmetries
+from cervseg_jax.inference.predict import Predict, make_predictor, predict_images
+from cervseg_jax.inference.symmetries import with_symmetries
 from cervseg_jax.inference.tiling import ImageLike, predict_tiled
 from cervseg_jax.sections import Config
 from cervseg_jax.training.sharding import make_mesh
@@ -34,8 +33,7 @@ def predictor(network: Network, config: Config) -> tuple[Predict, int]:
       From uint8 [b, h, w, 3] to probabilities [b, h, w, maps]; and b.
     """
     mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    batch_size = math.lcm(config.infer.batch_size, mesh.shape["data"])
-    predict: Any = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    predict, batch_size = make_predictor(network, mesh, batch_size=config.infer.batch_size)
     if config.infer.test_time_augmentation:
         predict = with_symmetries(predict, network.contract.heads)
     return predict, batch_size

@@ -1,6 +1,5 @@
 """A run and a dataset -> scores, tables and pictures."""
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from cervseg_jax.evaluation import Scores, evaluate
 from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import make_predict, predict_images
+from cervseg_jax.inference.predict import Predict, make_predictor, predict_images
 from cervseg_jax.inference.score_nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
 from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.metrics.pixel import METRICS
@@ -60,7 +59,7 @@ def score_run(
     state = jax.device_put(
         TrainState(jnp.int32(network.contract.step), network.params, network.model_state, (), {}), replicated(mesh)
     )
-    sharding = batch_sharding(mesh, with_targets=len(config.model.heads) > 1)
+    sharding = batch_sharding(mesh, config.model.heads)
     step = jax.jit(
         make_eval_step(network.apply, configured_loss(config), step_rules(config)),
         in_shardings=(replicated(mesh), sharding),
@@ -77,7 +76,7 @@ def score_run(
     summary = _summary(scores, pairs, network, config, split=name)
     write_text(folder / "evaluation.csv", csv_text([], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]))
     order = _write_per_image(folder, scores, pairs)
-    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    predict, _ = make_predictor(network, mesh, batch_size=batch_size)
     separated = [pair for pair in pairs if pair.instances_path is not None]
     if separated:
         rules = config.infer.separation or load_rules(run / "best")
@@ -144,7 +143,7 @@ def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> lis
 
 
 def _label_maps(
-    predict: Any, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
+    predict: Predict, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
     """Yields true and predicted instance labels, and the network's doubt."""
     images = (read_image(pair.image_path) for pair in pairs)
@@ -155,7 +154,7 @@ def _label_maps(
             advance()
 
 
-def _sheet(predict: Any, pairs: Sequence[Pair], config: Config) -> np.ndarray:
+def _sheet(predict: Predict, pairs: Sequence[Pair], config: Config) -> np.ndarray:
     """Shows images with the outlines of truth and prediction."""
     images = [read_image(pair.image_path) for pair in pairs]
     rows = []

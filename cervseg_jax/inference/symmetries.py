@@ -1,14 +1,13 @@
 """Test-time augmentation: the mean over mirrored and turned copies of an image. Nuclei have no upright position."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cervseg_jax.heads import Head, channels
-
-Predict = Callable[[np.ndarray], np.ndarray]
+from cervseg_jax.inference.predict import Predict
 
 
 def with_symmetries(predict: Predict, heads: Sequence[Head]) -> Predict:

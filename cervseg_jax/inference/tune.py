@@ -1,8 +1,6 @@
 """The parameters that tell nuclei apart, chosen on validation images alone."""
 
-import functools
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import make_predict, predict_images
+from cervseg_jax.inference.predict import make_predictor, predict_images
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
 from cervseg_jax.sections import Config, SeparationConfig
 from cervseg_jax.training.sharding import make_mesh
@@ -84,8 +82,7 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     chosen = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
     network = load_network(run / "best", precision=config.runtime.precision)
     mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    batch_size = math.lcm(config.infer.batch_size, mesh.shape["data"])
-    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+    predict, batch_size = make_predictor(network, mesh, batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in chosen]
     maps = list(predict_images(predict, images, image_size=network.contract.image_size, batch_size=batch_size))
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from cervseg_jax.metrics.label_maps import Overlaps, centroids, overlaps, touching
+from cervseg_jax.metrics.pixel import ratio
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """IoU that a match must exceed, for the F1 scores."""
@@ -172,50 +173,45 @@ def _restricted(table: Overlaps, keep_rows: np.ndarray, keep_columns: np.ndarray
     )
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
-
-
 def aji(counts: InstanceCounts) -> np.ndarray:
     """Aggregated Jaccard index; a predicted nucleus may serve several true ones (Kumar et al. 2017, algorithm 1)."""
-    return _ratio(counts.aji_shared, counts.aji_union)
+    return ratio(counts.aji_shared, counts.aji_union)
 
 
 def aji_plus(counts: InstanceCounts) -> np.ndarray:
     """The same with one partner at most for each nucleus (Graham et al. 2019, arXiv:1812.06499)."""
-    return _ratio(counts.aji_plus_shared, counts.aji_plus_union)
+    return ratio(counts.aji_plus_shared, counts.aji_plus_union)
 
 
 def recognition_quality(counts: InstanceCounts, threshold: float = 0.5) -> np.ndarray:
     """F1 of nuclei that match with an IoU above the threshold, 2TP / (n + m) (Kirillov et al. 2019, equation 2)."""
     matched = counts.matched[..., THRESHOLDS.index(threshold)]
-    return _ratio(2 * matched, counts.num_truth + counts.num_predicted)
+    return ratio(2 * matched, counts.num_truth + counts.num_predicted)
 
 
 def segmentation_quality(counts: InstanceCounts) -> np.ndarray:
     """Mean IoU of the nuclei that match above 0.5; undefined where none does."""
-    return _ratio(counts.iou_sum, counts.matched[..., 0])
+    return ratio(counts.iou_sum, counts.matched[..., 0])
 
 
 def panoptic_quality(counts: InstanceCounts) -> np.ndarray:
     """SQ times RQ: the IoU of matches, summed, over (n + m) / 2; 0 where nothing matches."""
-    return _ratio(2 * counts.iou_sum, counts.num_truth + counts.num_predicted)
+    return ratio(2 * counts.iou_sum, counts.num_truth + counts.num_predicted)
 
 
 def detection_f1(counts: InstanceCounts) -> np.ndarray:
     """F1 of centroids that lie within 12 pixels of each other, paired one to one."""
-    return _ratio(2 * counts.detected, counts.num_truth + counts.num_predicted)
+    return ratio(2 * counts.detected, counts.num_truth + counts.num_predicted)
 
 
 def split_rate(counts: InstanceCounts) -> np.ndarray:
     """Share of the true nuclei that hold more than half of each of several predicted ones."""
-    return _ratio(counts.num_split, counts.num_truth)
+    return ratio(counts.num_split, counts.num_truth)
 
 
 def merge_rate(counts: InstanceCounts) -> np.ndarray:
     """Share of the true nuclei of which a predicted one, that holds more than half of it, holds another as well."""
-    return _ratio(counts.num_merged, counts.num_truth)
+    return ratio(counts.num_merged, counts.num_truth)
 
 
 def count_error(counts: InstanceCounts) -> np.ndarray:
@@ -250,21 +246,3 @@ def join_counts(parts: Sequence[InstanceCounts]) -> InstanceCounts:
 def pooled(counts: InstanceCounts) -> InstanceCounts:
     """Sums counts over images; fields of shape [1]."""
     return InstanceCounts(*(np.asarray(field).sum(axis=0, keepdims=True) for field in counts))
-
-
-def summarise_instances(counts: InstanceCounts) -> dict[str, float]:
-    """Turns counts into `<name>_mean` over images and `<name>_pooled` for every score.
-
-    Args:
-      counts: of all images.
-
-    Returns:
-      Scores; NaN where one is undefined for every image.
-    """
-    summary = {}
-    for name, metric in INSTANCE_METRICS.items():
-        values = metric(counts)
-        defined = values[~np.isnan(values)]
-        summary[f"{name}_mean"] = float(defined.mean()) if defined.size else float("nan")
-        summary[f"{name}_pooled"] = float(metric(pooled(counts))[0])
-    return summary

@@ -8,6 +8,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
+"""From a pixel to half of its neighbours, rows and columns; the other half are the same steps backwards."""
+
+
+def neighbours(values: np.ndarray, step: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two views of an array [h, w] that hold each pixel and its neighbour one step away at the same place."""
+    (down, across), width = step, values.shape[1]
+    left, far = max(0, -across), width - max(0, across)
+    return values[: values.shape[0] - down, left:far], values[down:, left + across : far + across]
+
 
 class Overlaps(NamedTuple):
     """Which nuclei of two label maps share pixels; positions count from 0 in the order of the labels."""
@@ -71,11 +81,8 @@ def touching(labels: np.ndarray) -> np.ndarray:
     """Tells which nuclei touch another one, at a side or a corner; bool [n] in the order of the labels."""
     found = np.unique(labels[labels > 0])
     touched = []
-    height, width = labels.shape
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        left, far = max(0, -right), width - max(0, right)
-        here = labels[: height - down, left:far]
-        there = labels[down:, left + right : far + right]
+    for step in STEPS:
+        here, there = neighbours(labels, step)
         differ = (here != there) & (here > 0) & (there > 0)
         touched += [here[differ], there[differ]]
     return np.isin(found, np.concatenate(touched))

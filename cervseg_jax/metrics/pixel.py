@@ -48,7 +48,8 @@ def pixel_counts(
     return jnp.stack([cell.sum(axis=(1, 2, 3), dtype=jnp.int32) for cell in cells], axis=1)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divides; NaN where the denominator is zero."""
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
@@ -62,34 +63,34 @@ def dice(counts: Counts) -> np.ndarray:
 
     Reference: Dice 1945, Ecology 26(3).
     """
-    return _ratio(2 * counts.true_positive, 2 * counts.true_positive + counts.false_positive + counts.false_negative)
+    return ratio(2 * counts.true_positive, 2 * counts.true_positive + counts.false_positive + counts.false_negative)
 
 
 def iou(counts: Counts) -> np.ndarray:
     """Intersection over union (Jaccard index), TP / (TP + FP + FN)."""
-    return _ratio(counts.true_positive, counts.true_positive + counts.false_positive + counts.false_negative)
+    return ratio(counts.true_positive, counts.true_positive + counts.false_positive + counts.false_negative)
 
 
 def precision(counts: Counts) -> np.ndarray:
     """Share of the predicted foreground that is right, TP / (TP + FP); 0 where only the truth has nuclei."""
     found_nothing = (counts.true_positive + counts.false_positive == 0) & (counts.false_negative > 0)
-    return np.where(found_nothing, 0.0, _ratio(counts.true_positive, counts.true_positive + counts.false_positive))
+    return np.where(found_nothing, 0.0, ratio(counts.true_positive, counts.true_positive + counts.false_positive))
 
 
 def recall(counts: Counts) -> np.ndarray:
     """Share of the true foreground that was found, TP / (TP + FN); 0 where only the prediction has nuclei."""
     invented = (counts.true_positive + counts.false_negative == 0) & (counts.false_positive > 0)
-    return np.where(invented, 0.0, _ratio(counts.true_positive, counts.true_positive + counts.false_negative))
+    return np.where(invented, 0.0, ratio(counts.true_positive, counts.true_positive + counts.false_negative))
 
 
 def specificity(counts: Counts) -> np.ndarray:
     """Share of the true background that is left alone, TN / (TN + FP). Flatters images with much background."""
-    return _ratio(counts.true_negative, counts.true_negative + counts.false_positive)
+    return ratio(counts.true_negative, counts.true_negative + counts.false_positive)
 
 
 def accuracy(counts: Counts) -> np.ndarray:
     """Share of all pixels that are right. Flatters images with much background."""
-    return _ratio(counts.true_positive + counts.true_negative, np.sum(counts, axis=0))
+    return ratio(counts.true_positive + counts.true_negative, np.sum(counts, axis=0))
 
 
 METRICS: Mapping[str, Callable[[Counts], np.ndarray]] = {

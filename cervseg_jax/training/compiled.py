@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch, abstract_batch
-from cervseg_jax.inference.predict import Predict, make_predict
+from cervseg_jax.inference.predict import WeightedPredict, make_predict
 from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply
 from cervseg_jax.sections import Config
@@ -27,8 +27,10 @@ class Compiled(NamedTuple):
 
     train_step: Callable[[TrainState, Batch, np.float32], tuple[TrainState, StepMetrics]]
     eval_step: Callable[[TrainState, Batch], StepMetrics]
-    predict: Predict
+    predict: WeightedPredict
     mesh: Mesh
+    batch_sharding: Batch
+    """Where the parts of a batch lie."""
 
 
 def compile_run(
@@ -55,7 +57,7 @@ def compile_run(
     Returns:
       The functions of the run.
     """
-    everywhere, spread = replicated(mesh), batch_sharding(mesh, with_targets=len(config.model.heads) > 1)
+    everywhere, spread = replicated(mesh), batch_sharding(mesh, config.model.heads)
     loss, rules = configured_loss(config), step_rules(config)
     train_step = jax.jit(
         make_train_step(apply, optimizer, loss, rules),
@@ -74,7 +76,7 @@ def compile_run(
     reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
     log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary)
     eval_step = jax.jit(make_eval_step(apply, loss, rules), in_shardings=(everywhere, spread), out_shardings=everywhere)
-    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh)
+    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread)
 
 
 def configured_loss(config: Config) -> Loss:

@@ -32,7 +32,7 @@ from cervseg_jax.training.plateau import BestState, PlateauState, stops_early, u
 from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.run_folder import EventLog
 from cervseg_jax.training.schedule import rate_factor
-from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated
+from cervseg_jax.training.sharding import make_mesh, replicated
 from cervseg_jax.training.state import TrainState, create_state
 from cervseg_jax.training.step import StepMetrics, check_rate_factors
 from cervseg_jax.training.writers import History, write_history
@@ -190,7 +190,7 @@ class _Run:
         """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
         num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
         done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
-        sharding = batch_sharding(self.compiled.mesh, with_targets=len(self.config.model.heads) > 1)
+        sharding = self.compiled.batch_sharding
         waited, pending = 0.0, None
         title = f"epoch {progress.epoch + 1}/{self.config.train.epochs}"
         with self.reporter.progress(title, num_steps, done=done) as advance:
@@ -236,7 +236,7 @@ class _Run:
 
     def _validate(self, state: TrainState, progress: Progress) -> Scores:
         pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
-        sharding = batch_sharding(self.compiled.mesh, with_targets=len(self.config.model.heads) > 1)
+        sharding = self.compiled.batch_sharding
         batches = eval_batches(self.config, pairs, batch_size=batch_size)
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
             scores = evaluate(

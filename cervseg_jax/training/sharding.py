@@ -1,6 +1,7 @@
 """The mesh of devices, `data` x `spatial`, and what lies where on it."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cervseg_jax.data.batch import Batch, Targets
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import Head, needs_instances
 from cervseg_jax.sections import MeshConfig, RuntimeConfig
 
 
@@ -55,11 +57,11 @@ def make_mesh(wanted: MeshConfig | None, *, batch_size: int) -> Mesh:
     return Mesh(np.array(devices[:needed]).reshape(shape), ("data", "spatial"), axis_types=(AxisType.Auto,) * 2)
 
 
-def batch_sharding(mesh: Mesh, *, with_targets: bool = False) -> Batch:
+def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
     """Returns the placement of a batch: rows of the batch over `data`, rows of the images over `spatial`."""
     images = NamedSharding(mesh, PartitionSpec("data", "spatial"))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    targets = Targets(maps=images, touching=images, known=rows) if with_targets else None
+    targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None
     return Batch(image=images, mask=images, valid=rows, image_id=rows, targets=targets)
 
 

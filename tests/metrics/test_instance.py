@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import binary_erosion, center_of_mass, distance_transform_edt
 
 from cervseg_jax.metrics import instance, label_maps
-from cervseg_jax.metrics.instance import INSTANCE_METRICS, count_instances, summarise_instances
+from cervseg_jax.metrics.instance import INSTANCE_METRICS, count_instances
 
 NUM_PAIRS = 1000
 
@@ -151,9 +151,9 @@ def test_merged_pair_and_split_nucleus():
     prediction = np.zeros_like(truth)
     prediction[5:15, 5:20] = 9  # merges 1 and 2
     prediction[5:15, 25:30], prediction[5:15, 30:35] = 4, 5  # splits 3
-    summary = summarise_instances(count_instances(truth, prediction))
-    assert summary["merge_rate_mean"] == pytest.approx(2 / 3)
-    assert summary["split_rate_mean"] == pytest.approx(1 / 3)
+    counts = count_instances(truth, prediction)
+    assert instance.merge_rate(counts)[0] == pytest.approx(2 / 3)
+    assert instance.split_rate(counts)[0] == pytest.approx(1 / 3)
     np.testing.assert_array_equal(label_maps.touching(truth), [True, True, False])
     near = count_instances(truth, prediction, touching_only=True)
     assert (near.num_truth[0], near.num_predicted[0]) == (2, 1)
@@ -179,17 +179,17 @@ def test_one_side_empty_scores_zero(filled):
     assert np.isnan(instance.segmentation_quality(counts)[0])
 
 
-def test_means_leave_undefined_images_out_and_pooled_scores_take_sums():
+def test_undefined_images_are_nan_and_pooled_scores_take_sums():
     labels = np.zeros((8, 8), int)
     labels[2:5, 2:5] = 1
     empty = np.zeros_like(labels)
     counts = instance.join_counts(
         [count_instances(labels, labels), count_instances(empty, empty), count_instances(labels, empty)]
     )
-    summary = summarise_instances(counts)
-    assert summary["pq_mean"] == 0.5
-    assert summary["pq_pooled"] == pytest.approx(2 / 3)
-    assert summary["aji_pooled"] == 0.5
+    np.testing.assert_array_equal(instance.panoptic_quality(counts), [1, np.nan, 0])
+    total = instance.pooled(counts)
+    assert instance.panoptic_quality(total)[0] == pytest.approx(2 / 3)
+    assert instance.aji(total)[0] == 0.5
 
 
 def test_surface_distances_equal_a_plain_computation(rng):

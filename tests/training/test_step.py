@@ -102,7 +102,7 @@ def parts_with_heads(parts):
 def head_steps(parts, mesh, samples, steps=3):
     apply, optimizer, state, _ = parts
     rules = StepRules(seed=1, heads=HEADS, head_weights={"hover": 0.5}, touching_weight=2.0)
-    everywhere, spread = replicated(mesh), batch_sharding(mesh, with_targets=True)
+    everywhere, spread = replicated(mesh), batch_sharding(mesh, HEADS)
     step = jax.jit(
         make_train_step(apply, optimizer, LOSSES["bce_soft_dice"], rules),
         in_shardings=(everywhere, spread, everywhere),

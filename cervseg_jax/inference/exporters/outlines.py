@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cervseg_jax.data.outlines import rasterise, trace
+from cervseg_jax.data.outlines import rasterise, signed_area, trace
 from cervseg_jax.metrics.label_maps import bounding_boxes
 
 
@@ -29,18 +29,12 @@ def polygons_of(labels: np.ndarray) -> list[list[Polygon]]:
     traced = []
     for label, (top, left, bottom, right) in zip(found, bounding_boxes(labels), strict=True):
         rings = trace(labels[top:bottom, left:right] == label, top=int(top), left=int(left))
-        outer = [Polygon(ring, []) for ring in rings if _signed_area(ring) > 0]
+        outer = [Polygon(ring, []) for ring in rings if signed_area(ring) > 0]
         for ring in rings:
-            if _signed_area(ring) < 0:
+            if signed_area(ring) < 0:
                 next(polygon for polygon in outer if _contains(polygon.outer, ring)).holes.append(ring)
         traced.append(outer)
     return traced
-
-
-def _signed_area(ring: np.ndarray) -> float:
-    """Positive for rings that run clockwise on the screen."""
-    x, y = ring.T
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
 def _contains(outer: np.ndarray, hole: np.ndarray) -> bool:
