@@ -25,12 +25,13 @@ PLAIN_LOOP = """
 import sys, cv2, functools, numpy as np
 from pathlib import Path
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.inference.predict_any import predictor
+from cervseg_jax.inference.predict_any import infer_predictor
 from cervseg_jax.training.run_folder import load_run_config
 from cervseg_jax.weights import load_network
 run, path, out = map(Path, sys.argv[1:])
 network = load_network(run / "best")
-predict, batch_size = predictor(network, load_run_config(run, []))
+predictor = infer_predictor([network], load_run_config(run, []))
+predict, batch_size = predictor.predict, predictor.batch_size
 image = read_image(path)
 h, w = network.contract.image_size
 mask = np.zeros(image.shape[:2], np.uint8)

@@ -108,9 +108,9 @@ def _maps_and_truths(
     config: Config, network: Network, pairs: Sequence[Pair]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    predict, batch_size = make_predictor(network, mesh, batch_size=config.infer.batch_size)
+    predictor = make_predictor([network], mesh, batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in pairs]
-    maps = predict_images(predict, images, image_size=network.contract.image_size, batch_size=batch_size)
+    maps = predict_images(predictor, images)
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(pairs, images, strict=True)]
     return list(maps), truths
 

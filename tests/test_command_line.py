@@ -318,8 +318,11 @@ def test_heads_are_learned_tuned_and_scored(finished, tmp_path):
     drawn = "data.synthetic={train: 4, valid: 2, test: 3, size: [96, 96], seed: 2}"
     arguments = ("train", config, "--set", f"data.root={tmp_path / 'data'}", "--set", drawn)
     heads = ("--set", "model.heads=[mask, boundary, distance]", "--set", "train.touching_weight=1")
+    heads += ("--set", "infer.tiled={overlap_px: 8}")
     code, stdout, stderr = run(*arguments, *heads, "--set", "train.epochs=2", "--run-dir", tmp_path / "run")
     assert code == 0, stderr
+    previews = sorted(path.name for path in (tmp_path / "run" / "previews" / "epoch_0002").glob("*_00004*"))
+    assert previews[1] == previews[0].replace(".png", "_tiled.png")
     assert "nuclei of 2 validation images told apart with PQ" in stdout
     assert json.loads((tmp_path / "run" / "best" / "contract.json").read_text())["heads"] == [
         "mask",
@@ -363,6 +366,29 @@ def test_infer_never_writes_among_its_inputs(finished, tmp_path):
     assert "no such file or folder" in refused(2, "infer", folder, "--images", "nowhere", "--out", tmp_path / "o")
 
 
+def test_several_runs_are_averaged(finished, tmp_path):
+    """The mean of two networks' probabilities; runs of other sizes are refused."""
+    config, folder, _ = finished
+    other = ("train", config, "--run-dir", tmp_path / "other", "--set", "train.epochs=1", "--set", "train.seed=5")
+    assert run(*other)[0] == 0
+    images = config.parent / "data" / "test" / "images"
+    ask = ("--images", images, "--output", "probabilities", "--quiet")
+    together = ("--with", tmp_path / "other")
+    for name, options in (("one", (folder,)), ("two", (tmp_path / "other",)), ("mean", (folder, *together))):
+        code, _, stderr = run("infer", *options, *ask, "--out", tmp_path / name)
+        assert code == 0, stderr
+    read = [
+        cv2.imread(str(tmp_path / name / "probabilities" / "disc_000.png"), cv2.IMREAD_UNCHANGED).astype(float)
+        for name in ("one", "two", "mean")
+    ]
+    np.testing.assert_allclose(read[2], (read[0] + read[1]) / 2, atol=1.0)
+    assert abs(read[0] - read[1]).max() > 100
+    smaller = ("--set", "model.image_size=[32, 32]")
+    assert run(*other[:2], "--run-dir", tmp_path / "small", *smaller, "--set", "train.epochs=1")[0] == 0
+    message = refused(2, "infer", folder, "--with", tmp_path / "small", *ask, "--out", tmp_path / "no")
+    assert "do not belong together: mask at 32x48 and mask at 32x32" in message
+
+
 def test_export_runs_without_the_package(finished, tmp_path):
     _, folder, _ = finished
     code, stdout, stderr = run("export", folder, "--out", tmp_path / "export")
@@ -376,6 +402,18 @@ def test_export_runs_without_the_package(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(2, 32, 48, 1) 0.")
     assert "holds no trained weights" in refused(4, "export", tmp_path)
+    assert "known: keras, stablehlo" in refused(2, "export", folder, "--format", "onnx")
+
+
+# Keras' own reader of weights asks HDF5 in a way that NumPy is about to forget.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_exported_keras_file_with_its_example(finished, tmp_path):
+    code, _, stderr = run("export", finished[1], "--format", "keras", "--out", tmp_path)
+    assert code == 0, stderr
+    script = (tmp_path / "example.py").read_text() + "print(probabilities.shape, float(probabilities.max()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("(2, 32, 48, 1) 0.")
 
 
 @pytest.fixture(scope="module")

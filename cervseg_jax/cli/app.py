@@ -95,6 +95,9 @@ def infer(
         bool | None,
         typer.Option("--tiled/--whole", help="In overlapping tiles, or resized; default: as configured."),
     ] = None,
+    ensemble: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="RUN", help="Average with this run (repeatable).")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier call that was cut off.")] = False,
     overrides: Overrides = None,
@@ -110,6 +113,7 @@ def infer(
         images,
         out,
         mode + (overrides or []),
+        others=ensemble or [],
         outputs=outputs,
         mpp=mpp,
         overwrite=overwrite,
@@ -121,13 +125,16 @@ def infer(
 @app.command(epilog="Example: cervseg-jax export runs/quickstart")
 def export(
     run: RunArgument,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/export.")] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="stablehlo (runs without this package), or keras (a .keras file).")
+    ] = "stablehlo",
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: RUN/export/FORMAT.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's network, weights included, as StableHLO; read back and compared before it counts."""
+    """Write a run's network, weights included, for other programs; read back and compared before it counts."""
     from cervseg_jax.cli.commands import run_export
 
-    run_export(run, out, quiet=quiet)
+    run_export(run, out, format_name, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax synth drawn --images 20 --seed 1")

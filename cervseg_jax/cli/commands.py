@@ -103,6 +103,7 @@ def run_infer(
     out: Path,
     overrides: Sequence[str],
     *,
+    others: Sequence[Path],
     outputs: Sequence[str],
     mpp: float | None,
     overwrite: bool,
@@ -118,22 +119,34 @@ def run_infer(
     config = load_run_config(run, overrides)
     chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
     done, failed = infer_files(
-        run, config, images, out, outputs=chosen, mpp=mpp, overwrite=overwrite, resume=resume, reporter=reporter
+        run,
+        config,
+        images,
+        out,
+        others=others,
+        outputs=chosen,
+        mpp=mpp,
+        overwrite=overwrite,
+        resume=resume,
+        reporter=reporter,
     )
     reporter.info(f"{done} images done: {', '.join(chosen)} and images.csv in {_short(out)}")
     if failed:
         raise FindingsError(f"{failed} of {done + failed} files could not be read; see {_short(out / 'failed.csv')}")
 
 
-def run_export(run: Path, out: Path | None, *, quiet: bool) -> None:
+def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) -> None:
     """Writes the network for other programs."""
-    from cervseg_jax.inference.export_model import FILE, export_stablehlo
+    from cervseg_jax.inference.export_model import export_network
     from cervseg_jax.weights import load_network
 
-    folder = (out or run / "export").absolute()
-    facts = export_stablehlo(load_network(run / "best"), folder)
+    network = load_network(run / "best")
+    folder = (out or run / "export" / format_name).absolute()
+    facts = export_network(network, folder, format_name)
+    height, width = network.contract.image_size
+    sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
     Reporter(quiet=quiet).info(
-        f"{_short(folder / FILE)}: {facts['bytes'] / 2**20:.1f} MiB for {', '.join(facts['platforms'])}; read back, "
+        f"{_short(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; read back, "
         f"largest difference of probabilities {facts['max_difference']:.1g}; contract.json and example.py beside it"
     )
 

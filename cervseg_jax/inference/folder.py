@@ -21,7 +21,7 @@ from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
 from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.inference.nuclei import find_nuclei
-from cervseg_jax.inference.predict_any import predict_any, room
+from cervseg_jax.inference.predict_any import infer_predictor, predict_any, room
 from cervseg_jax.inference.results import (
     IMAGE_COLUMNS,
     OUTPUTS,
@@ -66,6 +66,7 @@ def infer_files(
     inputs: Sequence[Path],
     out: Path,
     *,
+    others: Sequence[Path],
     outputs: Sequence[str],
     mpp: float | None,
     overwrite: bool,
@@ -81,6 +82,7 @@ def infer_files(
       config: its config.
       inputs: images and folders of images.
       out: folder for the results.
+      others: runs whose predictions are averaged with the first one's.
       outputs: keys of `OUTPUTS`.
       mpp: micrometres per pixel, for measurements.
       overwrite: replace earlier results.
@@ -101,10 +103,11 @@ def infer_files(
     jobs = plan_jobs(inputs)
     _require_safe_output(out, outputs, jobs, overwrite=overwrite or resume)
     require_devices(config.runtime)
-    network = load_network(run / "best", precision=config.runtime.precision)
+    networks = [load_network(member / "best", precision=config.runtime.precision) for member in (run, *others)]
+    predictor = infer_predictor(networks, config)
     rules = config.infer.separation or load_rules(run / "best")
     made_with = {
-        "weights": network.contract.weights_sha256,
+        "weights": [network.contract.weights_sha256 for network in networks],
         "outputs": sorted(outputs),
         "mpp": mpp,
         "separation": rules.model_dump(),
@@ -136,17 +139,19 @@ def infer_files(
                     reporter.warn(image)
                     advance()
                 else:
-                    if not is_tiled and _is_much_larger(image, network.contract.image_size) and not warned:
+                    if not is_tiled and _is_much_larger(image, predictor.image_size) and not warned:
                         warned.append(job)
                         reporter.warn(
                             f"{job.path}: is resized from {image.shape[0]}x{image.shape[1]} to the network's "
-                            f"{'x'.join(map(str, network.contract.image_size))}; --tiled keeps the scale"
+                            f"{'x'.join(map(str, predictor.image_size))}; --tiled keeps the scale"
                         )
                     yield job, image
 
-        finisher = _Finisher(out, outputs, settings, config, network.contract.heads, rules, Path(work))
+        finisher = _Finisher(out, outputs, settings, config, predictor.heads, rules, Path(work))
         writes: list[Future[None]] = []
-        for job, image, maps in predict_any(network, config, images(), work=Path(work), each=leave_if_asked):
+        for job, image, maps in predict_any(
+            predictor, config.infer.tiled, images(), work=Path(work), each=leave_if_asked
+        ):
             writes.append(pool.submit(finisher.finish, job, image, maps))
             while len(writes) > (0 if maps.size > MANY_NUMBERS else ahead):
                 writes.pop(0).result()

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cervseg_jax.data.source import resize_image
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import Head
 from cervseg_jax.models import Apply
 from cervseg_jax.training.sharding import batch_sharding, replicated
 from cervseg_jax.typing import ModelState, Params
@@ -21,19 +24,54 @@ WeightedPredict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
 """The same as a function of the weights: `predict(params, model_state, images)`."""
 
 
-def make_predictor(network: Network, mesh: Mesh, *, batch_size: int) -> tuple[Predict, int]:
-    """Returns a network as a function of full batches, and the size of these.
+class Predictor(NamedTuple):
+    """A network that is ready for images."""
+
+    predict: Predict
+    image_size: tuple[int, int]
+    """Height and width of the images that `predict` takes."""
+    batch_size: int
+    """How many of them."""
+    heads: tuple[Head, ...]
+    """What the maps are."""
+
+
+def make_predictor(networks: Sequence[Network], mesh: Mesh, *, batch_size: int) -> Predictor:
+    """Returns the mean prediction of one or several networks.
 
     Args:
-      network: with its weights.
+      networks: with their weights; of equal heads and image size.
       mesh: devices over which each batch is spread.
       batch_size: the wanted size; the next larger one that the mesh divides is taken.
 
     Returns:
-      From uint8 [b, h, w, 3] to probabilities [b, h, w, maps]; and b.
+      The predictor.
+
+    Raises:
+      ConfigError: if the networks do not belong together.
+
+    Reference: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4 (several networks).
     """
-    predict = functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
-    return predict, math.lcm(batch_size, mesh.shape["data"])
+    first = networks[0].contract
+    for other in networks[1:]:
+        if (other.contract.heads, other.contract.image_size) != (first.heads, first.image_size):
+            raise ConfigError(
+                "the runs do not belong together: "
+                + " and ".join(
+                    f"{' '.join(contract.heads)} at {contract.image_size[0]}x{contract.image_size[1]}"
+                    for contract in (first, other.contract)
+                )
+            )
+    members = [
+        functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+        for network in networks
+    ]
+
+    def mean(images: np.ndarray) -> np.ndarray:
+        return np.mean([predict(images) for predict in members], axis=0)
+
+    batch_size = math.lcm(batch_size, mesh.shape["data"])
+    return Predictor(mean if len(members) > 1 else members[0], first.image_size, batch_size, first.heads)
 
 
 def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
@@ -60,20 +98,12 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     return predict
 
 
-def predict_images(
-    predict: Predict,
-    images: Iterable[np.ndarray],
-    *,
-    image_size: tuple[int, int],
-    batch_size: int,
-) -> Iterator[np.ndarray]:
-    """Streams images of any size through the network.
+def predict_images(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Streams images of any size through a network, resized to its own.
 
     Args:
-      predict: from a full batch of uint8 [b, h, w, 3] to probabilities [b, h, w, maps].
+      predictor: the network.
       images: uint8 [h, w, 3], RGB; read as needed.
-      image_size: the network's height and width.
-      batch_size: rows per batch; the last one is filled up and cut.
 
     Yields:
       Float32 probabilities of each image in its own size, [h, w, maps], in order.
@@ -81,19 +111,17 @@ def predict_images(
     waiting: list[np.ndarray] = []
     for image in images:
         waiting.append(image)
-        if len(waiting) == batch_size:
-            yield from _predict_batch(predict, waiting, image_size, batch_size)
+        if len(waiting) == predictor.batch_size:
+            yield from _predict_batch(predictor, waiting)
             waiting = []
     if waiting:
-        yield from _predict_batch(predict, waiting, image_size, batch_size)
+        yield from _predict_batch(predictor, waiting)
 
 
-def _predict_batch(
-    predict: Predict, images: list[np.ndarray], image_size: tuple[int, int], batch_size: int
-) -> Iterator[np.ndarray]:
-    resized = [resize_image(image, image_size) for image in images]
-    batch = np.stack(resized + [resized[0]] * (batch_size - len(resized)))
-    for image, probs in zip(images, predict(batch), strict=False):
+def _predict_batch(predictor: Predictor, images: list[np.ndarray]) -> Iterator[np.ndarray]:
+    resized = [resize_image(image, predictor.image_size) for image in images]
+    batch = np.stack(resized + [resized[0]] * (predictor.batch_size - len(resized)))
+    for image, probs in zip(images, predictor.predict(batch), strict=False):
         height, width = image.shape[:2]
         if probs.shape[:2] != (height, width):
             # OpenCV drops an axis of length one.

@@ -1,7 +1,7 @@
 """Probability maps of images of any size: resized whole, or in tiles."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import num_maps
-from cervseg_jax.inference.predict import Predict, make_predictor, predict_images
+from cervseg_jax.inference.predict import Predictor, make_predictor, predict_images
 from cervseg_jax.inference.symmetries import with_symmetries
 from cervseg_jax.inference.tiling import ImageLike, predict_tiled
-from cervseg_jax.sections import Config
+from cervseg_jax.sections import Config, TiledConfig
 from cervseg_jax.training.sharding import make_mesh
 from cervseg_jax.weights import Network
 
@@ -22,46 +22,47 @@ MAX_IN_MEMORY = 64_000_000
 Tag = TypeVar("Tag")
 
 
-def predictor(network: Network, config: Config) -> tuple[Predict, int]:
-    """Returns the network as a function of full batches, and the batch size.
+def infer_predictor(networks: Sequence[Network], config: Config) -> Predictor:
+    """Returns the prediction of one or several networks as `infer` makes it.
 
     Args:
-      network: with its weights.
+      networks: with their weights.
       config: decides about devices, the batch size and test-time augmentation.
 
     Returns:
-      From uint8 [b, h, w, 3] to probabilities [b, h, w, maps]; and b.
+      The predictor.
     """
     mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    predict, batch_size = make_predictor(network, mesh, batch_size=config.infer.batch_size)
-    if config.infer.test_time_augmentation:
-        predict = with_symmetries(predict, network.contract.heads)
-    return predict, batch_size
+    predictor = make_predictor(networks, mesh, batch_size=config.infer.batch_size)
+    if not config.infer.test_time_augmentation:
+        return predictor
+    return predictor._replace(predict=with_symmetries(predictor.predict, predictor.heads))
 
 
 def predict_any(
-    network: Network,
-    config: Config,
+    predictor: Predictor,
+    tiled: TiledConfig | None,
     images: Iterable[tuple[Tag, ImageLike]],
     *,
     work: Path,
     each: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
-    """Predicts images, whole or in tiles as the config says.
+    """Predicts images, whole or in tiles.
 
     Args:
-      network: with its weights.
-      config: the recipe.
+      predictor: the network.
+      tiled: how to tile; None resizes whole images.
       images: each with a tag that comes back with the result.
       work: folder for maps that are too large for the memory.
       each: called after each image, and after each row of tiles.
 
     Yields:
       Tag, image and probabilities [h, w, maps] in the image's size, in order.
+
+    Raises:
+      ConfigError: if the overlap is not smaller than a tile.
     """
-    predict, batch_size = predictor(network, config)
-    image_size = network.contract.image_size
-    if config.infer.tiled is None:
+    if tiled is None:
         waiting: list[tuple[Tag, ImageLike]] = []
 
         def whole() -> Iterator[np.ndarray]:
@@ -69,27 +70,32 @@ def predict_any(
                 waiting.append((tag, image))
                 yield np.asarray(image)
 
-        for maps in predict_images(predict, whole(), image_size=image_size, batch_size=batch_size):
+        for maps in predict_images(predictor, whole()):
             tag, image = waiting.pop(0)
             yield tag, image, maps
             each()
         return
-    overlap_px = config.infer.tiled.overlap_px
-    overlap_px = min(image_size) // 4 if overlap_px is None else overlap_px
+    image_size = predictor.image_size
+    overlap_px = min(image_size) // 4 if tiled.overlap_px is None else tiled.overlap_px
     if overlap_px >= min(image_size):
         raise ConfigError(
             f"infer.tiled.overlap_px: must be less than the network's smaller side, {min(image_size)}, got {overlap_px}"
         )
     for number, (tag, image) in enumerate(images):
         height, width = image.shape[:2]
-        maps = room((height, width, num_maps(network.contract.heads)), np.float16, work / f"maps-{number}.npy")
-        tiled = predict_tiled(
-            predict, image, tile_size=image_size, overlap_px=overlap_px, batch_size=batch_size, each=each
+        maps = room((height, width, num_maps(predictor.heads)), np.float16, work / f"maps-{number}.npy")
+        rows_of_tiles = predict_tiled(
+            predictor.predict,
+            image,
+            tile_size=image_size,
+            overlap_px=overlap_px,
+            batch_size=predictor.batch_size,
+            each=each,
         )
-        for first, rows in tiled:
+        for first, rows in rows_of_tiles:
             maps[first : first + len(rows)] = rows
-        if config.infer.tiled.blend_whole:
-            (small,) = predict_images(predict, [np.asarray(image[:, :])], image_size=image_size, batch_size=batch_size)
+        if tiled.blend_whole:
+            (small,) = predict_images(predictor, [np.asarray(image[:, :])])
             np.minimum(maps[..., 0], small[..., 0], out=maps[..., 0])
         yield tag, image, maps
 

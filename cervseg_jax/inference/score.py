@@ -17,7 +17,7 @@ from cervseg_jax.evaluation import Scores, evaluate
 from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import Predict, make_predictor, predict_images
+from cervseg_jax.inference.predict import Predictor, make_predictor, predict_images
 from cervseg_jax.inference.score_nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
 from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.metrics.pixel import METRICS
@@ -76,11 +76,11 @@ def score_run(
     summary = _summary(scores, pairs, network, config, split=name)
     write_text(folder / "evaluation.csv", csv_text([], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]))
     order = _write_per_image(folder, scores, pairs)
-    predict, _ = make_predictor(network, mesh, batch_size=batch_size)
+    predictor = make_predictor([network], mesh, batch_size=batch_size)
     separated = [pair for pair in pairs if pair.instances_path is not None]
     if separated:
         rules = config.infer.separation or load_rules(run / "best")
-        nuclei = score_nuclei(_label_maps(predict, separated, config, rules, reporter))
+        nuclei = score_nuclei(_label_maps(predictor, separated, config, rules, reporter))
         summary["nuclei"] = summarise_nuclei(nuclei, [pair.group for pair in separated])
         summary["separation"] = rules.model_dump()
         write_nuclei_per_image(folder / "nuclei_per_image.csv", nuclei, separated)
@@ -88,7 +88,7 @@ def score_run(
     count = min(config.eval.num_example_images, len(order))
     for title, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
         if chosen:
-            write_png(folder / f"{title}.png", _sheet(predict, [pairs[index] for index in chosen], config))
+            write_png(folder / f"{title}.png", _sheet(predictor, [pairs[index] for index in chosen], config))
     return summary, folder
 
 
@@ -143,25 +143,25 @@ def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> lis
 
 
 def _label_maps(
-    predict: Predict, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
+    predictor: Predictor, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
 ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
     """Yields true and predicted instance labels, and the network's doubt."""
     images = (read_image(pair.image_path) for pair in pairs)
-    all_maps = predict_images(predict, images, image_size=config.model.image_size, batch_size=config.eval.batch_size)
+    all_maps = predict_images(predictor, images)
     with reporter.progress("nuclei", len(pairs)) as advance:
         for pair, maps in zip(pairs, all_maps, strict=True):
             yield read_instances(pair, maps.shape[:2]), separate(maps, config.model.heads, rules), doubt(maps)
             advance()
 
 
-def _sheet(predict: Predict, pairs: Sequence[Pair], config: Config) -> np.ndarray:
+def _sheet(predictor: Predictor, pairs: Sequence[Pair], config: Config) -> np.ndarray:
     """Shows images with the outlines of truth and prediction."""
     images = [read_image(pair.image_path) for pair in pairs]
     rows = []
     for pair, image, probs in zip(
         pairs,
         images,
-        predict_images(predict, images, image_size=config.model.image_size, batch_size=config.eval.batch_size),
+        predict_images(predictor, images),
         strict=True,
     ):
         mask = (probs[..., 0] >= config.eval.threshold).astype(np.uint8)

@@ -82,9 +82,9 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     chosen = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
     network = load_network(run / "best", precision=config.runtime.precision)
     mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
-    predict, batch_size = make_predictor(network, mesh, batch_size=config.infer.batch_size)
+    predictor = make_predictor([network], mesh, batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in chosen]
-    maps = list(predict_images(predict, images, image_size=network.contract.image_size, batch_size=batch_size))
+    maps = list(predict_images(predictor, images))
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]
     rules, quality = tune(maps, truths, network.contract.heads)
     save_rules(run / "best", rules)

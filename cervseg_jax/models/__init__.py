@@ -26,11 +26,28 @@ from cervseg_jax.models import (
     unet3plus,
     xception_like_unet,
 )
-from cervseg_jax.models.blocks import Layers
+from cervseg_jax.models.attention import PatchEmbedding, PatchExpanding, PatchMerging, SwinTransformerBlock
+from cervseg_jax.models.blocks import Layers, UpsampleConv2x2
+from cervseg_jax.models.encoders import InputNorm
 from cervseg_jax.models.functional import Apply, functionalize
-from cervseg_jax.models.initial import NUMPY_INITIALIZERS
+from cervseg_jax.models.initial import INITIALIZERS, NUMPY_INITIALIZERS
 
-__all__ = ["MODELS", "Apply", "ModelEntry", "build_model", "check_model_args", "functionalize", "padded_size"]
+__all__ = [
+    "CUSTOM_OBJECTS",
+    "MODELS",
+    "Apply",
+    "ModelEntry",
+    "build_model",
+    "check_model_args",
+    "functionalize",
+    "padded_size",
+    "size_divisor",
+]
+
+
+_LAYERS = (InputNorm, PatchEmbedding, PatchExpanding, PatchMerging, SwinTransformerBlock, UpsampleConv2x2)
+CUSTOM_OBJECTS: Mapping[str, Any] = {kind.__name__: kind for kind in (*_LAYERS, *INITIALIZERS)}
+"""For `keras.models.load_model(..., custom_objects=...)`: what our networks have besides Keras' own layers."""
 
 
 class ModelEntry(NamedTuple):
@@ -40,6 +57,8 @@ class ModelEntry(NamedTuple):
     size_divisor: Callable[[Mapping[str, Any]], int]
     """From the bound arguments to the number that must divide height and width."""
     paper: str
+    has_fixed_size: bool = False
+    """Whether weights or layers depend on the image's size."""
 
 
 MODELS: Mapping[str, ModelEntry] = {
@@ -48,7 +67,10 @@ MODELS: Mapping[str, ModelEntry] = {
     ),
     "basnet": ModelEntry(basnet.basnet, basnet.size_divisor, "Qin et al. 2021, arXiv:2101.04704"),
     "deeplab_v3plus": ModelEntry(
-        deeplab_v3plus.deeplab_v3plus, deeplab_v3plus.size_divisor, "Chen et al. 2018, arXiv:1802.02611"
+        deeplab_v3plus.deeplab_v3plus,
+        deeplab_v3plus.size_divisor,
+        "Chen et al. 2018, arXiv:1802.02611",
+        has_fixed_size=True,
     ),
     "efficient_unet": ModelEntry(
         efficient_unet.efficient_unet, efficient_unet.size_divisor, "encoder: Tan and Le 2019, arXiv:1905.11946"
@@ -62,8 +84,12 @@ MODELS: Mapping[str, ModelEntry] = {
     "sharp_unet": ModelEntry(
         sharp_unet.sharp_unet, sharp_unet.size_divisor, "Zunair and Ben Hamza 2021, arXiv:2107.12461"
     ),
-    "swin_unet": ModelEntry(swin_unet.swin_unet, swin_unet.size_divisor, "Cao et al. 2021, arXiv:2105.05537"),
-    "trans_unet": ModelEntry(trans_unet.trans_unet, trans_unet.size_divisor, "Chen et al. 2021, arXiv:2102.04306"),
+    "swin_unet": ModelEntry(
+        swin_unet.swin_unet, swin_unet.size_divisor, "Cao et al. 2021, arXiv:2105.05537", has_fixed_size=True
+    ),
+    "trans_unet": ModelEntry(
+        trans_unet.trans_unet, trans_unet.size_divisor, "Chen et al. 2021, arXiv:2102.04306", has_fixed_size=True
+    ),
     "u2net": ModelEntry(u2net.u2net, u2net.size_divisor, "Qin et al. 2020, arXiv:2005.09007"),
     "unet": ModelEntry(unet.unet, unet.size_divisor, "Ronneberger et al. 2015, arXiv:1505.04597"),
     "unet3plus": ModelEntry(unet3plus.unet3plus, unet3plus.size_divisor, "Huang et al. 2020, arXiv:2004.08790"),
@@ -107,6 +133,16 @@ def padded_size(name: str, image_size: tuple[int, int], args: Mapping[str, Any])
       (104, 64)
     """
     return _bound_and_padded(name, image_size, args)[1]
+
+
+def size_divisor(name: str, args: Mapping[str, Any]) -> int:
+    """Returns the number whose multiples a network takes without padding.
+
+    Example:
+      >>> size_divisor("unet", {"levels": 4})
+      8
+    """
+    return _divisor(name, bind(MODELS[name].build, args, key="model.args", reserved=_SUPPLIED))
 
 
 def _bound_and_padded(

@@ -23,6 +23,10 @@ class PatchEmbedding(keras.layers.Layer):
         self.width = width
         self.patch_size = patch_size
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras' files."""
+        return {**super().get_config(), "width": self.width, "patch_size": self.patch_size}
+
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
         """Creates the map and the places for inputs [b, h, w, c]."""
         _, height, width, channels = input_shape
@@ -76,6 +80,10 @@ class PatchExpanding(keras.layers.Layer):
         self.filters = filters
         self.factor = factor
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras' files."""
+        return {**super().get_config(), "filters": self.filters, "factor": self.factor}
+
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
         """Creates the map for [b, h, w, c]."""
         shape = (1, 1, input_shape[-1], self.factor**2 * self.filters)
@@ -128,7 +136,13 @@ class SwinTransformerBlock(keras.layers.Layer):
         self.shift = shift
         self.hidden = hidden
         self.is_masked = is_masked
+        self.drop_path = drop_path
         self.drop = keras.layers.Dropout(drop_path, noise_shape=(None, 1, 1, 1), seed=0) if drop_path else None
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras' files."""
+        names = ("num_heads", "window", "shift", "hidden", "is_masked", "drop_path")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
         """Creates the weights for [b, h, w, c]."""

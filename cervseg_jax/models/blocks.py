@@ -153,6 +153,10 @@ class UpsampleConv2x2(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras' files."""
+        return {**super().get_config(), "filters": self.filters}
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates kernel and bias for inputs of `input_shape` [b, h, w, c]."""
         channels = input_shape[-1]

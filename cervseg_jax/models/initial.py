@@ -45,8 +45,8 @@ class NumpyHeNormal(NumpyVarianceScaling, keras.initializers.HeNormal):
     """`keras.initializers.HeNormal` with another random generator."""
 
 
-_KINDS = (NumpyVarianceScaling, NumpyGlorotUniform, NumpyHeNormal)
-NUMPY_INITIALIZERS = {kind.__name__: kind for kind in _KINDS} | {
+INITIALIZERS = (NumpyVarianceScaling, NumpyGlorotUniform, NumpyHeNormal)
+NUMPY_INITIALIZERS = {kind.__name__: kind for kind in INITIALIZERS} | {
     "VarianceScaling": NumpyVarianceScaling,
     "GlorotUniform": NumpyGlorotUniform,
     "glorot_uniform": NumpyGlorotUniform,

@@ -10,7 +10,8 @@ import numpy as np
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.source import Pair
 from cervseg_jax.files import make_folder, write_png
-from cervseg_jax.inference.predict import predict_images
+from cervseg_jax.inference.predict import Predictor
+from cervseg_jax.inference.predict_any import predict_any
 from cervseg_jax.plots import TRUTH_COLOUR, draw_overlay, draw_sheet
 from cervseg_jax.sections import Config
 from cervseg_jax.training.compiled import Compiled
@@ -19,6 +20,8 @@ from cervseg_jax.training.state import TrainState
 
 def write_previews(folder: Path, config: Config, compiled: Compiled, state: TrainState, pairs: Sequence[Pair]) -> None:
     """Writes the masks of the first `infer.num_infer_images` pairs, and a sheet that shows them beside the truth.
+
+    With `infer.tiled` the masks from tiles are written as well, under names that end in `_tiled`.
 
     Args:
       folder: the epoch's folder.
@@ -35,13 +38,19 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
         return
     make_folder(folder)
     images = [read_image(pair.image_path) for pair in pairs]
-    batch_size = math.lcm(config.infer.batch_size, compiled.mesh.shape["data"])
     predict = functools.partial(compiled.predict, state.averaged_params, state.model_state)
-    all_probs = predict_images(predict, images, image_size=config.model.image_size, batch_size=batch_size)
+    batch_size = math.lcm(config.infer.batch_size, compiled.mesh.shape["data"])
+    predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
+    ways = {"": None} | ({} if config.infer.tiled is None else {"_tiled": config.infer.tiled})
+    overlays: dict[str, list[np.ndarray]] = {}
+    for ending, tiled in ways.items():
+        for pair, image, maps in predict_any(predictor, tiled, zip(pairs, images, strict=True), work=folder):
+            mask = (maps[..., 0] >= config.infer.threshold).astype(np.uint8)
+            write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
+            overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(image), mask))
     rows = []
-    for pair, image, probs in zip(pairs, images, all_probs, strict=True):
-        mask = (probs[..., 0] >= config.infer.threshold).astype(np.uint8)
+    for pair, image in zip(pairs, images, strict=True):
         truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
-        write_png(folder / f"{pair.stem}.png", mask * 255)
-        rows.append((image, draw_overlay(image, truth, colour=TRUTH_COLOUR), draw_overlay(image, mask)))
-    write_png(folder / "sheet.png", draw_sheet(rows, captions=("image", "truth", "prediction")))
+        rows.append((image, draw_overlay(image, truth, colour=TRUTH_COLOUR), *overlays[pair.stem]))
+    captions = ("image", "truth", *(f"prediction{ending.replace('_', ', ')}" for ending in ways))
+    write_png(folder / "sheet.png", draw_sheet(rows, captions=captions))

@@ -1,0 +1,76 @@
+"""Exported networks, read back, of every family."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cervseg_jax.errors import CheckpointError, ConfigError
+from cervseg_jax.inference import export_model
+from cervseg_jax.inference.export_model import FORMATS, export_network
+from cervseg_jax.models import functionalize
+from cervseg_jax.weights import Contract, Network
+from tests.models.test_models import SHAPE_CASES, build
+
+FIXED = {"deeplab_v3plus", "swin_unet", "trans_unet"}
+
+
+def network(name, args, size=(32, 64)):
+    apply, params, model_state = functionalize(build(name, args, size=size, num_maps=2))
+    contract = Contract(
+        model_name=name,
+        model_args=args,
+        image_size=size,
+        heads=("mask", "distance"),
+        preprocessing="",
+        mask_rule="half_range",
+        epoch=1,
+        step=1,
+        val_loss=None,
+        version="",
+        weights_file="",
+        weights_sha256="",
+    )
+    return Network(contract, apply, params, model_state)
+
+
+QUICK = ("unet-", "swin")
+CASES = [
+    pytest.param(
+        *case.values,
+        format_name,
+        id=f"{case.id}-{format_name}",
+        marks=() if case.id.startswith(QUICK) else pytest.mark.slow,
+    )
+    for format_name in FORMATS
+    for case in SHAPE_CASES
+]
+
+
+# Keras' own reader of weights asks HDF5 in a way that NumPy is about to forget.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(("name", "args", "format_name"), CASES)
+def test_every_family_comes_back_the_same(name, args, format_name, tmp_path):
+    """The function compares with networks that it builds for each size; free sizes are told in the contract."""
+    facts = export_network(network(name, args), tmp_path, format_name)
+    assert facts["max_difference"] <= 1e-5
+    assert (facts["divisor"] is None) == (format_name == "keras" or name in FIXED)
+    assert json.loads((tmp_path / "contract.json").read_text())["export"] == facts
+    assert (tmp_path / facts["file"]).stat().st_size == facts["bytes"]
+
+
+def test_networks_that_pad_keep_their_size(tmp_path):
+    facts = export_network(network("unet", {"base_filters": 4, "levels": 3}, size=(30, 51)), tmp_path, "stablehlo")
+    assert facts["divisor"] is None
+
+
+def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    def write(network, path):
+        reloaded, facts = FORMATS["stablehlo"].write(network, path)
+        return lambda images: np.asarray(reloaded(images)) + 2e-5, facts
+
+    monkeypatch.setattr(export_model, "FORMATS", {"wrong": FORMATS["stablehlo"]._replace(write=write)})
+    with pytest.raises(CheckpointError, match=r"differs from the run by 2e-05"):
+        export_network(network("unet", {"base_filters": 4, "levels": 3}), tmp_path, "wrong")
+    with pytest.raises(ConfigError, match="onnx"):
+        export_network(network("unet", {"base_filters": 4, "levels": 3}), tmp_path, "onnx")
