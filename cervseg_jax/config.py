@@ -181,19 +181,19 @@ def _with_checked_components(config: Config) -> Config:
 
 
 def _check_mesh(config: Config) -> None:
+    batch_size, accumulate = config.train.batch_size, config.train.accumulate
+    if batch_size % accumulate:
+        raise ConfigError(f"train.accumulate: must divide train.batch_size ({batch_size}), got {accumulate}")
     mesh = config.runtime.mesh
     if mesh is None:
         return
-    for key, batch_size in (
-        ("train.batch_size", config.train.batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-        ("infer.batch_size", config.infer.batch_size),
-    ):
-        if batch_size % mesh.data:
-            rounded = math.ceil(batch_size / mesh.data) * mesh.data
-            raise ConfigError(
-                f"{key}: must be a multiple of runtime.mesh.data ({mesh.data}), got {batch_size}; {rounded} would fit"
-            )
+    shards = mesh.data * mesh.fsdp * accumulate
+    if batch_size % shards:
+        rounded = math.ceil(batch_size / shards) * shards
+        raise ConfigError(
+            "train.batch_size: must be a multiple of runtime.mesh.data x runtime.mesh.fsdp x train.accumulate "
+            f"({mesh.data} x {mesh.fsdp} x {accumulate}), got {batch_size}; {rounded} would fit"
+        )
     height = config.model.image_size[0]
     if height % mesh.spatial:
         raise ConfigError(

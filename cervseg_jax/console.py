@@ -18,13 +18,15 @@ Advance = Callable[..., None]
 class Reporter:
     """Prints messages and progress; on a terminal with bars, elsewhere in plain lines."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, is_silent: bool = False) -> None:
         """Makes a reporter.
 
         Args:
           quiet: keep silent except for warnings, which go to stderr.
+          is_silent: without warnings, for the second and further of several processes that would say the same.
         """
-        self.quiet = quiet
+        self.quiet = quiet or is_silent
+        self._is_silent = is_silent
         self._console = Console(highlight=False, soft_wrap=True)
 
     def info(self, message: str) -> None:
@@ -34,7 +36,8 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         """Prints a warning to stderr."""
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        if not self._is_silent:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, title: str, total: int, *, done: int = 0) -> Iterator[Advance]:

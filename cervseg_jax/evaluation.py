@@ -20,23 +20,21 @@ class Scores:
         self._image_ids: list[int] = []
         self._counts: list[list[int]] = []
 
-    def add(self, metrics: StepMetrics, *, valid: np.ndarray, image_id: np.ndarray) -> float:
+    def add(self, metrics: StepMetrics) -> float:
         """Adds a batch.
 
         Args:
           metrics: results of a step; reading them waits for the device.
-          valid: [b], 1 for real images.
-          image_id: [b].
 
         Returns:
           The batch's loss.
         """
-        real = np.asarray(valid) > 0
+        real = np.asarray(metrics.valid) > 0
         loss = float(metrics.loss)
         self._loss_sum += loss * int(real.sum())
         self._dice_coef_sum += float(metrics.dice_coef)
         self._num_batches += 1
-        self._image_ids += np.asarray(image_id)[real].tolist()
+        self._image_ids += np.asarray(metrics.image_id)[real].tolist()
         self._counts += np.asarray(metrics.counts)[real].tolist()
         return loss
 
@@ -116,7 +114,6 @@ def evaluate(
     for batch in batches:
         if stop():
             return None
-        metrics = score(batch)
-        scores.add(metrics, valid=np.asarray(batch.valid), image_id=np.asarray(batch.image_id))
+        scores.add(score(batch))
         each()
     return scores

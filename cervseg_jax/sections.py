@@ -104,6 +104,8 @@ class TrainConfig(Section):
     epochs: Positive
     batch_size: Positive
     """Images per optimizer update, over all devices and hosts."""
+    accumulate: Positive = 1
+    """Parts that a batch is computed in, one after the other, where all of it needs too much memory."""
     steps_per_epoch: Positive | None = None
     """Updates between two evaluations; None: one pass over the training images."""
     learning_rate: Annotated[float, Field(gt=0.0)]
@@ -140,6 +142,13 @@ class TrainConfig(Section):
     """Epochs without a lower `val_loss` after which training ends; None: never."""
     seed: Count = 0
     keep_checkpoints: Positive = 2
+    """The newest states that are kept."""
+    keep_every_epochs: Positive | None = None
+    """States at the end of every so many epochs are kept besides; None: none."""
+    save_minutes: Annotated[float, Field(gt=0.0)] = 10.0
+    """A state is saved within an epoch after so long."""
+    log_steps: Positive = 50
+    """Steps between two lines of `log.jsonl` with loss, norms and rates."""
 
 
 class EvalConfig(Section):
@@ -198,9 +207,11 @@ class InferConfig(Section):
 
 
 class MeshConfig(Section):
-    """Devices along the batch and along the rows of an image."""
+    """Devices along the batch, along the weights, and along the rows of an image."""
 
     data: Positive = 1
+    fsdp: Positive = 1
+    """Devices that divide weights and optimizer state among them; they divide the batch as well."""
     spatial: Positive = 1
 
 
@@ -209,8 +220,10 @@ class RuntimeConfig(Section):
 
     precision: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshConfig | None = None
-    """None: as many devices along `data` as divide the batch."""
+    """Of the training. None: as many devices along `data` as divide the batch, the rest along `spatial`."""
     require: Literal["any", "cpu", "gpu", "tpu"] = "any"
+    recompute: bool = False
+    """Keep only what convolutions and products return for the gradient, and compute the rest again: less memory."""
 
 
 class Config(Section):

@@ -107,7 +107,7 @@ def _train(config: Path, run: Path, way: Way, seed: int, overrides: Sequence[str
 def _maps_and_truths(
     config: Config, network: Network, pairs: Sequence[Pair]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
+    mesh = make_mesh(None, batch_size=config.infer.batch_size)
     predictor = make_predictor([network], mesh, batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in pairs]
     maps = predict_images(predictor, images)

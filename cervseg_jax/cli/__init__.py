@@ -1,13 +1,14 @@
 """The command line: parses, calls one function, maps errors to exit codes."""
 
 import io
+import os
 import sys
+
+from cervseg_jax.errors import CervsegError, InterruptedRunError
 
 
 def main() -> None:
     """Entry point of `cervseg-jax`."""
-    from cervseg_jax.errors import CervsegError
-
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are no UTF-8
@@ -39,6 +40,11 @@ def main() -> None:
 
 def _fail(message: str, exit_code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if exit_code != InterruptedRunError.exit_code and jax is not None and jax.distributed.is_initialized():
+        # An orderly end would wait for the other processes, which wait for this one; they notice that it is gone.
+        sys.stdout.flush()
+        os._exit(exit_code)
     raise SystemExit(exit_code)
 
 

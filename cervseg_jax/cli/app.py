@@ -51,13 +51,30 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Go on with a run although its config or data have changed.")
     ] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One process per host, found by JAX: Cloud TPU slices, Slurm, MPI.")
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of process 0, where nothing else tells.")
+    ] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, help="With --coordinator: how many.")] = None,
+    process_id: Annotated[int | None, typer.Option(min=0, help="With --coordinator: which one this is.")] = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a network; the same command continues a run that was stopped."""
     from cervseg_jax.cli.commands import run_train
+    from cervseg_jax.peers import Peers
 
-    run_train(config, run_dir, overrides or [], fresh=fresh, allow_changes=allow_changes, quiet=quiet)
+    run_train(
+        config,
+        run_dir,
+        overrides or [],
+        peers=Peers(coordinator, num_processes, process_id, distributed),
+        fresh=fresh,
+        allow_changes=allow_changes,
+        quiet=quiet,
+    )
 
 
 @app.command(name="eval", epilog="Example: cervseg-jax eval runs/quickstart --split test")

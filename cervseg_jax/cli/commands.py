@@ -3,6 +3,7 @@
 import os
 import textwrap
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
@@ -10,6 +11,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.heads import needs_instances
+from cervseg_jax.peers import Peers
 from cervseg_jax.sections import Config
 
 SHOWN_NUCLEUS_SCORES = (
@@ -32,37 +34,60 @@ SHOWN_NUCLEUS_SCORES = (
 
 
 def run_train(
-    config_path: Path, run_dir: Path | None, overrides: Sequence[str], *, fresh: bool, allow_changes: bool, quiet: bool
+    config_path: Path,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    *,
+    peers: Peers,
+    fresh: bool,
+    allow_changes: bool,
+    quiet: bool,
 ) -> None:
     """Trains as `config_path` says."""
     config = load_config(config_path, overrides)
+    from cervseg_jax.training.distributed import is_writer, join, require_equal, together
     from cervseg_jax.training.interrupt import stop_requests
     from cervseg_jax.training.loop import train
-    from cervseg_jax.training.run_folder import choose_run_folder, locked, open_run_folder, record_data
-    from cervseg_jax.training.sharding import make_mesh, require_devices
+    from cervseg_jax.training.run_folder import choose_run_folder, data_csv, locked, open_run_folder, record_data
+    from cervseg_jax.training.sharding import require_devices, train_mesh
     from cervseg_jax.weights import SEPARATION_FILE
 
-    reporter = Reporter(quiet=quiet)
-    require_devices(config.runtime)
+    join(peers)
+    reporter = Reporter(quiet=quiet, is_silent=not is_writer())
+    with together():
+        require_devices(config.runtime)
+        mesh = train_mesh(config)
+    require_equal("the config", dump_config(config))
     folder = choose_run_folder(config_path, run_dir, fresh=fresh)
+    require_equal("the run folder", str(folder))
     reporter.info(_device_line())
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
     reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
     reporter.info(f"config, with all defaults:\n{textwrap.indent(dump_config(config), '  ').rstrip()}")
-    pairs = _checked_data(config, reporter)
-    with locked(folder):
-        open_run_folder(folder, config, allow_changes=allow_changes)
+    for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
+        with together():
+            if is_writer() == turn:
+                _draw_data(config, reporter)
+    with together():
+        pairs = _checked_data(config, reporter)
+    facts = {split: checked.facts for split, checked in pairs.items()}
+    require_equal("the list of data files with their checksums", data_csv(facts))
+    with ExitStack() as stack:
+        with together():
+            if is_writer():
+                stack.enter_context(locked(folder))
+                open_run_folder(folder, config, allow_changes=allow_changes)
+                record_data(folder, facts, allow_changes=allow_changes)
+            files = {split: checked.pairs for split, checked in pairs.items()}
+            _check_instances(config, files["train"], reporter)
         reporter.info(f"run folder: {_short(folder)}")
-        record_data(folder, {split: checked.facts for split, checked in pairs.items()}, allow_changes=allow_changes)
-        files = {split: checked.pairs for split, checked in pairs.items()}
-        _check_instances(config, files["train"], reporter)
-        with stop_requests() as stop:
-            result = train(config, folder, files, reporter=reporter, stop=stop)
+        stop = stack.enter_context(stop_requests())
+        result = train(config, folder, files, reporter=reporter, stop=stop)
     # New best weights take the parameters of the old ones away.
     if any(pair.instances_path for pair in files["valid"]) and not (folder / "best" / SEPARATION_FILE).is_file():
         from cervseg_jax.inference.tune import tune_run
 
-        tune_run(folder, config, files["valid"], reporter=reporter)
+        if is_writer():
+            tune_run(folder, config, files["valid"], reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")
@@ -161,8 +186,8 @@ def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], q
     reporter.info(f"{num_images} images written to {_short(out)}")
 
 
-def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
-    """Makes the synthetic data if the config asks for them, finds all files and reads each once."""
+def _draw_data(config: Config, reporter: Reporter) -> None:
+    """Makes the synthetic data if the config asks for them."""
     synthetic = config.data.synthetic
     if synthetic is not None:
         from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
@@ -170,6 +195,10 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
         count = synthetic.train + synthetic.valid + synthetic.test
         with reporter.progress("drawing synthetic images", count) as advance:
             ensure_synthetic_dataset(config.data.root, synthetic, each=advance)
+
+
+def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
+    """Finds all files and reads each once."""
     found, problems = find_pairs(config.data)
     checked = {}
     for split, pairs in found.items():
@@ -224,7 +253,9 @@ def _device_line() -> str:
     import jax
 
     devices = jax.devices()
-    return f"devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {os.cpu_count()} CPU cores"
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    kind = f"{devices[0].device_kind} ({devices[0].platform})"
+    return f"devices: {len(devices)} x {kind}{hosts}, {os.cpu_count()} CPU cores"
 
 
 def _short(path: Path) -> Path:

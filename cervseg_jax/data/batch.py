@@ -50,21 +50,28 @@ class Element(NamedTuple):
     image_id: int
 
 
-def collate(elements: Sequence[Element], *, batch_size: int, heads: Sequence[Head] = ("mask",)) -> Batch:
-    """Stacks samples; a short batch is filled with copies of its first sample, marked as padding.
+def collate(
+    elements: Sequence[Element],
+    *,
+    batch_size: int,
+    heads: Sequence[Head] = ("mask",),
+    padding: Element | None = None,
+) -> Batch:
+    """Stacks samples; a short batch is filled with copies of a sample, marked as padding.
 
     Copies keep BatchNorm statistics close to those of real images, which zeros would not.
 
     Args:
-      elements: between one and `batch_size` samples of equal size.
-      batch_size: rows of the batch.
+      elements: at most `batch_size` samples of equal size.
+      batch_size: images of the batch.
       heads: of the network; with more than the mask the batch has targets for them.
+      padding: what a short batch is filled with; None: its first sample.
 
     Returns:
       A batch of numpy arrays.
     """
     num_padding = batch_size - len(elements)
-    filled = [*elements, *[elements[0]] * num_padding]
+    filled = [*elements, *[elements[0] if padding is None else padding] * num_padding]
     return Batch(
         image=np.stack([element.sample.image for element in filled]),
         mask=np.stack([element.sample.mask for element in filled])[..., None],

@@ -1,8 +1,9 @@
 """Input pipelines on Grain: pure functions of (seed, step), so that a resume needs the step alone."""
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -19,7 +20,9 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
     return config.train.steps_per_epoch or math.ceil(num_images / config.train.batch_size)
 
 
-def train_batches(config: Config, pairs: Sequence[Pair], *, start_step: int) -> Iterator[Batch]:
+def train_batches(
+    config: Config, pairs: Sequence[Pair], *, start_step: int, images: range | None = None
+) -> Iterator[Batch]:
     """Yields shuffled, augmented training batches without end.
 
     Each pass over the images has its own order and its own augmentation. Batch k is the same whatever the
@@ -29,6 +32,7 @@ def train_batches(config: Config, pairs: Sequence[Pair], *, start_step: int) -> 
       config: the recipe.
       pairs: the training pairs.
       start_step: number of batches to skip, at no cost.
+      images: which images of each batch to make, for a process that has a share of it; None: all.
 
     Returns:
       An iterator over numpy batches, read ahead in threads.
@@ -42,18 +46,21 @@ def train_batches(config: Config, pairs: Sequence[Pair], *, start_step: int) -> 
     def augment(element: Element, rng: np.random.Generator) -> Element:
         return element._replace(sample=apply_operations(element.sample, rng, operations))
 
-    dataset = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle().map(load).random_map(augment)
-    batches = dataset.batch(config.train.batch_size, batch_fn=_collator(config, config.train.batch_size))
-    return _read_ahead(batches.repeat()[start_step:], config)
+    elements = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle().map(load).random_map(augment)
+    batch = _batch_maker(config, elements, config.train.batch_size, images)
+    return _read_ahead(grain.MapDataset.range(start_step, sys.maxsize).map(batch), config)
 
 
-def eval_batches(config: Config, pairs: Sequence[Pair], *, batch_size: int) -> Iterator[Batch]:
+def eval_batches(
+    config: Config, pairs: Sequence[Pair], *, batch_size: int, images: range | None = None
+) -> Iterator[Batch]:
     """Yields the pairs once, in order, without augmentation; the last batch is padded.
 
     Args:
       config: the recipe.
       pairs: what to evaluate.
-      batch_size: rows per batch.
+      batch_size: images per batch.
+      images: as for `train_batches`.
 
     Returns:
       An iterator over numpy batches; `image_id` is the index into `pairs`.
@@ -61,13 +68,33 @@ def eval_batches(config: Config, pairs: Sequence[Pair], *, batch_size: int) -> I
     Raises:
       DataError: from the iterator, if a file has become unreadable.
     """
-    dataset = grain.MapDataset.range(len(pairs)).map(_loader(config, pairs))
-    batches = dataset.batch(batch_size, batch_fn=_collator(config, batch_size))
-    return _read_ahead(batches, config)
+    elements = grain.MapDataset.range(len(pairs)).map(_loader(config, pairs))
+    batch = _batch_maker(config, elements, batch_size, images)
+    return _read_ahead(grain.MapDataset.range(math.ceil(len(pairs) / batch_size)).map(batch), config)
 
 
-def _collator(config: Config, batch_size: int):
-    return functools.partial(collate, batch_size=batch_size, heads=config.model.heads)
+def _batch_maker(
+    config: Config, elements: grain.MapDataset, batch_size: int, images: range | None
+) -> Callable[[int], Batch]:
+    """Returns batch k of an endless row of passes over the elements; the last one of a pass is padded.
+
+    Grain's own batches hold all images. Here a process loads its share alone, and padding where it has no other.
+    """
+    num_elements = len(elements)
+    per_pass = math.ceil(num_elements / batch_size)
+    wanted = range(batch_size) if images is None else images
+
+    def batch(number: int) -> Batch:
+        epoch, place = divmod(int(number), per_pass)
+        first = place * batch_size
+        present = range(first + wanted.start, min(first + wanted.stop, num_elements))
+        # An index beyond the end is one of the next pass, in another order.
+        start = epoch * num_elements
+        loaded: list[Any] = [elements[start + index] for index in present]
+        padding: Any = elements[start + first] if len(loaded) < len(wanted) and first not in present else None
+        return collate(loaded, batch_size=len(wanted), heads=config.model.heads, padding=padding)
+
+    return batch
 
 
 def _loader(config: Config, pairs: Sequence[Pair]):

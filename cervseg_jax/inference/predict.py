@@ -14,7 +14,7 @@ from cervseg_jax.data.source import resize_image
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.models import Apply
-from cervseg_jax.training.sharding import batch_sharding, replicated
+from cervseg_jax.training.sharding import batch_sharding, num_batch_shards, place, replicated
 from cervseg_jax.typing import ModelState, Params
 from cervseg_jax.weights import Network
 
@@ -70,7 +70,7 @@ def make_predictor(networks: Sequence[Network], mesh: Mesh, *, batch_size: int) 
     def mean(images: np.ndarray) -> np.ndarray:
         return np.mean([predict(images) for predict in members], axis=0)
 
-    batch_size = math.lcm(batch_size, mesh.shape["data"])
+    batch_size = math.lcm(batch_size, num_batch_shards(mesh))
     return Predictor(mean if len(members) > 1 else members[0], first.image_size, batch_size, first.heads)
 
 
@@ -90,10 +90,10 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
         (logits, *_), _ = apply(params, model_state, images)
         return jax.nn.sigmoid(logits)
 
-    compiled = jax.jit(probabilities, in_shardings=(replicated(mesh), replicated(mesh), images_sharding))
+    compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
 
     def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(params, model_state, jax.device_put(images, images_sharding)))
+        return np.asarray(compiled(params, model_state, place(images, images_sharding)))
 
     return predict
 

@@ -32,7 +32,7 @@ def infer_predictor(networks: Sequence[Network], config: Config) -> Predictor:
     Returns:
       The predictor.
     """
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
+    mesh = make_mesh(None, batch_size=config.infer.batch_size)
     predictor = make_predictor(networks, mesh, batch_size=config.infer.batch_size)
     if not config.infer.test_time_augmentation:
         return predictor

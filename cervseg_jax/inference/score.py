@@ -55,7 +55,7 @@ def score_run(
     network = load_network(run / "best", precision=config.runtime.precision)
     trained = {"image_size": network.contract.image_size, "heads": network.contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.eval.batch_size)
+    mesh = make_mesh(None, batch_size=config.eval.batch_size)
     state = jax.device_put(
         TrainState(jnp.int32(network.contract.step), network.params, network.model_state, (), {}), replicated(mesh)
     )

@@ -81,7 +81,7 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     """
     chosen = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
     network = load_network(run / "best", precision=config.runtime.precision)
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.infer.batch_size)
+    mesh = make_mesh(None, batch_size=config.infer.batch_size)
     predictor = make_predictor([network], mesh, batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in chosen]
     maps = list(predict_images(predictor, images))

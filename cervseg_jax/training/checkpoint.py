@@ -9,6 +9,7 @@ inside the stored meta data, for a state whose save ended just before its files 
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ import orbax.checkpoint as ocp
 
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import make_folder, write_json
+from cervseg_jax.training.distributed import first_problem, is_writer, require_shared
+from cervseg_jax.training.sharding import to_host
 from cervseg_jax.training.state import TrainState
 
 SEAL, LEAVES = "sha256", "leaves"
@@ -36,14 +39,15 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The folder of resumable states; keeps the newest `keep`."""
+    """The folder of resumable states."""
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, keep_multiples_of: int | None = None) -> None:
         """Opens the folder, making it where it is missing.
 
         Args:
           folder: an absolute path.
           keep: number of states that are kept.
+          keep_multiples_of: states whose number this divides are kept as well.
 
         Raises:
           ConfigError: if the folder cannot be made.
@@ -52,13 +56,17 @@ class Checkpoints:
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            keep_period=keep_multiples_of,
             enable_async_checkpointing=True,
             # A folder that cannot be made in the background would hang the next save.
             async_options=ocp.AsyncOptions(timeout_secs=300, create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(make_folder(folder), options=options)
+        require_shared(make_folder(folder))
+        self._manager = ocp.CheckpointManager(folder, options=options)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._under_way: Future[None] | None = None
+        self.last_save = time.monotonic()
+        """When the last save began, or these were opened."""
 
     def save(self, number: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving a state; a number that is on disk already is left as it is.
@@ -84,6 +92,7 @@ class Checkpoints:
         if not saved:
             raise CheckpointError(f"{self.folder}: state {number} was not saved: a newer one is there already")
         self._under_way = self._pool.submit(self._finish)
+        self.last_save = time.monotonic()
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -107,7 +116,8 @@ class Checkpoints:
     def _finish(self) -> None:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        seal_files(self.folder)
+        if is_writer():
+            seal_files(self.folder)
 
     def restore_newest(self, target: TrainState, *, warn: Callable[[str], None]) -> Restored | None:
         """Loads the newest state that is whole.
@@ -124,10 +134,13 @@ class Checkpoints:
         """
         problems = []
         for number in sorted(self._manager.all_steps(), reverse=True):
+            problem = first_problem(self._problem_of_files(number))
             try:
-                restored = self._restore(number, target)
+                restored = None if problem else self._restore(number, target)
             except Exception as error:  # noqa: BLE001 (damage surfaces as almost any type)
-                problems.append(f"state {number}: {_first_line(error)}")
+                restored, problem = None, _first_line(error)
+            if restored is None:
+                problems.append(f"state {number}: {problem}")
                 continue
             for problem in problems:
                 warn(f"{self.folder}: {problem}; going back to state {number}")
@@ -138,8 +151,14 @@ class Checkpoints:
             )
         return None
 
+    def _problem_of_files(self, number: int) -> str:
+        try:
+            check_files(self.folder, number)
+        except (CheckpointError, OSError) as error:
+            return _first_line(error)
+        return ""
+
     def _restore(self, number: int, target: TrainState) -> Restored:
-        check_files(self.folder, number)
         meta = self._manager.restore(number, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]  # pyright: ignore
         _check_leaves(meta.pop(LEAVES), describe_leaves(target))
         abstract = jax.tree.map(
@@ -164,7 +183,7 @@ def digest(tree: Any, meta: dict[str, Any] | None = None) -> str:
     """
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = to_host(leaf)
         total.update(f"{jax.tree_util.keystr(path)}|{array.dtype}|{array.shape}|".encode())
         total.update(np.ascontiguousarray(array).data)
     facts = {key: value for key, value in (meta or {}).items() if key not in (SEAL, LEAVES)}

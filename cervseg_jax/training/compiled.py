@@ -1,6 +1,7 @@
 """The functions of a run, compiled for its one shape."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from cervseg_jax.inference.predict import WeightedPredict, make_predict
 from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply
 from cervseg_jax.sections import Config
+from cervseg_jax.training.meter import StepFacts, out_of_memory_advice
 from cervseg_jax.training.run_folder import EventLog
-from cervseg_jax.training.sharding import batch_sharding, replicated
+from cervseg_jax.training.sharding import batch_sharding, replicated, state_sharding
 from cervseg_jax.training.state import TrainState
 from cervseg_jax.training.step import StepMetrics, StepRules, make_eval_step, make_train_step
 
@@ -31,6 +33,7 @@ class Compiled(NamedTuple):
     mesh: Mesh
     batch_sharding: Batch
     """Where the parts of a batch lie."""
+    facts: StepFacts
 
 
 def compile_run(
@@ -57,26 +60,51 @@ def compile_run(
     Returns:
       The functions of the run.
     """
-    everywhere, spread = replicated(mesh), batch_sharding(mesh, config.model.heads)
-    loss, rules = configured_loss(config), step_rules(config)
-    train_step = jax.jit(
-        make_train_step(apply, optimizer, loss, rules),
-        donate_argnums=0,
-        in_shardings=(everywhere, spread, everywhere),
-        out_shardings=everywhere,
-    )
     reporter.info("compiling the train step ...")
     start = time.monotonic()
-    batch = abstract_batch(config.train.batch_size, config.model.image_size, heads=config.model.heads)
-    lowered = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.float32))
-    compiled = lowered.compile()
+    lowered = lower_train_step(config, apply, optimizer, state, mesh)
+    with out_of_memory_advice(config):
+        compiled = lowered.compile()
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     temporary = getattr(memory, "temp_size_in_bytes", 0)
     reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
-    log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary)
-    eval_step = jax.jit(make_eval_step(apply, loss, rules), in_shardings=(everywhere, spread), out_shardings=everywhere)
-    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread)
+    flops = float((lowered.cost_analysis() or {}).get("flops", math.nan))
+    facts = StepFacts(config.train.batch_size, flops, mesh.size, temporary)
+    log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary, step_flops=flops)
+    spread = batch_sharding(mesh, config.model.heads)
+    eval_step = jax.jit(
+        make_eval_step(apply, configured_loss(config), step_rules(config)),
+        in_shardings=(state_sharding(mesh, state), spread),
+        out_shardings=replicated(mesh),
+    )
+    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread, facts)
+
+
+def lower_train_step(
+    config: Config, apply: Apply, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> jax.stages.Lowered:
+    """Traces the train step of a run for a mesh.
+
+    Args:
+      config: the recipe.
+      apply: the network.
+      optimizer: its transform.
+      state: a state, or its shapes.
+      mesh: the devices; they need not be there.
+
+    Returns:
+      The step, ready to be compiled; it gives the state's memory away.
+    """
+    everywhere, places = replicated(mesh), state_sharding(mesh, state)
+    step = jax.jit(
+        make_train_step(apply, optimizer, configured_loss(config), step_rules(config)),
+        donate_argnums=0,
+        in_shardings=(places, batch_sharding(mesh, config.model.heads), everywhere),
+        out_shardings=(places, everywhere),
+    )
+    batch = abstract_batch(config.train.batch_size, config.model.image_size, heads=config.model.heads)
+    return step.lower(state, batch, jax.ShapeDtypeStruct((), np.float32))
 
 
 def configured_loss(config: Config) -> Loss:
@@ -98,4 +126,6 @@ def step_rules(config: Config) -> StepRules:
         touching_weight=train.touching_weight,
         norm_warmup=train.norm_warmup,
         ema_decay=train.ema_decay,
+        num_parts=train.accumulate,
+        recompute=config.runtime.recompute,
     )

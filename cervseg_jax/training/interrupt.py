@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import jax
+from jax.experimental import multihost_utils
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -26,6 +29,26 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
 
+class SharedStopRequest(StopRequest):
+    """The same for several processes: a signal to one of them stops all at the same poll.
+
+    JAX listens for SIGTERM and passes it on; a handler of ours would replace its own. All processes must poll equally
+    often.
+    """
+
+    def __init__(self) -> None:
+        """Starts without a request."""
+        super().__init__()
+        self._num_polls = 0
+
+    def __call__(self) -> bool:
+        """Returns whether the processes have agreed to stop here."""
+        self._num_polls += 1
+        if self.signal_name is None and multihost_utils.reached_preemption_sync_point(self._num_polls):
+            self.signal_name = signal.SIGTERM.name
+        return super().__call__()
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Turns SIGTERM and Ctrl-C into a request that the loop polls, while the context lasts.
@@ -33,6 +56,13 @@ def stop_requests() -> Iterator[StopRequest]:
     Yields:
       The request.
     """
+    if jax.process_count() > 1:
+        before = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            yield SharedStopRequest()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return
     request = StopRequest()
     before = {number: signal.signal(number, request._handle) for number in SIGNALS}
     try:

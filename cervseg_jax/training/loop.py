@@ -7,7 +7,7 @@ resume needs is in the checkpoint: the state, and `Progress` beside it.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,55 +26,23 @@ from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
 from cervseg_jax.training.compiled import Compiled, compile_run
+from cervseg_jax.training.distributed import agreed, is_writer
 from cervseg_jax.training.interrupt import StopRequest
+from cervseg_jax.training.meter import StepMeter, out_of_memory_advice
 from cervseg_jax.training.optimizer import make_optimizer
-from cervseg_jax.training.plateau import BestState, PlateauState, stops_early, update_best, update_plateau
+from cervseg_jax.training.plateau import PlateauState, stops_early, update_best, update_plateau
 from cervseg_jax.training.preview import write_previews
+from cervseg_jax.training.progress import Progress, finite
 from cervseg_jax.training.run_folder import EventLog
 from cervseg_jax.training.schedule import rate_factor
-from cervseg_jax.training.sharding import make_mesh, replicated
+from cervseg_jax.training.sharding import local_images, place, state_sharding, to_host, train_mesh
 from cervseg_jax.training.state import TrainState, create_state
 from cervseg_jax.training.step import StepMetrics, check_rate_factors
-from cervseg_jax.training.writers import History, write_history
+from cervseg_jax.training.writers import write_history
 from cervseg_jax.weights import load_arrays, save_weights
 
-
-@dataclass(frozen=True)
-class Progress:
-    """What the host must remember besides the state."""
-
-    plateau: PlateauState
-    best: BestState = BestState()
-    history: History = field(default_factory=list)
-    scores: Scores = field(default_factory=Scores)
-    """Training scores of the epoch that is under way."""
-
-    @property
-    def epoch(self) -> int:
-        """Finished epochs."""
-        return len(self.history)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns JSON values; an infinite loss becomes None."""
-        return {
-            "plateau": [_finite(value) for value in self.plateau],
-            "best": [_finite(value) for value in self.best],
-            "history": list(self.history),
-            "scores": self.scores.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Progress":
-        """Restores what `to_json` returned."""
-        rate, lowest, wait = stored["plateau"]
-        val_loss, epoch = stored["best"]
-        plateau = PlateauState(rate, math.inf if lowest is None else lowest, wait)
-        best = BestState(math.inf if val_loss is None else val_loss, epoch)
-        return cls(plateau, best, list(stored["history"]), Scores.from_json(stored["scores"]))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+CLOCK_STEPS = 10
+"""Steps between two looks at the clock, which several processes must agree about."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +82,9 @@ def train(
     """
     if not pairs.get("valid"):
         raise ConfigError("data.root: training needs validation images (valid), to choose the best epoch by")
-    log = EventLog(folder)
+    log = EventLog(folder, is_open=is_writer())
     optimizer = make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
-    mesh = make_mesh(config.runtime.mesh, batch_size=config.train.batch_size)
+    mesh = train_mesh(config)
     keras.utils.set_random_seed(config.train.seed)  # initial weights
     model = build_model(
         config.model.name,
@@ -130,10 +98,16 @@ def train(
     if config.train.init_from is not None:
         params, model_state = load_arrays(config.train.init_from / "best", params, model_state)
     state = create_state(params, model_state, optimizer, with_ema=config.train.ema_decay is not None)
-    state = jax.device_put(state, replicated(mesh))
+    state = place(state, state_sharding(mesh, state))
     progress = Progress(PlateauState(config.train.learning_rate))
 
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep_checkpoints)
+    every = config.train.keep_every_epochs
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep=config.train.keep_checkpoints,
+        # The number of an epoch's last state is steps plus epochs.
+        keep_multiples_of=every and every * (steps_per_epoch(config, len(pairs["train"])) + 1),
+    )
     try:
         restored = checkpoints.restore_newest(state, warn=reporter.warn)
         if restored is not None:
@@ -143,13 +117,15 @@ def train(
         reason = _end_reason(config, progress)
         if reason is None:
             compiled = compile_run(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
-            run = _Run(config, folder, pairs, compiled, checkpoints, reporter, stop, log)
+            meter = StepMeter(log, every=config.train.log_steps, facts=compiled.facts)
+            run = _Run(config, folder, pairs, compiled, checkpoints, reporter, stop, log, meter)
             state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
         checkpoints.wait()
     finally:
         checkpoints.close()
-    write_history(folder, progress.history, metrics=config.train.metrics, best_epoch=progress.best.epoch)
+    if is_writer():
+        write_history(folder, progress.history, metrics=config.train.metrics, best_epoch=progress.best.epoch)
     return TrainResult(progress, reason)
 
 
@@ -173,10 +149,12 @@ class _Run:
     reporter: Reporter
     stop: StopRequest
     log: EventLog
+    meter: StepMeter
 
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Trains until the last epoch or an early stop."""
-        batches = train_batches(self.config, self.pairs["train"], start_step=int(state.step))
+        images = local_images(self.compiled.mesh, self.config.train.batch_size)
+        batches = train_batches(self.config, self.pairs["train"], start_step=int(state.step), images=images)
         while _end_reason(self.config, progress) is None:
             start = time.monotonic()
             state, waited = self._train_epoch(state, progress, batches)
@@ -190,22 +168,28 @@ class _Run:
         """Makes the epoch's remaining steps; returns the state and the seconds spent waiting for input."""
         num_steps = steps_per_epoch(self.config, len(self.pairs["train"]))
         done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
-        sharding = self.compiled.batch_sharding
         waited, pending = 0.0, None
         title = f"epoch {progress.epoch + 1}/{self.config.train.epochs}"
         with self.reporter.progress(title, num_steps, done=done) as advance:
             for number in range(done, num_steps):
                 before = time.monotonic()
                 batch = next(batches)
-                waited += time.monotonic() - before
+                wait = time.monotonic() - before
+                waited += wait
                 rate = self._rate(progress, progress.epoch * num_steps + number)
-                state, metrics = self.compiled.train_step(state, jax.device_put(batch, sharding), np.float32(rate))
+                self.meter.step(progress.epoch * num_steps + number, rate=rate, wait=wait)
+                with out_of_memory_advice(self.config, self.compiled.facts):
+                    state, metrics = self.compiled.train_step(state, self._placed(batch), np.float32(rate))
                 # The step before this one is read while this one runs.
                 self._record(progress, pending)
-                pending = (batch, metrics)
+                pending = metrics
                 advance(f"loss {progress.scores.loss:.4f}")
                 if self.stop():
                     break
+                if self._is_time_to_save(number):
+                    self._record(progress, pending)
+                    pending = None
+                    self._save(state, progress)
         self._record(progress, pending)
         self._leave_if_asked(state, progress)
         return state, waited
@@ -220,14 +204,19 @@ class _Run:
             final_factor=train.cosine.final_factor if train.cosine else None,
         )
 
-    def _record(self, progress: Progress, pending: tuple[Batch, StepMetrics] | None) -> None:
-        if pending is None:
+    def _placed(self, batch: Batch) -> Batch:
+        """Puts this process' share of a batch on its devices."""
+        batch_size, mesh = self.config.train.batch_size, self.compiled.mesh
+        first = local_images(mesh, batch_size).start
+        return place(batch, self.compiled.batch_sharding, first=first, batch_size=batch_size)
+
+    def _record(self, progress: Progress, metrics: StepMetrics | None) -> None:
+        if metrics is None:
             return
-        batch, metrics = pending
-        valid, image_id = np.asarray(batch.valid), np.asarray(batch.image_id)
-        loss = progress.scores.add(metrics, valid=valid, image_id=image_id)
+        loss = progress.scores.add(metrics)
+        self.meter.result(metrics)
         if not math.isfinite(loss):
-            files = sorted({self.pairs["train"][index].image_path.name for index in image_id})
+            files = sorted({self.pairs["train"][index].image_path.name for index in np.asarray(metrics.image_id)})
             self.log.write("diverged", loss=str(loss), files=files)
             raise DivergedError(
                 f"the loss became {loss} in epoch {progress.epoch + 1}, with the images {', '.join(files)}; the last "
@@ -236,11 +225,11 @@ class _Run:
 
     def _validate(self, state: TrainState, progress: Progress) -> Scores:
         pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
-        sharding = self.compiled.batch_sharding
-        batches = eval_batches(self.config, pairs, batch_size=batch_size)
+        images = local_images(self.compiled.mesh, batch_size)
+        batches = eval_batches(self.config, pairs, batch_size=batch_size, images=images)
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
             scores = evaluate(
-                lambda batch: self.compiled.eval_step(state, jax.device_put(batch, sharding)),
+                lambda batch: self.compiled.eval_step(state, self._placed(batch)),
                 batches,
                 each=advance,
                 stop=self.stop,
@@ -262,7 +251,7 @@ class _Run:
             )
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": int(state.step)}
         for name in ("loss", *self.config.train.metrics):
-            row |= {name: _finite(training[name]), f"val_{name}": _finite(valid[name])}
+            row |= {name: finite(training[name]), f"val_{name}": finite(valid[name])}
         row |= {
             "learning_rate": self._rate(progress, int(state.step) - 1),
             "seconds": seconds,
@@ -278,18 +267,20 @@ class _Run:
         """Writes everything that an epoch leaves behind."""
         row, metrics = progress.history[-1], self.config.train.metrics
         if progress.best.epoch == progress.epoch:
-            save_weights(
-                self.folder / "best",
-                self.config,
-                state.averaged_params,
-                state.model_state,
-                epoch=progress.epoch,
-                step=int(state.step),
-                val_loss=row["val_loss"],
-            )
+            values = jax.tree.map(to_host, (state.averaged_params, state.model_state))
+            if is_writer():
+                save_weights(
+                    self.folder / "best",
+                    self.config,
+                    *values,
+                    epoch=progress.epoch,
+                    step=int(state.step),
+                    val_loss=row["val_loss"],
+                )
         self._save(state, progress)
         try:
-            write_history(self.folder, progress.history, metrics=metrics, best_epoch=progress.best.epoch)
+            if is_writer():
+                write_history(self.folder, progress.history, metrics=metrics, best_epoch=progress.best.epoch)
             write_previews(
                 self.folder / "previews" / f"epoch_{progress.epoch:04d}",
                 self.config,
@@ -311,6 +302,12 @@ class _Run:
             f"epoch {progress.epoch}: loss {row['loss']:.4f}  {shown}  "
             f"rate {row['learning_rate']:.3g}  {row['seconds']:.1f} s{mark}"
         )
+
+    def _is_time_to_save(self, number: int) -> bool:
+        """Whether a state within the epoch is due; the clock of process 0 counts, asked now and then."""
+        if number % CLOCK_STEPS:
+            return False
+        return agreed(time.monotonic() - self.checkpoints.last_save >= 60 * self.config.train.save_minutes)
 
     def _save(self, state: TrainState, progress: Progress) -> None:
         # The state is the same before and after an epoch is closed; the number must not be.

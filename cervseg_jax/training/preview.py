@@ -15,6 +15,8 @@ from cervseg_jax.inference.predict_any import predict_any
 from cervseg_jax.plots import TRUTH_COLOUR, draw_overlay, draw_sheet
 from cervseg_jax.sections import Config
 from cervseg_jax.training.compiled import Compiled
+from cervseg_jax.training.distributed import is_writer
+from cervseg_jax.training.sharding import num_batch_shards
 from cervseg_jax.training.state import TrainState
 
 
@@ -39,15 +41,18 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
     make_folder(folder)
     images = [read_image(pair.image_path) for pair in pairs]
     predict = functools.partial(compiled.predict, state.averaged_params, state.model_state)
-    batch_size = math.lcm(config.infer.batch_size, compiled.mesh.shape["data"])
+    batch_size = math.lcm(config.infer.batch_size, num_batch_shards(compiled.mesh))
     predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
     ways = {"": None} | ({} if config.infer.tiled is None else {"_tiled": config.infer.tiled})
     overlays: dict[str, list[np.ndarray]] = {}
     for ending, tiled in ways.items():
         for pair, image, maps in predict_any(predictor, tiled, zip(pairs, images, strict=True), work=folder):
             mask = (maps[..., 0] >= config.infer.threshold).astype(np.uint8)
-            write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
+            if is_writer():
+                write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
             overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(image), mask))
+    if not is_writer():
+        return
     rows = []
     for pair, image in zip(pairs, images, strict=True):
         truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask

@@ -99,12 +99,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow
       ConfigError: if the files have changed, or the folder cannot be written.
     """
     path = folder / "data.csv"
-    rows = [
-        [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
-        for split, split_facts in facts.items()
-        for fact in split_facts
-    ]
-    text = csv_text(["split", "stem", "group", "image_path", "height", "width", "image_sha256"], rows)
+    text = data_csv(facts)
     try:
         if path.exists() and not allow_changes:
             changed = sorted(
@@ -119,6 +114,16 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow
         write_text(path, text)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def data_csv(facts: Mapping[str, Sequence[PairFacts]]) -> str:
+    """Returns the table of all files of a run, by split."""
+    rows = [
+        [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
+        for split, split_facts in facts.items()
+        for fact in split_facts
+    ]
+    return csv_text(["split", "stem", "group", "image_path", "height", "width", "image_sha256"], rows)
 
 
 def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
@@ -169,12 +174,14 @@ def locked(folder: Path) -> Iterator[None]:
 class EventLog:
     """Appends events to `log.jsonl`, one JSON object per line."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens `folder/log.jsonl` for appending."""
-        self._path = folder / "log.jsonl"
+    def __init__(self, folder: Path, *, is_open: bool = True) -> None:
+        """Opens `folder/log.jsonl` for appending; where it is not to be open, events go nowhere."""
+        self._path = folder / "log.jsonl" if is_open else None
 
     def write(self, event: str, **facts: Any) -> None:
         """Appends an event with the time and its facts."""
+        if self._path is None:
+            return
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, allow_nan=False, default=str)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -31,6 +31,14 @@ class StepMetrics(NamedTuple):
     """Scalar; soft Dice pooled over the batch."""
     counts: jax.Array
     """int32 [b, 4] as `pixel_counts`; rows of padding are included."""
+    valid: jax.Array
+    """As in the batch."""
+    image_id: jax.Array
+    """Likewise."""
+    gradient_norm: jax.Array
+    """Scalar; Euclidean, before clipping. 0 in evaluation."""
+    param_norm: jax.Array
+    """Scalar; Euclidean, before the update. 0 in evaluation."""
 
 
 RUNNING = ("/moving_mean", "/moving_variance")
@@ -68,6 +76,10 @@ class StepRules(NamedTuple):
     """Whether BatchNorm's running statistics follow faster in the first steps; see `warm_statistics`."""
     ema_decay: float | None = None
     """Decay of the moving average; smaller in the first steps, (1 + step) / (10 + step)."""
+    num_parts: int = 1
+    """Parts that a batch is computed in, one after the other; see `_in_parts`."""
+    recompute: bool = False
+    """Whether only what convolutions and products return is kept for the gradient; the rest is computed again."""
 
 
 def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, rules: StepRules) -> TrainStep:
@@ -86,19 +98,12 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
 
     def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, StepMetrics]:
         key = stream_key(rules.seed, "dropout", state.step)
-        masks = batch.mask.astype(jnp.float32)
-        score = functools.partial(_batch_loss, batch, loss=loss, rules=rules)
-
-        def objective(params):
-            (logits, *sides), model_state = apply(params, state.model_state, batch.image, key=key)
-            value = score(logits)
-            total = value + rules.side_loss_weight * sum(score(side) for side in sides)
-            if rules.l2_penalty:
-                squares = [jnp.sum(jnp.square(param)) for param in params.values() if param.ndim > 1]
-                total = total + rules.l2_penalty * sum(squares)
-            return total, (value, logits, model_state)
-
-        (_, (value, logits, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        differentiate = jax.value_and_grad(functools.partial(objective, apply, loss, rules), has_aux=True)
+        if rules.num_parts == 1:
+            (_, (value, logits, model_state)), gradients = differentiate(state.params, state.model_state, batch, key)
+        else:
+            gradients, model_state, logits = _in_parts(differentiate, rules.num_parts, state, batch, key)
+            value = _batch_loss(batch, logits, loss=loss, rules=rules)
         updated: Any = optimizer.update(gradients, state.opt_state, state.params)
         directions, opt_state = updated
         params = {
@@ -111,10 +116,72 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
         if rules.ema_decay is not None:
             decay = jnp.minimum(rules.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema_params = {path: decay * old + (1.0 - decay) * params[path] for path, old in ema_params.items()}
-        metrics = _metrics(value, logits[..., :1], masks, batch.valid, threshold=rules.threshold)
+        metrics = _metrics(value, logits[..., :1], batch, threshold=rules.threshold)
+        metrics = metrics._replace(gradient_norm=_norm(gradients), param_norm=_norm(state.params))
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
     return train_step
+
+
+def _norm(tree: Params) -> jax.Array:
+    return jnp.sqrt(sum((jnp.sum(jnp.square(leaf)) for leaf in tree.values()), jnp.zeros(())))
+
+
+def objective(
+    apply: Apply, loss: Loss, rules: StepRules, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, ModelState]]:
+    """Returns what is made small; besides it the reported loss, the logits and the new model state."""
+
+    def forward(params: Params, images: Any) -> tuple[list[jax.Array], ModelState]:
+        return apply(params, model_state, images, key=key)
+
+    if rules.recompute:
+        forward = jax.checkpoint(forward, policy=_is_costly)
+    (logits, *sides), model_state = forward(params, batch.image)
+    value = _batch_loss(batch, logits, loss=loss, rules=rules)
+    total = value + rules.side_loss_weight * sum(_batch_loss(batch, side, loss=loss, rules=rules) for side in sides)
+    if rules.l2_penalty:
+        squares = [jnp.sum(jnp.square(param)) for param in params.values() if param.ndim > 1]
+        total = total + rules.l2_penalty * sum(squares)
+    return total, (value, logits, model_state)
+
+
+def _is_costly(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a result is dear to compute again: those of convolutions and products are kept, all else is cheap."""
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+def _in_parts(
+    differentiate: Callable[..., Any], num_parts: int, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[Params, ModelState, jax.Array]:
+    """Computes a batch in parts, so that the activations of one are in memory at a time.
+
+    Gradients are means over the parts, weighted by their real images. BatchNorm sees each part by itself, and so do
+    losses that pool a batch; losses that are means over images come out as for the whole batch.
+
+    Returns:
+      Gradients, model state and logits [b, h, w, maps].
+    """
+
+    def split(array: jax.Array) -> jax.Array:
+        # Every num_parts-th image, so that each device keeps those that it has.
+        return jnp.swapaxes(array.reshape(-1, num_parts, *array.shape[1:]), 0, 1)
+
+    def join(array: jax.Array) -> jax.Array:
+        return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+
+    def one(carry: Any, part: Any) -> tuple[Any, jax.Array]:
+        total, model_state = carry
+        number, images = part
+        (_, (_, logits, model_state)), gradients = differentiate(
+            state.params, model_state, images, jax.random.fold_in(key, number)
+        )
+        share = images.valid.sum() / jnp.maximum(batch.valid.sum(), 1.0)
+        return (jax.tree.map(lambda sum_, new: sum_ + share * new, total, gradients), model_state), logits
+
+    start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
+    (gradients, model_state), logits = jax.lax.scan(one, start, (jnp.arange(num_parts), jax.tree.map(split, batch)))
+    return gradients, model_state, join(logits)
 
 
 def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepRules) -> jax.Array:
@@ -187,16 +254,16 @@ def make_eval_step(apply: Apply, loss: Loss, rules: StepRules) -> EvalStep:
     """
 
     def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
-        masks = batch.mask.astype(jnp.float32)
         (logits, *_), _ = apply(state.averaged_params, state.model_state, batch.image)
         value = _batch_loss(batch, logits, loss=loss, rules=rules)
-        return _metrics(value, logits[..., :1], masks, batch.valid, threshold=rules.threshold)
+        return _metrics(value, logits[..., :1], batch, threshold=rules.threshold)
 
     return eval_step
 
 
-def _metrics(
-    loss: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array, *, threshold: float
-) -> StepMetrics:
+def _metrics(loss: jax.Array, logits: jax.Array, batch: Batch, *, threshold: float) -> StepMetrics:
+    masks = batch.mask.astype(jnp.float32)
     counts = pixel_counts(logits, masks, threshold=threshold)
-    return StepMetrics(loss, dice_coef(logits, masks, valid), counts)
+    dice = dice_coef(logits, masks, batch.valid)
+    zero = jnp.zeros(())
+    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, zero, zero)
