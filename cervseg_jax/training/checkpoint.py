@@ -65,8 +65,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder, options=options)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._under_way: Future[None] | None = None
-        self.last_save = time.monotonic()
-        """When the last save began, or these were opened."""
+        self._last_save = time.monotonic()
 
     def save(self, number: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving a state; a number that is on disk already is left as it is.
@@ -92,7 +91,12 @@ class Checkpoints:
         if not saved:
             raise CheckpointError(f"{self.folder}: state {number} was not saved: a newer one is there already")
         self._under_way = self._pool.submit(self._finish)
-        self.last_save = time.monotonic()
+        self._last_save = time.monotonic()
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since the last save began, or these were opened."""
+        return time.monotonic() - self._last_save
 
     def wait(self) -> None:
         """Waits until the last save is on disk.

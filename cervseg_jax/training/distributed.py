@@ -142,10 +142,3 @@ def require_shared(folder: Path) -> None:
     with together():
         if is_writer():
             token.unlink()
-
-
-def agreed(mine: bool) -> bool:
-    """Returns what process 0 thinks; such as whether its clock says that it is time to save."""
-    if jax.process_count() == 1:
-        return mine
-    return bool(multihost_utils.broadcast_one_to_all(np.array(mine)))

@@ -2,14 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from types import FrameType
 
 import jax
-from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STEPS_UNDER_WAY = 2
+"""Batches that were sent before the result of a step is read."""
 
 
 class StopRequest:
@@ -29,24 +31,61 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
 
-class SharedStopRequest(StopRequest):
-    """The same for several processes: a signal to one of them stops all at the same poll.
+class Wish(IntEnum):
+    """What a process wants; the largest counts."""
 
-    JAX listens for SIGTERM and passes it on; a handler of ours would replace its own. All processes must poll equally
-    often.
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Wishes:
+    """What the processes want, agreed without a message of its own.
+
+    Every process sends its wish along with its share of the batch, and the step returns the largest to all. What has
+    come back counts, so that all act at the same step. A single process acts at once.
+
+    JAX's own notice of preemption is not used: Orbax asks for it as well, with numbers of its own, and the processes
+    then never meet.
     """
 
-    def __init__(self) -> None:
-        """Starts without a request."""
-        super().__init__()
-        self._num_polls = 0
+    def __init__(self, stop: StopRequest, is_time_to_save: Callable[[], bool]) -> None:
+        """Starts without wishes.
 
-    def __call__(self) -> bool:
-        """Returns whether the processes have agreed to stop here."""
-        self._num_polls += 1
-        if self.signal_name is None and multihost_utils.reached_preemption_sync_point(self._num_polls):
-            self.signal_name = signal.SIGTERM.name
-        return super().__call__()
+        Args:
+          stop: whether this process was asked to stop.
+          is_time_to_save: whether the last state is old.
+        """
+        self._stop = stop
+        self._is_time_to_save = is_time_to_save
+        self._heard = Wish.NOTHING
+        self._deaf = 0
+
+    @property
+    def mine(self) -> Wish:
+        """This process' wish, to be sent."""
+        return Wish.STOP if self._stop() else Wish.SAVE if self._is_time_to_save() else Wish.NOTHING
+
+    @property
+    def agreed(self) -> Wish:
+        """What is to be done now."""
+        return self.mine if jax.process_count() == 1 else self._heard
+
+    def hear(self, wish: int) -> None:
+        """Notes what a step has returned."""
+        self._deaf = max(0, self._deaf - 1)
+        if wish == Wish.STOP or not self._deaf:
+            self._heard = max(self._heard, Wish(wish))
+
+    def saved(self) -> None:
+        """Notes that a state was saved; the steps under way were sent before."""
+        self._heard = Wish.STOP if self._heard == Wish.STOP else Wish.NOTHING
+        self._deaf = STEPS_UNDER_WAY + 1
+
+    @property
+    def cause(self) -> str:
+        """Names the signal."""
+        return self._stop.signal_name or "a signal to another process"
 
 
 @contextmanager
@@ -56,13 +95,6 @@ def stop_requests() -> Iterator[StopRequest]:
     Yields:
       The request.
     """
-    if jax.process_count() > 1:
-        before = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        try:
-            yield SharedStopRequest()
-        finally:
-            signal.signal(signal.SIGINT, before)
-        return
     request = StopRequest()
     before = {number: signal.signal(number, request._handle) for number in SIGNALS}
     try:

@@ -7,7 +7,7 @@ resume needs is in the checkpoint: the state, and `Progress` beside it.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
 from cervseg_jax.training.compiled import Compiled, compile_run
-from cervseg_jax.training.distributed import agreed, is_writer
-from cervseg_jax.training.interrupt import StopRequest
+from cervseg_jax.training.distributed import is_writer
+from cervseg_jax.training.interrupt import StopRequest, Wish, Wishes
 from cervseg_jax.training.meter import StepMeter, out_of_memory_advice
 from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.plateau import PlateauState, stops_early, update_best, update_plateau
@@ -40,9 +40,6 @@ from cervseg_jax.training.state import TrainState, create_state
 from cervseg_jax.training.step import StepMetrics, check_rate_factors
 from cervseg_jax.training.writers import write_history
 from cervseg_jax.weights import load_arrays, save_weights
-
-CLOCK_STEPS = 10
-"""Steps between two looks at the clock, which several processes must agree about."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,9 @@ def train(
         reason = _end_reason(config, progress)
         if reason is None:
             compiled = compile_run(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
+            wishes = Wishes(stop, lambda: checkpoints.age_seconds >= 60 * config.train.save_minutes)
             meter = StepMeter(log, every=config.train.log_steps, facts=compiled.facts)
-            run = _Run(config, folder, pairs, compiled, checkpoints, reporter, stop, log, meter)
+            run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter)
             state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
         checkpoints.wait()
@@ -147,7 +145,7 @@ class _Run:
     compiled: Compiled
     checkpoints: Checkpoints
     reporter: Reporter
-    stop: StopRequest
+    wishes: Wishes
     log: EventLog
     meter: StepMeter
 
@@ -184,9 +182,9 @@ class _Run:
                 self._record(progress, pending)
                 pending = metrics
                 advance(f"loss {progress.scores.loss:.4f}")
-                if self.stop():
+                if self.wishes.agreed == Wish.STOP:
                     break
-                if self._is_time_to_save(number):
+                if self.wishes.agreed == Wish.SAVE:
                     self._record(progress, pending)
                     pending = None
                     self._save(state, progress)
@@ -208,12 +206,14 @@ class _Run:
         """Puts this process' share of a batch on its devices."""
         batch_size, mesh = self.config.train.batch_size, self.compiled.mesh
         first = local_images(mesh, batch_size).start
+        batch = replace(batch, wish=np.full_like(batch.wish, self.wishes.mine))
         return place(batch, self.compiled.batch_sharding, first=first, batch_size=batch_size)
 
     def _record(self, progress: Progress, metrics: StepMetrics | None) -> None:
         if metrics is None:
             return
         loss = progress.scores.add(metrics)
+        self.wishes.hear(int(metrics.wish))
         self.meter.result(metrics)
         if not math.isfinite(loss):
             files = sorted({self.pairs["train"][index].image_path.name for index in np.asarray(metrics.image_id)})
@@ -227,13 +227,14 @@ class _Run:
         pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
         images = local_images(self.compiled.mesh, batch_size)
         batches = eval_batches(self.config, pairs, batch_size=batch_size, images=images)
+
+        def score(batch: Batch) -> StepMetrics:
+            metrics = self.compiled.eval_step(state, self._placed(batch))
+            self.wishes.hear(int(metrics.wish))
+            return metrics
+
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
-            scores = evaluate(
-                lambda batch: self.compiled.eval_step(state, self._placed(batch)),
-                batches,
-                each=advance,
-                stop=self.stop,
-            )
+            scores = evaluate(score, batches, each=advance, stop=lambda: self.wishes.agreed == Wish.STOP)
         if scores is None:
             self._leave_if_asked(state, progress)
         assert scores is not None  # noqa: S101 (for the type checker)
@@ -303,23 +304,19 @@ class _Run:
             f"rate {row['learning_rate']:.3g}  {row['seconds']:.1f} s{mark}"
         )
 
-    def _is_time_to_save(self, number: int) -> bool:
-        """Whether a state within the epoch is due; the clock of process 0 counts, asked now and then."""
-        if number % CLOCK_STEPS:
-            return False
-        return agreed(time.monotonic() - self.checkpoints.last_save >= 60 * self.config.train.save_minutes)
-
     def _save(self, state: TrainState, progress: Progress) -> None:
         # The state is the same before and after an epoch is closed; the number must not be.
         self.checkpoints.save(int(state.step) + progress.epoch, state, progress.to_json())
+        self.wishes.saved()
 
     def _leave_if_asked(self, state: TrainState, progress: Progress) -> None:
-        if not self.stop():
+        if self.wishes.agreed != Wish.STOP:
             return
+        cause = self.wishes.cause
         self._save(state, progress)
         self.checkpoints.wait()
         step = int(state.step)
-        self.log.write("interrupted", signal=self.stop.signal_name, step=step)
+        self.log.write("interrupted", signal=cause, step=step)
         raise InterruptedRunError(
-            f"{self.stop.signal_name}: stopped at step {step}; the state is saved, run the same command again to go on"
+            f"{cause}: stopped at step {step}; the state is saved, run the same command again to go on"
         )

@@ -76,6 +76,7 @@ def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
         mask=jnp.asarray(rng.random(shapes.mask.shape) < 0.3, jnp.uint8),
         valid=jnp.ones(batch_size),
         image_id=jnp.arange(batch_size, dtype=jnp.int32),
+        wish=jnp.zeros(batch_size, jnp.uint8),
     )
     seconds = []
     for _ in range(NUM_WARM + NUM_TIMED):

@@ -119,7 +119,7 @@ def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
     images = NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
     targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None
-    return Batch(image=images, mask=images, valid=rows, image_id=rows, targets=targets)
+    return Batch(image=images, mask=images, valid=rows, image_id=rows, wish=rows, targets=targets)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -35,6 +35,8 @@ class StepMetrics(NamedTuple):
     """As in the batch."""
     image_id: jax.Array
     """Likewise."""
+    wish: jax.Array
+    """Scalar; the largest of the batch."""
     gradient_norm: jax.Array
     """Scalar; Euclidean, before clipping. 0 in evaluation."""
     param_norm: jax.Array
@@ -266,4 +268,4 @@ def _metrics(loss: jax.Array, logits: jax.Array, batch: Batch, *, threshold: flo
     counts = pixel_counts(logits, masks, threshold=threshold)
     dice = dice_coef(logits, masks, batch.valid)
     zero = jnp.zeros(())
-    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, zero, zero)
+    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, jnp.max(batch.wish), zero, zero)
