@@ -1,8 +1,11 @@
 """The command line: parses, calls one function, maps errors to exit codes."""
 
+import hashlib
 import io
 import os
+import platform
 import sys
+from pathlib import Path
 
 from cervseg_jax.errors import CervsegError, InterruptedRunError
 
@@ -13,6 +16,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are no UTF-8
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compilation_cache()))  # JAX reads it when it is imported
     try:
         from cervseg_jax.cli.app import app
 
@@ -36,6 +40,17 @@ def main() -> None:
         if debug:
             raise
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+def _compilation_cache() -> Path:
+    """Returns the folder where compiled programs are kept, one per kind of processor: homes are shared by hosts."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        kind = platform.processor()
+    return base / "cervseg-jax" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
 def _fail(message: str, exit_code: int) -> None:

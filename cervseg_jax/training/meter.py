@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -60,7 +61,7 @@ class StepMeter:
         self._count = 0
         self._waited = 0.0
         self._losses: list[float] = []
-        self._next: tuple[int, float] = (0, 0.0)
+        self._under_way: deque[tuple[int, float]] = deque()
 
     def step(self, number: int, *, rate: float, wait: float) -> None:
         """Notes a step that is about to run.
@@ -70,18 +71,18 @@ class StepMeter:
           rate: its learning rate.
           wait: seconds that its batch was waited for.
         """
-        self._next = (number, rate)
+        self._under_way.append((number, rate))
         self._waited += wait
 
     def result(self, metrics: StepMetrics) -> None:
-        """Notes what a step returned, and writes a line where one is due."""
+        """Notes what the oldest step under way returned, and writes a line where one is due."""
+        number, rate = self._under_way.popleft()
         self._count += 1
         self._losses.append(float(metrics.loss))
         if self._count < self._every:
             return
         seconds = max(time.monotonic() - self._start, 1e-9)
         steps_per_second = self._count / seconds
-        number, rate = self._next
         loss = sum(self._losses) / len(self._losses)
         self._log.write(
             "steps",

@@ -1,0 +1,195 @@
+"""Trainings of two processes that talk over the loopback, as on two hosts that share a disk."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, finished, rows_of, run_process
+
+__all__ = ["finished"]  # the fixture
+
+COMPARED = ("loss", "val_loss", "dice_coef", "val_dice_coef")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start(*arguments, num_devices=2, num_processes=2):
+    """Starts one command in several processes."""
+    peers = ("--coordinator", f"localhost:{free_port()}", "--num-processes", str(num_processes))
+    environment = {**ENVIRONMENT, "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+    return [
+        subprocess.Popen(
+            [*COMMAND, *map(str, arguments), *peers, "--process-id", str(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(num_processes)
+    ]
+
+
+def end_of(processes, seconds=240):
+    results = [process.communicate(timeout=seconds) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, results, strict=True)]
+
+
+def said(result):
+    """What the program printed, without the greeting of the library that moves the bytes."""
+    return "\n".join(line for line in result[1].splitlines() if not line.startswith("[Gloo]"))
+
+
+@pytest.fixture(scope="module")
+def arguments(finished):
+    """Of a training of three epochs with 25 steps each."""
+    config, _, _ = finished
+    given = ["train", config, "--set", "train.epochs=3", "--set", "train.steps_per_epoch=25"]
+    return [*given, "--set", f"data.root={config.parent / 'data'}"]
+
+
+@pytest.fixture(scope="module")
+def alone(arguments, tmp_path_factory):
+    """The same in one process with one device."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    code, _, stderr = run_process(*arguments, "--run-dir", folder)
+    assert code == 0, stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "mesh", ["{data: 2, fsdp: 2}", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("null", "{spatial: 4}"))]
+)
+def test_two_processes_learn_as_one(arguments, alone, tmp_path, mesh):
+    """float32 and Adam let runs drift apart; the first epochs are close."""
+    settings = ("--set", f"runtime.mesh={mesh}", "--set", "train.epochs=1", "--run-dir", tmp_path / "run")
+    results = end_of(start(*arguments, *settings))
+    assert [code for code, *_ in results] == [0, 0], results[0][2] + results[1][2]
+    assert "devices: 4 x cpu (cpu) of 2 processes" in results[0][1]
+    assert said(results[1]) == ""  # the second one is silent
+    (row,), first = rows_of(tmp_path / "run" / "metrics.csv"), rows_of(alone / "metrics.csv")[0]
+    for name in COMPARED:
+        assert float(row[name]) == pytest.approx(float(first[name]), rel=2e-2), name
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in alone.iterdir())
+
+
+def test_a_signal_to_one_stops_both_and_one_process_goes_on(arguments, tmp_path):
+    folder = tmp_path / "run"
+    straight = end_of(start(*arguments, "--run-dir", tmp_path / "straight"))
+    assert [code for code, *_ in straight] == [0, 0], straight[0][2]
+    processes = start(*arguments, "--run-dir", folder)
+    wait_for_steps(folder, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    results = end_of(processes)
+    assert [code for code, *_ in results] == [75, 75], results[0][2] + results[1][2]
+    assert "a signal to another process: stopped at step" in results[0][2]
+    again = end_of(start(*arguments, "--run-dir", folder))
+    assert [code for code, *_ in again] == [0, 0], again[0][2]
+    assert "resumed from step" in again[0][1]
+    assert_same_run(folder, tmp_path / "straight")
+
+
+def wait_for_steps(folder, processes, seconds=120):
+    log, end = folder / "log.jsonl", time.monotonic() + seconds
+    while not (log.exists() and "compiled" in log.read_text()):
+        assert all(process.poll() is None for process in processes), end_of(processes)
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_one_is_killed_the_other_ends_and_the_same_command_goes_on(arguments, tmp_path, lost):
+    folder = tmp_path / "run"
+    straight = end_of(start(*arguments, "--run-dir", tmp_path / "straight"))
+    assert [code for code, *_ in straight] == [0, 0], straight[0][2]
+    processes = start(*arguments, "--run-dir", folder, "--set", "train.save_minutes=0.001")
+    wait_for_steps(folder, processes)
+    processes[lost].kill()
+    began = time.monotonic()
+    assert [code for code, *_ in end_of(processes)][1 - lost] not in (0, 75)
+    assert time.monotonic() - began < 60
+    again = end_of(start(*arguments, "--run-dir", folder, "--set", "train.save_minutes=0.001"))
+    assert [code for code, *_ in again] == [0, 0], again[0][2]
+    assert_same_run(folder, tmp_path / "straight")
+
+
+PROBE = """
+import sys
+from cervseg_jax.cli import main
+from cervseg_jax.cli import app as commands
+from cervseg_jax.peers import Peers
+
+def probe(*_, peers, **__):
+    from cervseg_jax.training.distributed import join, require_equal, require_shared
+    from pathlib import Path
+    join(peers)
+    require_equal("the text", f"same {peers.process_id if 'text' in WHAT else ''}")
+    require_shared(Path(FOLDER) / (str(peers.process_id) if 'folder' in WHAT else ''))
+    print("equal")
+
+import cervseg_jax.cli.commands
+cervseg_jax.cli.commands.run_train = probe
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("text", "the text differs between processes: 1 from 0; every host needs the same"),
+        ("folder", "this process does not see what process 0 writes there"),
+        ("", None),
+    ],
+)
+def test_differences_between_hosts_end_all_of_them(what, message, tmp_path):
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    code = f"WHAT, FOLDER = {what!r}, {str(tmp_path)!r}\n{PROBE}"
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "train", "x.yaml", "--coordinator", f"localhost:{port}"]
+            + ["--num-processes", "2", "--process-id", str(number)],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for code, stdout, stderr in end_of(processes):
+        if message is None:
+            assert (code, said((code, stdout, stderr))) == (0, "equal"), stderr
+        else:
+            assert code == 2
+            assert message in stderr
+            assert "Traceback" not in stderr
+
+
+def test_incomplete_flags_are_named(finished):
+    code, _, stderr = run_process("train", finished[0], "--coordinator", "localhost:1")
+    assert code == 2
+    assert "--coordinator, --num-processes and --process-id belong together" in stderr
+
+
+def test_lines_of_the_log(alone):
+    lines = [json.loads(line) for line in (alone / "log.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["compiled", "epoch", "steps", "epoch", "epoch"]
+    steps = lines[2]
+    assert steps["step"] == 49 and steps["gradient_norm"] > 0 and steps["param_norm"] > 0
+    assert steps["images_per_second"] == pytest.approx(4 * steps["steps_per_second"], rel=1e-2)
+    assert 0 <= steps["input_wait"] <= 1
+    assert steps["mfu"] is None  # of a CPU the peak is not known
+    assert steps["peak_memory_bytes"] > 1e8
+    assert np.isfinite(lines[0]["step_flops"])
