@@ -139,6 +139,26 @@ def infer(
     )
 
 
+@app.command(name="compile", epilog="Example: cervseg-jax compile configs/clustered.yaml --topology v5e:2x4")
+def compile_recipe(
+    config: Annotated[Path, typer.Argument(help="A recipe, such as configs/clustered.yaml.")],
+    topology: Annotated[str, typer.Option(help="v4:2x2x1, v5e:2x4, v5p:2x2x1, v6e:2x4, or larger.")],
+    find_largest: Annotated[
+        bool, typer.Option("--largest-batch", help="Also look for the largest train.batch_size that fits.")
+    ] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compile the train step for a TPU that is not there: does it fit, what do the chips exchange?"""
+    import os
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # with its compiler installed JAX would look for a TPU here
+    from cervseg_jax.cli.compile_command import run_compile
+
+    run_compile(config, topology, overrides or [], find_largest=find_largest, json_path=json_path, quiet=quiet)
+
+
 @app.command(epilog="Example: cervseg-jax export runs/quickstart")
 def export(
     run: RunArgument,

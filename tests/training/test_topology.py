@@ -1,0 +1,90 @@
+"""Compiling for TPUs; the real compiler under its own marker."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.sections import MeshConfig
+from cervseg_jax.training import topology
+from cervseg_jax.training.sharding import make_mesh
+
+
+def test_collectives_of_a_real_module():
+    """A row-sharded convolution exchanges two halos; asking for a whole array gathers it."""
+    mesh = make_mesh(MeshConfig(spatial=8), batch_size=1)
+    rows, whole = NamedSharding(mesh, PartitionSpec(None, "spatial")), NamedSharding(mesh, PartitionSpec())
+
+    def blurred(image):
+        return jax.lax.conv_general_dilated(
+            image, jnp.ones((3, 3, 1, 1)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    shape = jax.ShapeDtypeStruct((1, 512, 1024, 1), jnp.float32)
+    texts = [
+        jax.jit(blurred, in_shardings=rows, out_shardings=out).lower(shape).compile().as_text() for out in (rows, whole)
+    ]
+    found = [topology.collectives(text) for text in texts]
+    assert found[0]["collective-permute"] == {"count": 2, "bytes": 2 * 1024 * 4}
+    assert found[0]["large_gathers"] == []
+    assert found[1]["all-gather"] == {"count": 1, "bytes": 512 * 1024 * 4}
+    assert len(found[1]["large_gathers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "unknown name 'v9'"),
+        ("v5e:2x2x2", "v5e has 2 axes of chips, such as v5e:2x4"),
+        ("v5p:2x4", "v5p has 3 axes of chips, such as v5p:2x2x1"),
+        ("v5e:2xfour", "v5e has 2 axes"),
+        ("v5e", "v5e has 2 axes"),
+    ],
+)
+def test_wrong_topologies_are_named(name, message, monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: True)
+    with pytest.raises(ConfigError, match=message):
+        topology._devices(name)
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"pip install 'cervseg-jax\[tpu-compile\]'"):
+        topology._devices("v5e:2x4")
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    ("name", "settings", "hosts"),
+    [
+        ("v5e:2x4", (), 2),
+        ("v5e:2x2", ("runtime.precision=bfloat16",), 1),
+        ("v4:2x2x1", (), 1),
+        ("v5p:2x2x2", ("train.batch_size=8",), 2),
+        ("v6e:1x1", ("train.accumulate=2", "runtime.recompute=true"), 1),
+        ("v5e:2x4", ("runtime.mesh={data: 2, fsdp: 2, spatial: 2}",), 2),
+    ],
+)
+def test_the_real_step_compiles_for_tpus(name, settings, hosts, tiny_config, tmp_path):
+    pytest.importorskip("libtpu", reason="the extra tpu-compile is not installed")
+    arguments = ["compile", tiny_config, "--topology", name, "--json", tmp_path / "facts.json"]
+    for setting in ("model.image_size=[256, 256]", *settings):
+        arguments += ["--set", setting]
+    environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    program = "from cervseg_jax.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert (facts["fits"], facts["hosts"]) == (True, hosts)
+    assert facts["step_flops"] > 1e8
+    assert facts["collectives"]["large_gathers"] == []
+    if facts["mesh"]["spatial"] > 1:
+        assert facts["collectives"]["collective-permute"]["count"] > 10
