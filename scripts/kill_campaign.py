@@ -1,0 +1,148 @@
+"""Kills trainings at random moments, continues them, and compares the end with a run that nobody disturbed.
+
+Each lineage is one run folder: the training is started, killed after a random time, started again, and so on until it
+has had its share of kills; then it may finish. Weights must be equal to the last bit and the histories apart from the
+clock.
+
+Run: python scripts/kill_campaign.py OUT [--signal KILL|TERM] [--kills 50] [--lineages 5] [--processes 1] [--seed 0]
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+CONFIG = """
+model:
+  name: unet
+  image_size: [64, 64]
+  args: {base_filters: 4, levels: 3, dropout_rate: 0.1, batch_norm: true}
+data:
+  root: data
+  synthetic: {train: 12, valid: 4, test: 2, size: [64, 64]}
+augment:
+  operations:
+    - {name: flip}
+    - {name: affine, probability: 0.5}
+train:
+  epochs: 4
+  batch_size: 4
+  steps_per_epoch: 60
+  learning_rate: 1e-3
+  save_minutes: 0.01
+  early_stop_patience: null
+infer:
+  num_infer_images: 2
+"""
+CLOCK = ("seconds", "images_per_second", "input_wait")
+ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143}}
+"""Exit codes of disturbed trainings: done, or gone; 143 before there is anything to save."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the campaign and prints a table; exit code 1 if one lineage differs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--signal", choices=ALLOWED, default="KILL")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--lineages", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    out: Path = options.out.absolute()
+    out.mkdir(parents=True)
+    (out / "recipe.yaml").write_text(CONFIG)
+    _end(_start(out, "straight", options.processes))
+    began = time.monotonic()
+    _end(_start(out, "again", options.processes))  # from the cache of compiled programs, as the disturbed ones
+    longest = time.monotonic() - began
+    if not _equal(out / "straight", out / "again"):
+        sys.exit("two undisturbed runs differ: nothing can be compared with them")
+    rng = random.Random(options.seed)  # noqa: S311 (no secret)
+    rows, failures = [], 0
+    for number in range(options.lineages):
+        codes, exits = [], []
+        while len(codes) < options.kills // options.lineages:
+            processes = _start(out, f"lineage-{number}", options.processes)
+            time.sleep(rng.uniform(0.1, 1.1) * longest)
+            victim = rng.choice(processes)
+            before = [process.poll() for process in processes]
+            victim.send_signal(getattr(signal, f"SIG{options.signal}"))
+            began = time.monotonic()
+            ended = _end(processes)
+            exits.append(time.monotonic() - began)
+            if any(code is None for code in before):
+                codes.append(ended)
+            elif all(code == 0 for code in ended):
+                break  # it was done
+        final: list[int] = []
+        for _ in range(3):
+            final = _end(_start(out, f"lineage-{number}", options.processes))
+            if set(final) == {0}:
+                break
+        is_equal = set(final) == {0} and _equal(out / "straight", out / f"lineage-{number}")
+        odd = [code for several in codes for code in several if code not in ALLOWED[options.signal]]
+        failures += not is_equal or bool(odd)
+        rows.append({"kills": len(codes), "equal": is_equal, "odd_exits": odd, "longest_exit_seconds": max(exits)})
+        print(json.dumps({"lineage": number, **rows[-1]}), flush=True)
+    total = sum(row["kills"] for row in rows)
+    print(
+        f"{total} times SIG{options.signal}, {options.processes} processes, {failures} lineages of {len(rows)} differ"
+    )
+    (out / "campaign.json").write_text(json.dumps({"options": vars(options), "rows": rows}, default=str, indent=2))
+    if failures:
+        sys.exit(1)
+
+
+def _start(out: Path, name: str, count: int) -> list[subprocess.Popen[bytes]]:
+    program = str(Path(sys.executable).with_name("cervseg-jax"))
+    command = [program, "train", str(out / "recipe.yaml"), "--run-dir", str(out / name), "--quiet"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    started = []
+    for number in range(count):
+        peers = ["--coordinator", f"localhost:{port}", "--num-processes", str(count), "--process-id", str(number)]
+        log = (out / f"{name}.{number}.log").open("ab")
+        started.append(
+            subprocess.Popen(command + (peers if count > 1 else []), env=environment, stdout=log, stderr=log)
+        )
+    return started
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Waits; codes of killed processes as a shell shows them."""
+    codes = [process.wait() for process in processes]
+    return [code if code >= 0 else 128 - code for code in codes]
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether weights and histories are the same."""
+    if not (other / "metrics.csv").is_file():
+        return False
+    histories = []
+    for folder in (one, other):
+        with (folder / "metrics.csv").open() as file:
+            histories.append([{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)])
+    weights = []
+    for folder in (one, other):
+        (path,) = (folder / "best").glob("*.npz")
+        with np.load(path) as stored:
+            weights.append({name: stored[name] for name in stored.files})
+    a, b = weights
+    return histories[0] == histories[1] and a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
