@@ -35,9 +35,9 @@ augment:
     - {name: flip}
     - {name: affine, probability: 0.5}
 train:
-  epochs: 4
+  epochs: 6
   batch_size: 4
-  steps_per_epoch: 60
+  steps_per_epoch: 120
   learning_rate: 1e-3
   save_minutes: 0.01
   early_stop_patience: null
@@ -63,18 +63,19 @@ def main(arguments: Sequence[str]) -> None:
     out.mkdir(parents=True)
     (out / "recipe.yaml").write_text(CONFIG)
     _end(_start(out, "straight", options.processes))
-    began = time.monotonic()
-    _end(_start(out, "again", options.processes))  # from the cache of compiled programs, as the disturbed ones
-    longest = time.monotonic() - began
+    # From the cache of compiled programs, as the disturbed ones; then what remains when nothing is left to train.
+    whole, startup = (_seconds(out, "again", options.processes) for _ in range(2))
     if not _equal(out / "straight", out / "again"):
         sys.exit("two undisturbed runs differ: nothing can be compared with them")
     rng = random.Random(options.seed)  # noqa: S311 (no secret)
+    per_lineage = options.kills // options.lineages
+    longest = startup + 2 * (whole - startup) / per_lineage
     rows, failures = [], 0
     for number in range(options.lineages):
         codes, exits = [], []
-        while len(codes) < options.kills // options.lineages:
+        while len(codes) < per_lineage:
             processes = _start(out, f"lineage-{number}", options.processes)
-            time.sleep(rng.uniform(0.1, 1.1) * longest)
+            time.sleep(rng.uniform(0.3 * startup, longest))
             victim = rng.choice(processes)
             before = [process.poll() for process in processes]
             victim.send_signal(getattr(signal, f"SIG{options.signal}"))
@@ -93,7 +94,9 @@ def main(arguments: Sequence[str]) -> None:
         is_equal = set(final) == {0} and _equal(out / "straight", out / f"lineage-{number}")
         odd = [code for several in codes for code in several if code not in ALLOWED[options.signal]]
         failures += not is_equal or bool(odd)
-        rows.append({"kills": len(codes), "equal": is_equal, "odd_exits": odd, "longest_exit_seconds": max(exits)})
+        rows.append(
+            {"kills": len(codes), "equal": is_equal, "odd_exits": odd, "longest_exit_seconds": round(max(exits), 2)}
+        )
         print(json.dumps({"lineage": number, **rows[-1]}), flush=True)
     total = sum(row["kills"] for row in rows)
     print(
@@ -119,6 +122,12 @@ def _start(out: Path, name: str, count: int) -> list[subprocess.Popen[bytes]]:
             subprocess.Popen(command + (peers if count > 1 else []), env=environment, stdout=log, stderr=log)
         )
     return started
+
+
+def _seconds(out: Path, name: str, count: int) -> float:
+    began = time.monotonic()
+    _end(_start(out, name, count))
+    return time.monotonic() - began
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:

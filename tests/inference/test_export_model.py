@@ -34,7 +34,7 @@ def network(name, args, size=(32, 64)):
     return Network(contract, apply, params, model_state)
 
 
-QUICK = ("unet-", "swin")
+QUICK = ("unet-",)
 CASES = [
     pytest.param(
         *case.values,

@@ -47,7 +47,7 @@ SMALL = {
     "unet3plus": [{"base_filters": 2}],
     "xception_like_unet": [{"base_filters": 4, "levels": 2}],
 }
-DEEP = ("basnet", "deeplab_v3plus", "efficient_unet", "efficientnet_b7_unet", "trans_unet-0")
+DEEP = ("basnet", "deeplab_v3plus", "efficient_unet", "efficientnet_b7_unet", "multires_unet", "trans_unet-0", "u2net")
 """Networks of hundreds of layers, whose gradients compile for long. The quick run builds most of them."""
 CASES = [
     pytest.param(name, args, id=f"{name}-{number}")
