@@ -29,7 +29,6 @@ from cervseg_jax.metrics.bootstrap import bootstrap_mean
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_instance_outlines, draw_sheet
 from cervseg_jax.sections import Config
 from cervseg_jax.training.run_folder import load_run_config
-from cervseg_jax.training.sharding import make_mesh
 from cervseg_jax.weights import Network, load_network
 
 
@@ -107,8 +106,7 @@ def _train(config: Path, run: Path, way: Way, seed: int, overrides: Sequence[str
 def _maps_and_truths(
     config: Config, network: Network, pairs: Sequence[Pair]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    mesh = make_mesh(None, batch_size=config.infer.batch_size)
-    predictor = make_predictor([network], mesh, batch_size=config.infer.batch_size)
+    predictor = make_predictor([network], batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in pairs]
     maps = predict_images(predictor, images)
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(pairs, images, strict=True)]

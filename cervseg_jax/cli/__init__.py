@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import os
 import platform
 import sys
@@ -16,7 +17,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are no UTF-8
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compilation_cache()))  # JAX reads it when it is imported
+    _keep_compiled_programs()
     try:
         from cervseg_jax.cli.app import app
 
@@ -42,15 +43,23 @@ def main() -> None:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
 
 
-def _compilation_cache() -> Path:
-    """Returns the folder where compiled programs are kept, one per kind of processor: homes are shared by hosts."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _keep_compiled_programs() -> None:
+    """Names a folder for compiled programs to JAX, which reads the variable when it is imported.
+
+    Each kind of processor has its own: homes are shared by hosts.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kind = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return  # a user without a home
+    try:
+        with open("/proc/cpuinfo") as file:
+            first_core = itertools.takewhile(str.strip, file)
+            kind = "".join(line for line in first_core if line.startswith(("model name", "flags", "Features")))
     except OSError:
         kind = platform.processor()
-    return base / "cervseg-jax" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    folder = base / "cervseg-jax" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
 def _fail(message: str, exit_code: int) -> None:

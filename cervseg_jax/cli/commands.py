@@ -57,12 +57,13 @@ def run_train(
     with together():
         require_devices(config.runtime)
         mesh = train_mesh(config)
-    require_equal("the config", dump_config(config))
+    resolved = dump_config(config)
+    require_equal("the config", resolved)
     folder = choose_run_folder(config_path, run_dir, fresh=fresh)
     require_equal("the run folder", str(folder))
     reporter.info(_device_line())
     reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
-    reporter.info(f"config, with all defaults:\n{textwrap.indent(dump_config(config), '  ').rstrip()}")
+    reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
     for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
         with together():
             if is_writer() == turn:
@@ -83,11 +84,11 @@ def run_train(
         stop = stack.enter_context(stop_requests())
         result = train(config, folder, files, reporter=reporter, stop=stop)
     # New best weights take the parameters of the old ones away.
-    if any(pair.instances_path for pair in files["valid"]) and not (folder / "best" / SEPARATION_FILE).is_file():
+    is_tuned = (folder / "best" / SEPARATION_FILE).is_file()
+    if is_writer() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
         from cervseg_jax.inference.tune import tune_run
 
-        if is_writer():
-            tune_run(folder, config, files["valid"], reporter=reporter)
+        tune_run(folder, config, files["valid"], reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")

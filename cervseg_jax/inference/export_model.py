@@ -91,7 +91,9 @@ def _build(contract: Contract, image_size: tuple[int, int]) -> keras.Model:
 
 def _probabilities_at(network: Network, image_size: tuple[int, int]) -> Probabilities:
     """Returns the network for images of a size."""
-    apply, _, _ = functionalize(_build(network.contract, image_size))
+    apply = network.apply
+    if image_size != network.contract.image_size:
+        apply, _, _ = functionalize(_build(network.contract, image_size))
 
     @jax.jit
     def probabilities(images: jax.Array) -> jax.Array:

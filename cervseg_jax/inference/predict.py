@@ -14,7 +14,7 @@ from cervseg_jax.data.source import resize_image
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.models import Apply
-from cervseg_jax.training.sharding import batch_sharding, num_batch_shards, place, replicated
+from cervseg_jax.training.sharding import batch_sharding, make_mesh, num_batch_shards, place, replicated
 from cervseg_jax.typing import ModelState, Params
 from cervseg_jax.weights import Network
 
@@ -36,12 +36,11 @@ class Predictor(NamedTuple):
     """What the maps are."""
 
 
-def make_predictor(networks: Sequence[Network], mesh: Mesh, *, batch_size: int) -> Predictor:
-    """Returns the mean prediction of one or several networks.
+def make_predictor(networks: Sequence[Network], *, batch_size: int) -> Predictor:
+    """Returns the mean prediction of one or several networks, on the devices of this process.
 
     Args:
       networks: with their weights; of equal heads and image size.
-      mesh: devices over which each batch is spread.
       batch_size: the wanted size; the next larger one that the mesh divides is taken.
 
     Returns:
@@ -62,6 +61,7 @@ def make_predictor(networks: Sequence[Network], mesh: Mesh, *, batch_size: int) 
                     for contract in (first, other.contract)
                 )
             )
+    mesh = make_mesh(None, batch_size=batch_size)
     members = [
         functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
         for network in networks

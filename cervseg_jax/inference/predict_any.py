@@ -13,7 +13,6 @@ from cervseg_jax.inference.predict import Predictor, make_predictor, predict_ima
 from cervseg_jax.inference.symmetries import with_symmetries
 from cervseg_jax.inference.tiling import ImageLike, predict_tiled
 from cervseg_jax.sections import Config, TiledConfig
-from cervseg_jax.training.sharding import make_mesh
 from cervseg_jax.weights import Network
 
 MAX_IN_MEMORY = 64_000_000
@@ -27,13 +26,12 @@ def infer_predictor(networks: Sequence[Network], config: Config) -> Predictor:
 
     Args:
       networks: with their weights.
-      config: decides about devices, the batch size and test-time augmentation.
+      config: decides about the batch size and test-time augmentation.
 
     Returns:
       The predictor.
     """
-    mesh = make_mesh(None, batch_size=config.infer.batch_size)
-    predictor = make_predictor(networks, mesh, batch_size=config.infer.batch_size)
+    predictor = make_predictor(networks, batch_size=config.infer.batch_size)
     if not config.infer.test_time_augmentation:
         return predictor
     return predictor._replace(predict=with_symmetries(predictor.predict, predictor.heads))

@@ -76,7 +76,7 @@ def score_run(
     summary = _summary(scores, pairs, network, config, split=name)
     write_text(folder / "evaluation.csv", csv_text([], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]))
     order = _write_per_image(folder, scores, pairs)
-    predictor = make_predictor([network], mesh, batch_size=batch_size)
+    predictor = make_predictor([network], batch_size=batch_size)
     separated = [pair for pair in pairs if pair.instances_path is not None]
     if separated:
         rules = config.infer.separation or load_rules(run / "best")

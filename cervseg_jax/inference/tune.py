@@ -17,7 +17,6 @@ from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import make_predictor, predict_images
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
 from cervseg_jax.sections import Config, SeparationConfig
-from cervseg_jax.training.sharding import make_mesh
 from cervseg_jax.weights import SEPARATION_FILE, load_network
 
 THRESHOLDS = (0.35, 0.5, 0.65)
@@ -81,8 +80,7 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     """
     chosen = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
     network = load_network(run / "best", precision=config.runtime.precision)
-    mesh = make_mesh(None, batch_size=config.infer.batch_size)
-    predictor = make_predictor([network], mesh, batch_size=config.infer.batch_size)
+    predictor = make_predictor([network], batch_size=config.infer.batch_size)
     images = [read_image(pair.image_path) for pair in chosen]
     maps = list(predict_images(predictor, images))
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]

@@ -7,21 +7,25 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import keras
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch, abstract_batch
+from cervseg_jax.heads import num_maps
 from cervseg_jax.inference.predict import WeightedPredict, make_predict
 from cervseg_jax.losses import LOSSES, Loss
-from cervseg_jax.models import Apply
+from cervseg_jax.models import Apply, build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.training.meter import StepFacts, out_of_memory_advice
+from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.run_folder import EventLog
-from cervseg_jax.training.sharding import batch_sharding, replicated, state_sharding
+from cervseg_jax.training.sharding import batch_sharding, local_images, replicated, state_sharding
 from cervseg_jax.training.state import TrainState
 from cervseg_jax.training.step import StepMetrics, StepRules, make_eval_step, make_train_step
+from cervseg_jax.typing import ModelState, Params
 
 
 class Compiled(NamedTuple):
@@ -33,6 +37,8 @@ class Compiled(NamedTuple):
     mesh: Mesh
     batch_sharding: Batch
     """Where the parts of a batch lie."""
+    images: range
+    """Which images of each batch this process holds."""
     facts: StepFacts
 
 
@@ -72,13 +78,13 @@ def compile_run(
     flops = float((lowered.cost_analysis() or {}).get("flops", math.nan))
     facts = StepFacts(config.train.batch_size, flops, mesh.size, temporary)
     log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary, step_flops=flops)
-    spread = batch_sharding(mesh, config.model.heads)
+    spread, images = batch_sharding(mesh, config.model.heads), local_images(mesh, config.train.batch_size)
     eval_step = jax.jit(
         make_eval_step(apply, configured_loss(config), step_rules(config)),
         in_shardings=(state_sharding(mesh, state), spread),
         out_shardings=replicated(mesh),
     )
-    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread, facts)
+    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread, images, facts)
 
 
 def lower_train_step(
@@ -105,6 +111,25 @@ def lower_train_step(
     )
     batch = abstract_batch(config.train.batch_size, config.model.image_size, heads=config.model.heads)
     return step.lower(state, batch, jax.ShapeDtypeStruct((), np.float32))
+
+
+def configured_network(config: Config) -> tuple[Apply, Params, ModelState]:
+    """Builds the network with its initial weights, which depend on `train.seed` alone."""
+    keras.utils.set_random_seed(config.train.seed)
+    return functionalize(
+        build_model(
+            config.model.name,
+            image_size=config.model.image_size,
+            args=config.model.args,
+            dtype=config.runtime.precision,
+            num_maps=num_maps(config.model.heads),
+        )
+    )
+
+
+def configured_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns the optimizer, without the learning rate."""
+    return make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
 
 
 def configured_loss(config: Config) -> Loss:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import keras
 import numpy as np
 
 from cervseg_jax.console import Reporter
@@ -21,21 +20,18 @@ from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batch
 from cervseg_jax.data.source import Pair
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
 from cervseg_jax.evaluation import Scores, evaluate
-from cervseg_jax.heads import num_maps
-from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
-from cervseg_jax.training.compiled import Compiled, compile_run
+from cervseg_jax.training.compiled import Compiled, compile_run, configured_network, configured_optimizer
 from cervseg_jax.training.distributed import is_writer
 from cervseg_jax.training.interrupt import StopRequest, Wish, Wishes
 from cervseg_jax.training.meter import StepMeter, out_of_memory_advice
-from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.plateau import PlateauState, stops_early, update_best, update_plateau
 from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.progress import Progress, finite
 from cervseg_jax.training.run_folder import EventLog
 from cervseg_jax.training.schedule import rate_factor
-from cervseg_jax.training.sharding import local_images, place, state_sharding, to_host, train_mesh
+from cervseg_jax.training.sharding import place, state_sharding, to_host, train_mesh
 from cervseg_jax.training.state import TrainState, create_state
 from cervseg_jax.training.step import StepMetrics, check_rate_factors
 from cervseg_jax.training.writers import write_history
@@ -80,17 +76,9 @@ def train(
     if not pairs.get("valid"):
         raise ConfigError("data.root: training needs validation images (valid), to choose the best epoch by")
     log = EventLog(folder, is_open=is_writer())
-    optimizer = make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
+    optimizer = configured_optimizer(config)
     mesh = train_mesh(config)
-    keras.utils.set_random_seed(config.train.seed)  # initial weights
-    model = build_model(
-        config.model.name,
-        image_size=config.model.image_size,
-        args=config.model.args,
-        dtype=config.runtime.precision,
-        num_maps=num_maps(config.model.heads),
-    )
-    apply, params, model_state = functionalize(model)
+    apply, params, model_state = configured_network(config)
     check_rate_factors(config.train.rate_factors, params)
     if config.train.init_from is not None:
         params, model_state = load_arrays(config.train.init_from / "best", params, model_state)
@@ -151,8 +139,9 @@ class _Run:
 
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Trains until the last epoch or an early stop."""
-        images = local_images(self.compiled.mesh, self.config.train.batch_size)
-        batches = train_batches(self.config, self.pairs["train"], start_step=int(state.step), images=images)
+        batches = train_batches(
+            self.config, self.pairs["train"], start_step=int(state.step), images=self.compiled.images
+        )
         while _end_reason(self.config, progress) is None:
             start = time.monotonic()
             state, waited = self._train_epoch(state, progress, batches)
@@ -204,9 +193,8 @@ class _Run:
 
     def _placed(self, batch: Batch) -> Batch:
         """Puts this process' share of a batch on its devices."""
-        batch_size, mesh = self.config.train.batch_size, self.compiled.mesh
-        first = local_images(mesh, batch_size).start
         batch = replace(batch, wish=np.full_like(batch.wish, self.wishes.mine))
+        first, batch_size = self.compiled.images.start, self.config.train.batch_size
         return place(batch, self.compiled.batch_sharding, first=first, batch_size=batch_size)
 
     def _record(self, progress: Progress, metrics: StepMetrics | None) -> None:
@@ -225,8 +213,7 @@ class _Run:
 
     def _validate(self, state: TrainState, progress: Progress) -> Scores:
         pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
-        images = local_images(self.compiled.mesh, batch_size)
-        batches = eval_batches(self.config, pairs, batch_size=batch_size, images=images)
+        batches = eval_batches(self.config, pairs, batch_size=batch_size, images=self.compiled.images)
 
         def score(batch: Batch) -> StepMetrics:
             metrics = self.compiled.eval_step(state, self._placed(batch))

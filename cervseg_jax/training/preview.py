@@ -2,6 +2,7 @@
 
 import functools
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,12 +46,13 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
     predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
     ways = {"": None} | ({} if config.infer.tiled is None else {"_tiled": config.infer.tiled})
     overlays: dict[str, list[np.ndarray]] = {}
-    for ending, tiled in ways.items():
-        for pair, image, maps in predict_any(predictor, tiled, zip(pairs, images, strict=True), work=folder):
-            mask = (maps[..., 0] >= config.infer.threshold).astype(np.uint8)
-            if is_writer():
-                write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
-            overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(image), mask))
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
+        for ending, tiled in ways.items():
+            for pair, image, maps in predict_any(predictor, tiled, zip(pairs, images, strict=True), work=Path(work)):
+                if is_writer():  # the others only help to predict
+                    mask = (maps[..., 0] >= config.infer.threshold).astype(np.uint8)
+                    write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
+                    overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(image), mask))
     if not is_writer():
         return
     rows = []

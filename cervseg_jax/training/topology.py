@@ -9,16 +9,12 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 import jax
-import keras
 import numpy as np
 
 from cervseg_jax.components import lookup
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.heads import num_maps
-from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.sections import Config, MeshConfig
-from cervseg_jax.training.compiled import lower_train_step
-from cervseg_jax.training.optimizer import make_optimizer
+from cervseg_jax.training.compiled import configured_network, configured_optimizer, lower_train_step
 from cervseg_jax.training.sharding import make_mesh
 from cervseg_jax.training.state import create_state
 
@@ -77,16 +73,8 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
         height=config.model.image_size[0],
         devices=devices,
     )
-    keras.utils.set_random_seed(config.train.seed)
-    model = build_model(
-        config.model.name,
-        image_size=config.model.image_size,
-        args=config.model.args,
-        dtype=config.runtime.precision,
-        num_maps=num_maps(config.model.heads),
-    )
-    apply, params, model_state = functionalize(model)
-    optimizer = make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
+    apply, params, model_state = configured_network(config)
+    optimizer = configured_optimizer(config)
     with_ema = config.train.ema_decay is not None
     state = jax.eval_shape(lambda: create_state(params, model_state, optimizer, with_ema=with_ema))
     start = time.monotonic()
@@ -131,7 +119,7 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
 
 
 def largest_batch(config: Config, topology: str, *, start: int) -> int:
-    """Returns the largest batch that fits, a power of two times the smallest that the mesh divides.
+    """Returns the largest batch that fits, of `start` times a power of two.
 
     Args:
       config: the recipe.
