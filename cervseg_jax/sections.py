@@ -149,6 +149,8 @@ class TrainConfig(Section):
     """A state is saved within an epoch after so long."""
     log_steps: Positive = 50
     """Steps between two lines of `log.jsonl` with loss, norms and rates."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Programs that get the figures of `log.jsonl` as well; each needs the extra of its name."""
 
 
 class EvalConfig(Section):
@@ -224,6 +226,8 @@ class RuntimeConfig(Section):
     require: Literal["any", "cpu", "gpu", "tpu"] = "any"
     recompute: bool = False
     """Keep only what convolutions and products return for the gradient, and compute the rest again: less memory."""
+    profile_steps: Count = 0
+    """So many steps are recorded by JAX's profiler into RUN/profile, from the sixth of the call on; 0: none."""
 
 
 class Config(Section):

@@ -18,8 +18,8 @@ from cervseg_jax.data.outlines import draw_instances
 from cervseg_jax.data.synthetic import draw_scene
 from cervseg_jax.files import make_folder, write_png
 
-FIELD = 1000
-NUM_FIELDS = 4
+FIELD = 250
+NUM_FIELDS = 16
 OUTPUTS = "masks,instances,nuclei,geojson"
 PLAIN_LOOP = """
 import sys, cv2, functools, numpy as np

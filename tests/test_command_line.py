@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cervseg_jax.config import load_config
 from cervseg_jax.data.labelme import read_labelme
 from cervseg_jax.data.outlines import draw_instances
+from cervseg_jax.losses import LOSSES
 from cervseg_jax.weights import save_weights
 from tests.conftest import ROOT, TINY_CONFIG, draw_discs
 
@@ -516,6 +518,22 @@ def test_divergence_exits_5_and_keeps_the_last_state(finished, tmp_path):
     message = refused(5, "train", config, "--run-dir", tmp_path / "d2", *settings, "--set", "train.learning_rate=1e30")
     assert "the loss became nan" in message or "became inf" in message
     assert "disc_" in message or "val_loss" in message
+
+
+def test_a_gradient_that_is_no_number_is_divergence_though_the_loss_is_one(finished, tmp_path, monkeypatch):
+    """The weights would be lost at once; no state may be saved with them, not even when it is time for one."""
+    config, _, _ = finished
+    sound = LOSSES["bce_soft_dice"]
+
+    def broken(logits, masks, valid):
+        return sound(logits, masks, valid) + jnp.sqrt(0.0 * jnp.sum(logits))  # the root's slope at 0 is infinite
+
+    monkeypatch.setitem(LOSSES, "bce_soft_dice", broken)
+    settings = ("--set", f"data.root={config.parent / 'data'}", "--set", "train.save_minutes=1e-6")
+    message = refused(5, "train", config, "--run-dir", tmp_path / "run", *settings)
+    assert "the gradient became nan in epoch 1" in message
+    assert "disc_" in message
+    assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.is_dir()]
 
 
 def test_damaged_weights_and_foreign_folders(finished, tmp_path):

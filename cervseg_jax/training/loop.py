@@ -25,7 +25,7 @@ from cervseg_jax.training.checkpoint import Checkpoints
 from cervseg_jax.training.compiled import Compiled, compile_run, configured_network, configured_optimizer
 from cervseg_jax.training.distributed import is_writer
 from cervseg_jax.training.interrupt import StopRequest, Wish, Wishes
-from cervseg_jax.training.meter import StepMeter, out_of_memory_advice
+from cervseg_jax.training.meter import StepMeter, StepProfiler, out_of_memory_advice
 from cervseg_jax.training.plateau import PlateauState, stops_early, update_best, update_plateau
 from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.progress import Progress, finite
@@ -69,13 +69,13 @@ def train(
 
     Raises:
       InterruptedRunError: if `stop` was set; the state is saved.
-      DivergedError: if a loss is not finite; the last good state is kept.
+      DivergedError: if a loss or gradient is not finite; the last good state is kept.
       CheckpointError: if no state can be restored, or none saved.
       DataError: if a file has become unreadable.
     """
     if not pairs.get("valid"):
         raise ConfigError("data.root: training needs validation images (valid), to choose the best epoch by")
-    log = EventLog(folder, is_open=is_writer())
+    log = EventLog(folder, trackers=config.train.trackers, is_open=is_writer())
     optimizer = configured_optimizer(config)
     mesh = train_mesh(config)
     apply, params, model_state = configured_network(config)
@@ -104,8 +104,9 @@ def train(
             compiled = compile_run(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
             wishes = Wishes(stop, lambda: checkpoints.age_seconds >= 60 * config.train.save_minutes)
             meter = StepMeter(log, every=config.train.log_steps, facts=compiled.facts)
-            run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter)
-            state, progress = run.epochs(state, progress)
+            with StepProfiler(folder / "profile", num_steps=config.runtime.profile_steps) as profiler:
+                run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler)
+                state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
         checkpoints.wait()
     finally:
@@ -136,6 +137,7 @@ class _Run:
     wishes: Wishes
     log: EventLog
     meter: StepMeter
+    profiler: StepProfiler
 
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Trains until the last epoch or an early stop."""
@@ -169,6 +171,7 @@ class _Run:
                     state, metrics = self.compiled.train_step(state, self._placed(batch), np.float32(rate))
                 # The step before this one is read while this one runs.
                 self._record(progress, pending)
+                self.profiler.step(metrics)
                 pending = metrics
                 advance(f"loss {progress.scores.loss:.4f}")
                 if self.wishes.agreed == Wish.STOP:
@@ -203,11 +206,15 @@ class _Run:
         loss = progress.scores.add(metrics)
         self.wishes.hear(int(metrics.wish))
         self.meter.result(metrics)
-        if not math.isfinite(loss):
+        norm = float(metrics.gradient_norm)
+        # An infinite gradient that is clipped does no harm.
+        bad_gradient = math.isnan(norm) or (math.isinf(norm) and self.config.train.clip_value is None)
+        if not math.isfinite(loss) or bad_gradient:
+            what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient became {norm}"
             files = sorted({self.pairs["train"][index].image_path.name for index in np.asarray(metrics.image_id)})
-            self.log.write("diverged", loss=str(loss), files=files)
+            self.log.write("diverged", loss=str(loss), gradient_norm=str(norm), files=files)
             raise DivergedError(
-                f"the loss became {loss} in epoch {progress.epoch + 1}, with the images {', '.join(files)}; the last "
+                f"the {what} in epoch {progress.epoch + 1}, with the images {', '.join(files)}; the last "
                 "saved state is kept; try a lower train.learning_rate, train.clip_value, or input_range: unit"
             )
 

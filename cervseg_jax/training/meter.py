@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -99,6 +100,49 @@ class StepMeter:
             peak_memory_bytes=peak_memory(),
         )
         self._start, self._count, self._waited, self._losses = time.monotonic(), 0, 0.0, []
+
+
+class StepProfiler:
+    """Records what JAX's profiler sees of some steps, for TensorBoard's profile plugin, xprof or Perfetto."""
+
+    FIRST = 5
+    """Steps of this process before the recording begins; the first ones are not typical."""
+
+    def __init__(self, folder: Path, *, num_steps: int) -> None:
+        """Prepares a recording.
+
+        Args:
+          folder: where it goes.
+          num_steps: how many steps; 0 for none.
+        """
+        self._folder = folder
+        self._steps = range(self.FIRST, self.FIRST + num_steps)
+        self._count = 0
+        self._is_on = False
+
+    def __enter__(self) -> "StepProfiler":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends a recording that is under way."""
+        self._stop()
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Begins or ends the recording where it is time; `metrics` are those of the step that has just been started."""
+        self._count += 1
+        if self._count == self._steps.start and self._steps:
+            jax.block_until_ready(metrics)
+            jax.profiler.start_trace(str(self._folder))
+            self._is_on = True
+        elif self._is_on and self._count == self._steps.stop:
+            jax.block_until_ready(metrics)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._is_on:
+            jax.profiler.stop_trace()
+            self._is_on = False
 
 
 def model_flops_utilisation(facts: StepFacts, steps_per_second: float) -> float | None:

@@ -20,6 +20,7 @@ from cervseg_jax.data.source import PairFacts
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
 from cervseg_jax.files import csv_text, make_folder, write_json, write_text
 from cervseg_jax.sections import Config
+from cervseg_jax.training.trackers import TRACKERS, tracked_values
 
 REPORTED_PACKAGES = (
     "cervseg-jax",
@@ -172,11 +173,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class EventLog:
-    """Appends events to `log.jsonl`, one JSON object per line."""
+    """Appends events to `log.jsonl`, one JSON object per line; trackers get the figures of steps and epochs."""
 
-    def __init__(self, folder: Path, *, is_open: bool = True) -> None:
-        """Opens `folder/log.jsonl` for appending; where it is not to be open, events go nowhere."""
+    def __init__(self, folder: Path, *, trackers: Sequence[str] = (), is_open: bool = True) -> None:
+        """Opens `folder/log.jsonl` for appending; where it is not to be open, events go nowhere.
+
+        Args:
+          folder: the run folder.
+          trackers: names of `TRACKERS`.
+          is_open: whether this process writes.
+
+        Raises:
+          ConfigError: if a tracker's package is not installed.
+        """
         self._path = folder / "log.jsonl" if is_open else None
+        self._trackers = [TRACKERS[name](folder) for name in trackers]
 
     def write(self, event: str, **facts: Any) -> None:
         """Appends an event with the time and its facts."""
@@ -185,6 +196,10 @@ class EventLog:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, allow_nan=False, default=str)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        values = tracked_values(event, facts) if event in ("steps", "epoch") else {}
+        for track in self._trackers:
+            if values:
+                track(facts["step"], values)
 
 
 def _environment() -> dict[str, Any]:
