@@ -19,11 +19,11 @@ import numpy as np
 
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import Pair, find_pairs, read_instances
+from cervseg_jax.evaluation.nuclei import columns_of, score_nuclei
 from cervseg_jax.files import write_png
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import make_predictor, predict_images
-from cervseg_jax.inference.score_nuclei import columns_of, score_nuclei
 from cervseg_jax.inference.tune import DEPTHS, tune
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_instance_outlines, draw_sheet

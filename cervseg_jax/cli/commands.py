@@ -97,7 +97,7 @@ def run_train(
 
 def run_eval(run: Path, split: str, data: Path | None, overrides: Sequence[str], *, quiet: bool) -> None:
     """Scores a run."""
-    from cervseg_jax.inference.score import score_run
+    from cervseg_jax.evaluation.score import score_run
     from cervseg_jax.training.run_folder import load_run_config
 
     reporter = Reporter(quiet=quiet)

@@ -19,7 +19,7 @@ from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.source import Pair
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
-from cervseg_jax.evaluation import Scores, evaluate
+from cervseg_jax.evaluation.batches import Scores, evaluate
 from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
 from cervseg_jax.training.compiled import Compiled, compile_run, configured_network, configured_optimizer

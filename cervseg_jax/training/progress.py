@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from cervseg_jax.evaluation import Scores
+from cervseg_jax.evaluation.batches import Scores
 from cervseg_jax.training.plateau import BestState, PlateauState
 from cervseg_jax.training.writers import History
 

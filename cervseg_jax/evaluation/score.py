@@ -13,12 +13,12 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.evaluation import Scores, evaluate
+from cervseg_jax.evaluation.batches import Scores, evaluate
+from cervseg_jax.evaluation.nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
 from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import Predictor, make_predictor, predict_images
-from cervseg_jax.inference.score_nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
 from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.metrics.pixel import METRICS
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
