@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +14,14 @@ PLAIN_INTERVAL_SECONDS = 5.0
 
 Advance = Callable[..., None]
 """`advance(note="")`: one more unit is done."""
+
+
+def short_path(path: Path) -> Path:
+    """Returns a path as a user would write it, from the current folder where it lies there."""
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return path
 
 
 class Reporter:

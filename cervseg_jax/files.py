@@ -110,6 +110,14 @@ def write_tiff(path: Path, image: np.ndarray) -> None:
     write_bytes(path, packed.tobytes(), durable=False)
 
 
+def write_labels(folder: Path, name: str, labels: np.ndarray) -> None:
+    """Writes instance labels, integers [h, w]: a PNG of 16 bits, or a TIFF of 32 bits where that is too little."""
+    if labels.max(initial=0) <= np.iinfo(np.uint16).max:
+        write_png(folder / f"{name}.png", labels.astype(np.uint16))
+    else:
+        write_tiff(folder / f"{name}.tif", labels)
+
+
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns comma-separated values; text with a comma, quote or line break is quoted.
 

@@ -91,6 +91,29 @@ def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], S
     save_figure(path, figure)
 
 
+def draw_reliability(path: Path, curve: Mapping[str, Sequence[float]], *, error: float) -> None:
+    """Draws how often pixels of a probability are nucleus, and how many pixels there are.
+
+    Args:
+      path: the PNG to write.
+      curve: `predicted`, `observed` and `pixels` by bin; undefined places are NaN.
+      error: expected calibration error, for the title.
+    """
+    figure = Figure(figsize=(5, 5.6), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="perfectly calibrated")
+    upper.plot(curve["predicted"], curve["observed"], "o-", color=_CURVE_COLOURS[0], markersize=4, label="this network")
+    upper.set(ylabel="share that is nucleus", xlim=(0, 1), ylim=(0, 1), title=f"expected calibration error {error:.4f}")
+    upper.legend(frameon=False, loc="upper left")
+    edges = np.linspace(0, 1, len(curve["pixels"]) + 1)
+    lower.stairs(curve["pixels"], edges, fill=True, color=_CURVE_COLOURS[0], alpha=0.5)
+    lower.set(xlabel="predicted probability", ylabel="pixels", yscale="log")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(path, figure)
+
+
 class Box(NamedTuple):
     """A box of `draw_stages`."""
 

@@ -19,9 +19,8 @@ import numpy as np
 
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import Pair, find_pairs, read_instances
-from cervseg_jax.evaluation.nuclei import columns_of, score_nuclei
+from cervseg_jax.evaluation.nuclei import columns_of, join_nucleus_scores, score_nuclei
 from cervseg_jax.files import write_png
-from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import make_predictor, predict_images
 from cervseg_jax.inference.tune import DEPTHS, tune
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
             )
             maps, truths = _maps_and_truths(config, network, pairs["test"])
             found = [separate(image, network.contract.heads, rules) for image in maps]
-            columns = columns_of(score_nuclei(zip(truths, found, map(doubt, maps), strict=True)))
+            columns = columns_of(join_nucleus_scores(list(map(score_nuclei, truths, found))))
             rows = scores.setdefault(name, {key: [] for key in columns})
             for key, values in columns.items():
                 rows[key] += values.tolist()

@@ -24,7 +24,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config value (repeatable).")
 ]
+Tiled = Annotated[
+    bool | None,
+    typer.Option("--tiled/--whole", help="In overlapping tiles, or resized; default: as configured."),
+]
+Ensemble = Annotated[
+    list[Path] | None, typer.Option("--with", metavar="RUN", help="Average with this run (repeatable).")
+]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+
+
+def _tiled_setting(tiled: bool | None) -> list[str]:
+    return [] if tiled is None else ["infer.tiled={}" if tiled else "infer.tiled=null"]
 
 
 def _show_version(wanted: bool) -> None:
@@ -84,13 +95,19 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Another dataset: with train, valid, test, or with images and masks.")
     ] = None,
+    tiled: Tiled = None,
+    ensemble: Ensemble = None,
+    allow_trained: Annotated[
+        bool, typer.Option("--allow-trained", help="Score images that the run was trained on.")
+    ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score a run's best weights; writes RUN/eval/."""
-    from cervseg_jax.cli.commands import run_eval
+    """Score a run's best weights, predicting as `infer` does; writes RUN/eval/."""
+    from cervseg_jax.cli.eval_command import run_eval
 
-    run_eval(run, split, data, overrides or [], quiet=quiet)
+    settings = _tiled_setting(tiled) + (overrides or [])
+    run_eval(run, split, data, settings, others=ensemble or [], allow_trained=allow_trained, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax infer runs/quickstart --images my_slides --out my_masks")
@@ -108,13 +125,8 @@ def infer(
     mpp: Annotated[
         float | None, typer.Option(min=0.0, help="Micrometres per pixel: measurements in micrometres as well.")
     ] = None,
-    tiled: Annotated[
-        bool | None,
-        typer.Option("--tiled/--whole", help="In overlapping tiles, or resized; default: as configured."),
-    ] = None,
-    ensemble: Annotated[
-        list[Path] | None, typer.Option("--with", metavar="RUN", help="Average with this run (repeatable).")
-    ] = None,
+    tiled: Tiled = None,
+    ensemble: Ensemble = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of an earlier call.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an earlier call that was cut off.")] = False,
     overrides: Overrides = None,
@@ -123,13 +135,12 @@ def infer(
     """Make masks, single nuclei and measurements of images with a run's best weights."""
     from cervseg_jax.cli.commands import run_infer
 
-    mode = [] if tiled is None else ["infer.tiled={}" if tiled else "infer.tiled=null"]
     outputs = [name.strip() for given in output or [] for name in given.split(",")]
     run_infer(
         run,
         images,
         out,
-        mode + (overrides or []),
+        _tiled_setting(tiled) + (overrides or []),
         others=ensemble or [],
         outputs=outputs,
         mpp=mpp,

@@ -7,30 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
-from cervseg_jax.console import Reporter
+from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.peers import Peers
 from cervseg_jax.sections import Config
-
-SHOWN_NUCLEUS_SCORES = (
-    "aji",
-    "aji_plus",
-    "pq",
-    "sq",
-    "rq",
-    "f1_70",
-    "detection_f1",
-    "split_rate",
-    "merge_rate",
-    "pq_touching",
-    "f1_50_touching",
-    "merge_rate_touching",
-    "hd95_px",
-    "assd_px",
-)
-"""The rest is in summary.json."""
 
 
 def run_train(
@@ -80,7 +62,7 @@ def run_train(
                 record_data(folder, facts, allow_changes=allow_changes)
             files = {split: checked.pairs for split, checked in pairs.items()}
             _check_instances(config, files["train"], reporter)
-        reporter.info(f"run folder: {_short(folder)}")
+        reporter.info(f"run folder: {short_path(folder)}")
         stop = stack.enter_context(stop_requests())
         result = train(config, folder, files, reporter=reporter, stop=stop)
     # New best weights take the parameters of the old ones away.
@@ -92,35 +74,7 @@ def run_train(
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")
-    reporter.info(f"next: cervseg-jax eval {_short(folder)}")
-
-
-def run_eval(run: Path, split: str, data: Path | None, overrides: Sequence[str], *, quiet: bool) -> None:
-    """Scores a run."""
-    from cervseg_jax.evaluation.score import score_run
-    from cervseg_jax.training.run_folder import load_run_config
-
-    reporter = Reporter(quiet=quiet)
-    config = load_run_config(run, overrides)
-    summary, folder = score_run(run, config, split=split, data=data, reporter=reporter)
-    nuclei = summary.pop("nuclei", None)
-    summary.pop("separation", None)
-    width = max(map(len, summary))
-    for name, value in summary.items():
-        reporter.info(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
-    if nuclei is not None:
-        reporter.info(
-            f"\n{nuclei['num_true']} true nuclei, {nuclei['num_predicted']} predicted; "
-            "means over images with 95 % intervals, and pooled:"
-        )
-        for name in SHOWN_NUCLEUS_SCORES:
-            score = nuclei[name]
-            reporter.info(
-                f"{name:<22}{score['mean']:8.4f}  [{score['low']:.4f}, {score['high']:.4f}]"
-                + (f"{score['pooled']:10.4f}" if "pooled" in score else "")
-            )
-        reporter.info(f"rank correlation of the network's doubt with PQ: {nuclei['doubt_against_pq']:.2f}")
-    reporter.info(f"written to {_short(folder)}")
+    reporter.info(f"next: cervseg-jax eval {short_path(folder)}")
 
 
 def run_infer(
@@ -156,9 +110,11 @@ def run_infer(
         resume=resume,
         reporter=reporter,
     )
-    reporter.info(f"{done} images done: {', '.join(chosen)} and images.csv in {_short(out)}")
+    reporter.info(f"{done} images done: {', '.join(chosen)} and images.csv in {short_path(out)}")
     if failed:
-        raise FindingsError(f"{failed} of {done + failed} files could not be read; see {_short(out / 'failed.csv')}")
+        raise FindingsError(
+            f"{failed} of {done + failed} files could not be read; see {short_path(out / 'failed.csv')}"
+        )
 
 
 def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) -> None:
@@ -172,7 +128,7 @@ def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) ->
     height, width = network.contract.image_size
     sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
     Reporter(quiet=quiet).info(
-        f"{_short(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; read back, "
+        f"{short_path(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; read back, "
         f"largest difference of probabilities {facts['max_difference']:.1g}; contract.json and example.py beside it"
     )
 
@@ -184,7 +140,7 @@ def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], q
     reporter = Reporter(quiet=quiet)
     with reporter.progress("drawing", num_images) as advance:
         write_scenes(out.absolute(), num_images=num_images, seed=seed, size=size, each=advance)
-    reporter.info(f"{num_images} images written to {_short(out)}")
+    reporter.info(f"{num_images} images written to {short_path(out)}")
 
 
 def _draw_data(config: Config, reporter: Reporter) -> None:
@@ -257,10 +213,3 @@ def _device_line() -> str:
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     kind = f"{devices[0].device_kind} ({devices[0].platform})"
     return f"devices: {len(devices)} x {kind}{hosts}, {os.cpu_count()} CPU cores"
-
-
-def _short(path: Path) -> Path:
-    try:
-        return path.absolute().relative_to(Path.cwd())
-    except ValueError:
-        return path

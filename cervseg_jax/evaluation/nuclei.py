@@ -1,6 +1,6 @@
 """Scores of single nuclei over a part of a dataset."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from cervseg_jax.data.source import Pair
 from cervseg_jax.files import csv_text, write_text
-from cervseg_jax.inference.doubt import rank_correlation
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
 from cervseg_jax.metrics.instance import INSTANCE_METRICS, InstanceCounts, count_instances, join_counts, pooled
 from cervseg_jax.metrics.label_maps import surface_distances
@@ -24,28 +23,31 @@ class NucleusScores(NamedTuple):
     """Mean over the image's matched pairs in pixels; NaN where nothing matches."""
     assd: np.ndarray
     """Likewise."""
-    doubt: np.ndarray
-    """How unsure the network was."""
 
 
-def score_nuclei(images: Iterable[tuple[np.ndarray, np.ndarray, float]]) -> NucleusScores:
-    """Compares label maps.
+def score_nuclei(truth: np.ndarray, prediction: np.ndarray) -> NucleusScores:
+    """Compares the label maps of one image.
 
     Args:
-      images: truth and prediction of each image, integer labels [h, w], and how unsure the network was about it.
+      truth: integer labels [h, w].
+      prediction: integer labels [h, w].
 
     Returns:
-      Scores in the same order; at least one image is needed.
+      Scores of one image, fields of shape [1].
     """
-    every, near, hd95, assd, doubts = [], [], [], [], []
-    for truth, prediction, doubt in images:
-        doubts.append(doubt)
-        every.append(count_instances(truth, prediction))
-        near.append(count_instances(truth, prediction, touching_only=True))
-        distances = surface_distances(truth, prediction)
-        hd95.append(distances.hd95.mean() if distances.hd95.size else np.nan)
-        assd.append(distances.assd.mean() if distances.assd.size else np.nan)
-    return NucleusScores(join_counts(every), join_counts(near), np.array(hd95), np.array(assd), np.array(doubts))
+    distances = surface_distances(truth, prediction)
+    return NucleusScores(
+        count_instances(truth, prediction),
+        count_instances(truth, prediction, touching_only=True),
+        np.array([distances.hd95.mean() if distances.hd95.size else np.nan]),
+        np.array([distances.assd.mean() if distances.assd.size else np.nan]),
+    )
+
+
+def join_nucleus_scores(parts: Sequence[NucleusScores]) -> NucleusScores:
+    """Joins the scores of several images; at least one is needed."""
+    every, near, hd95, assd = zip(*parts, strict=True)
+    return NucleusScores(join_counts(every), join_counts(near), np.concatenate(hd95), np.concatenate(assd))
 
 
 def columns_of(scores: NucleusScores) -> dict[str, np.ndarray]:
@@ -64,14 +66,12 @@ def summarise_nuclei(scores: NucleusScores, groups: Sequence[str]) -> dict[str, 
 
     Returns:
       By name: mean over images with its 95 % interval, the number of images where the score is defined, and the score
-      of all images pooled where there is one. `doubt_against_pq` tells whether doubt predicts errors: the rank
-      correlation of both, negative where it does.
+      of all images pooled where there is one.
     """
     summary: dict[str, Any] = {
         "num_true": int(scores.all_nuclei.num_truth.sum()),
         "num_predicted": int(scores.all_nuclei.num_predicted.sum()),
         "num_true_touching": int(scores.touching_nuclei.num_truth.sum()),
-        "doubt_against_pq": rank_correlation(scores.doubt, columns_of(scores)["pq"]),
     }
     totals = {"": pooled(scores.all_nuclei), "_touching": pooled(scores.touching_nuclei)}
     for name, values in columns_of(scores).items():
@@ -85,7 +85,7 @@ def summarise_nuclei(scores: NucleusScores, groups: Sequence[str]) -> dict[str, 
 
 def write_nuclei_per_image(path: Path, scores: NucleusScores, pairs: Sequence[Pair]) -> None:
     """Writes one row per image, the lowest PQ first."""
-    columns = columns_of(scores) | {"doubt": scores.doubt}
+    columns = columns_of(scores)
     counts = {"num_true": scores.all_nuclei.num_truth, "num_predicted": scores.all_nuclei.num_predicted}
     rows = [
         [

@@ -1,9 +1,12 @@
-"""A run and a dataset -> scores, tables and pictures."""
+"""A run and a dataset -> scores, tables, predictions and pictures."""
 
 import math
+import shlex
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +14,35 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
-from cervseg_jax.data.source import SPLITS, Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
-from cervseg_jax.errors import ConfigError
-from cervseg_jax.evaluation.batches import Scores, evaluate
-from cervseg_jax.evaluation.nuclei import score_nuclei, summarise_nuclei, write_nuclei_per_image
-from cervseg_jax.files import csv_text, make_folder, write_json, write_png, write_text
-from cervseg_jax.inference.doubt import doubt
+from cervseg_jax.data.source import Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
+from cervseg_jax.evaluation.batches import evaluate
+from cervseg_jax.evaluation.nuclei import (
+    NucleusScores,
+    join_nucleus_scores,
+    score_nuclei,
+    summarise_nuclei,
+    write_nuclei_per_image,
+)
+from cervseg_jax.evaluation.nuclei import columns_of as nucleus_columns
+from cervseg_jax.evaluation.part import Part, choose_part, refuse_seen_images
+from cervseg_jax.evaluation.pictures import write_sheets
+from cervseg_jax.evaluation.pixels import (
+    PixelScores,
+    columns_of,
+    join_pixel_scores,
+    score_pixels,
+    summarise_pixels,
+    tuned_threshold,
+)
+from cervseg_jax.evaluation.subsets import find_subsets, summarise_subsets
+from cervseg_jax.files import csv_text, make_folder, write_json, write_labels, write_png, write_text
+from cervseg_jax.inference.doubt import doubt, rank_correlation
 from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import Predictor, make_predictor, predict_images
-from cervseg_jax.inference.tune import load_rules
-from cervseg_jax.metrics.pixel import METRICS
-from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
+from cervseg_jax.inference.predict import Predictor
+from cervseg_jax.inference.predict_any import infer_predictor, predict_any
+from cervseg_jax.inference.tune import MAX_IMAGES, load_rules
+from cervseg_jax.metrics.pixel import ratio
+from cervseg_jax.plots import draw_reliability
 from cervseg_jax.sections import Config, SeparationConfig
 from cervseg_jax.training.compiled import configured_loss, step_rules
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
@@ -29,17 +50,41 @@ from cervseg_jax.training.state import TrainState
 from cervseg_jax.training.step import make_eval_step
 from cervseg_jax.weights import Network, load_network
 
+PREDICTIONS = ("masks", "probabilities", "instances")
+"""Folders of what was predicted, one PNG per image; probabilities times 255."""
+
+
+class ImageScores(NamedTuple):
+    """What the images of a part showed, one row each."""
+
+    pixels: PixelScores
+    doubt: np.ndarray
+    """How unsure the network was; see `inference.doubt`."""
+    nuclei: NucleusScores | None
+    """Of the images whose nuclei are told apart."""
+    has_instances: np.ndarray
+    """Which images these are; bool [images]."""
+
 
 def score_run(
-    run: Path, config: Config, *, split: str, data: Path | None, reporter: Reporter
+    run: Path,
+    config: Config,
+    *,
+    split: str,
+    data: Path | None,
+    others: Sequence[Path] = (),
+    allow_trained: bool = False,
+    reporter: Reporter,
 ) -> tuple[dict[str, Any], Path]:
-    """Scores the run's best weights and writes `evaluation.csv`, `per_image.csv`, `summary.json` and pictures.
+    """Scores the run's best weights, predicting as `infer` does, and writes tables, predictions and pictures.
 
     Args:
       run: a run folder.
       config: its config.
       split: which part of the dataset.
       data: another dataset than the config's; one with `images` and `masks` at its top is scored whole.
+      others: runs whose predictions are averaged with the first one's.
+      allow_trained: score images that the run was trained on; the run's own training part needs no leave.
       reporter: for progress.
 
     Returns:
@@ -47,15 +92,69 @@ def score_run(
 
     Raises:
       ConfigError: if the split or a folder is missing.
-      DataError: if files are bad.
+      DataError: if files are bad, or the run was trained on some.
       CheckpointError: if the run has no usable weights.
     """
     require_devices(config.runtime)
-    pairs, name = _choose_pairs(config, split, data, reporter)
-    network = load_network(run / "best", precision=config.runtime.precision)
+    part = choose_part(config, split, data, reporter)
+    allowed = allow_trained or (split == "train" and data is None)
+    num_trained = refuse_seen_images(run, part, allow=allowed, reporter=reporter)
+    networks = [load_network(member / "best", precision=config.runtime.precision) for member in (run, *others)]
+    network = networks[0]
     trained = {"image_size": network.contract.image_size, "heads": network.contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
-    mesh = make_mesh(None, batch_size=config.eval.batch_size)
+    rules = config.infer.separation or load_rules(run / "best")
+    folder = make_folder(run / "eval" / _folder_name(part, config, others))
+    predictor = infer_predictor(networks, config)
+    scores = _score_images(predictor, part.pairs, config, rules, reporter, folder=folder)
+    summary: dict[str, Any] = {
+        "command": shlex.join(["cervseg-jax", *sys.argv[1:]]),
+        "split": part.name,
+        "num_images": len(part.facts),
+        "num_sources": len(set(part.groups)),
+        "num_trained_on": num_trained,
+        "epoch": network.contract.epoch,
+        "weights_sha256": [member.contract.weights_sha256 for member in networks],
+        "threshold": config.eval.threshold,
+    }
+    if not others:
+        summary |= _batch_scores(network, config, part.pairs, reporter)
+        rows = [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
+        write_text(folder / "evaluation.csv", csv_text([], rows))
+    summary |= summarise_pixels(scores.pixels, part.groups)
+    summary["doubt_against_dice"] = rank_correlation(scores.doubt, columns_of(scores.pixels)["dice"])
+    summary["tuned"] = _tuned(predictor, config, part, scores, reporter)
+    if scores.nuclei is not None:
+        own = [fact for fact, known in zip(part.facts, scores.has_instances, strict=True) if known]
+        summary["nuclei"] = summarise_nuclei(scores.nuclei, [fact.pair.group for fact in own])
+        summary["doubt_against_pq"] = rank_correlation(
+            scores.doubt[scores.has_instances], nucleus_columns(scores.nuclei)["pq"]
+        )
+        summary["separation"] = rules.model_dump()
+        write_nuclei_per_image(folder / "nuclei_per_image.csv", scores.nuclei, [fact.pair for fact in own])
+    summary["subsets"] = _subset_scores(part, scores)
+    order = _write_per_image(folder, scores, part)
+    write_json(folder / "summary.json", summary)
+    draw_reliability(folder / "calibration.png", summary["calibration"], error=summary["calibration_error"])
+    ordered = [part.facts[row].pair for row in order]
+    write_sheets(folder, ordered, count=config.eval.num_example_images, mask_rule=config.data.mask_rule)
+    return summary, folder
+
+
+def _folder_name(part: Part, config: Config, others: Sequence[Path]) -> str:
+    """Returns the part's name, and what is unusual about the prediction: ways to predict do not mix."""
+    unusual = {
+        "tiled": config.infer.tiled is not None,
+        "symmetries": config.infer.test_time_augmentation,
+        f"with-{'-'.join(other.absolute().name for other in others)}": bool(others),
+    }
+    return "-".join([part.name, *(name for name, is_so in unusual.items() if is_so)])
+
+
+def _batch_scores(network: Network, config: Config, pairs: Sequence[Pair], reporter: Reporter) -> dict[str, float]:
+    """Returns loss and batch-pooled soft Dice at the network's size, as validation in training."""
+    batch_size = config.eval.batch_size
+    mesh = make_mesh(None, batch_size=batch_size)
     state = jax.device_put(
         TrainState(jnp.int32(network.contract.step), network.params, network.model_state, (), {}), replicated(mesh)
     )
@@ -64,110 +163,113 @@ def score_run(
         make_eval_step(network.apply, configured_loss(config), step_rules(config)),
         in_shardings=(replicated(mesh), sharding),
     )
-    batch_size = config.eval.batch_size
-    with reporter.progress("scoring", math.ceil(len(pairs) / batch_size)) as advance:
+    with reporter.progress("loss", math.ceil(len(pairs) / batch_size)) as advance:
         scores = evaluate(
             lambda batch: step(state, jax.device_put(batch, sharding)),
             eval_batches(config, pairs, batch_size=batch_size),
             each=advance,
         )
     assert scores is not None  # noqa: S101 (no `stop` was given)
-    folder = make_folder(run / "eval" / name)
-    summary = _summary(scores, pairs, network, config, split=name)
-    write_text(folder / "evaluation.csv", csv_text([], [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]))
-    order = _write_per_image(folder, scores, pairs)
-    predictor = make_predictor([network], batch_size=batch_size)
-    separated = [pair for pair in pairs if pair.instances_path is not None]
-    if separated:
-        rules = config.infer.separation or load_rules(run / "best")
-        nuclei = score_nuclei(_label_maps(predictor, separated, config, rules, reporter))
-        summary["nuclei"] = summarise_nuclei(nuclei, [pair.group for pair in separated])
-        summary["separation"] = rules.model_dump()
-        write_nuclei_per_image(folder / "nuclei_per_image.csv", nuclei, separated)
-    write_json(folder / "summary.json", summary)
-    count = min(config.eval.num_example_images, len(order))
-    for title, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
-        if chosen:
-            write_png(folder / f"{title}.png", _sheet(predictor, [pairs[index] for index in chosen], config))
-    return summary, folder
+    return {name: scores.summary()[name] for name in ("loss", "dice_coef")}
 
 
-def _choose_pairs(config: Config, split: str, data: Path | None, reporter: Reporter) -> tuple[list[Pair], str]:
-    if split not in SPLITS:
-        raise ConfigError(f"--split: must be one of {', '.join(SPLITS)}, got {split!r}")
-    section, name = config.data, split
-    if data is not None:
-        section = section.model_copy(update={"root": data.absolute(), "synthetic": None, "split": None})
-        name = f"{data.absolute().name}-{split}"
-    if data is not None and (data / "images").is_dir():
-        found, problems = find_pairs(section, whole=True)
-        name, split = data.absolute().name, "test"
-    else:
-        found, problems = find_pairs(section)
-    if split not in found:
-        raise ConfigError(f"--split: {section.root} has no {split}; it has {', '.join(found)}")
-    checked = check_pairs(found[split], section)
-    for problem in problems + checked.problems:
-        reporter.warn(problem)
-    return checked.pairs, name
+def _score_images(
+    predictor: Predictor,
+    pairs: Sequence[Pair],
+    config: Config,
+    rules: SeparationConfig | None,
+    reporter: Reporter,
+    *,
+    folder: Path | None,
+) -> ImageScores:
+    """Predicts and scores images in their own size; nuclei where there are `rules`, files where there is a folder."""
+    pixels: list[PixelScores] = []
+    doubts: list[float] = []
+    nuclei: list[NucleusScores] = []
+
+    def images() -> Iterator[tuple[Pair, np.ndarray]]:
+        for pair in pairs:
+            yield pair, read_image(pair.image_path)
+
+    if folder:
+        for name in PREDICTIONS:
+            make_folder(folder / name)
+    with reporter.progress("scoring", len(pairs)) as advance, tempfile.TemporaryDirectory(dir=folder) as work:
+        for pair, _, maps in predict_any(predictor, config.infer.tiled, images(), work=Path(work)):
+            probs = np.asarray(maps[..., 0], np.float32)
+            mask = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
+            pixels.append(score_pixels(probs, mask, threshold=config.eval.threshold))
+            doubts.append(doubt(maps))
+            labels = None
+            if rules is not None and pair.instances_path is not None:
+                labels = separate(maps, config.model.heads, rules)
+                nuclei.append(score_nuclei(read_instances(pair, mask.shape), labels))
+            if folder:
+                write_png(folder / "masks" / f"{pair.stem}.png", _as_uint8(255 * (probs >= config.eval.threshold)))
+                write_png(folder / "probabilities" / f"{pair.stem}.png", _as_uint8(np.rint(255 * probs)))
+                if labels is not None:
+                    write_labels(folder / "instances", pair.stem, labels)
+            advance()
+    return ImageScores(
+        join_pixel_scores(pixels),
+        np.array(doubts),
+        join_nucleus_scores(nuclei) if nuclei else None,
+        np.array([pair.instances_path is not None for pair in pairs]),
+    )
 
 
-def _summary(scores: Scores, pairs: Sequence[Pair], network: Network, config: Config, *, split: str) -> dict[str, Any]:
-    return {
-        "split": split,
-        "num_images": scores.num_images,
-        "num_sources": len({pair.group for pair in pairs}),
-        "epoch": network.contract.epoch,
-        "threshold": config.eval.threshold,
-        **scores.summary(),
-    }
+def _as_uint8(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.uint8)
 
 
-def _write_per_image(folder: Path, scores: Scores, pairs: Sequence[Pair]) -> list[int]:
-    """Writes one row per image, worst first, and returns the indices in that order."""
-    counts = scores.counts
-    columns = {name: metric(counts) for name, metric in METRICS.items()}
+def _tuned(
+    predictor: Predictor, config: Config, part: Part, scores: ImageScores, reporter: Reporter
+) -> dict[str, Any] | None:
+    """Chooses a threshold on validation images of the config's dataset; None where there are none."""
+    if part.split == "valid" or not config.data.root.is_dir():
+        return None
+    found = find_pairs(config.data)[0].get("valid", [])
+    chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbours may be alike
+    if not chosen:
+        return None
+    pairs = [fact.pair for fact in check_pairs(chosen, config.data).facts]
+    validation = _score_images(predictor, pairs, config, None, reporter, folder=None)
+    return {"num_images": len(pairs)} | tuned_threshold(validation.pixels, scores.pixels, part.groups)
+
+
+def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:
+    counts, known = scores.pixels.counts, scores.has_instances
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        column = np.full(len(known), np.nan)
+        column[known] = values
+        return column
+
+    measures = {"share of nucleus": ratio(counts.true_positive + counts.false_negative, np.sum(counts, axis=0))}
+    columns = {"dice": columns_of(scores.pixels)["dice"]}
+    if scores.nuclei is not None:
+        num_true = scores.nuclei.all_nuclei.num_truth
+        measures["nuclei"] = spread(num_true)
+        measures["share of touching nuclei"] = spread(ratio(scores.nuclei.touching_nuclei.num_truth, num_true))
+        columns["pq"] = spread(nucleus_columns(scores.nuclei)["pq"])
+    return summarise_subsets(find_subsets(part.traits, measures), columns, part.groups)
+
+
+def _write_per_image(folder: Path, scores: ImageScores, part: Part) -> list[int]:
+    """Writes one row per image, worst first, and returns the rows that have a Dice in that order."""
+    columns = columns_of(scores.pixels) | {"doubt": scores.doubt}
     order = np.argsort(columns["dice"], kind="stable").tolist()  # undefined scores (NaN) come last
     rows = [
         [
-            pairs[scores.image_ids[row]].stem,
-            pairs[scores.image_ids[row]].group,
-            *(f"{columns[name][row]:.6f}" for name in METRICS),
-            *(int(field[row]) for field in counts),
+            part.facts[row].pair.stem,
+            part.facts[row].pair.group,
+            part.facts[row].pair.image_path,
+            part.facts[row].image_sha256,
+            *(f"{values[row]:.6f}" for values in columns.values()),
+            *(int(field[row]) for field in scores.pixels.counts),
         ]
         for row in order
     ]
-    write_text(folder / "per_image.csv", csv_text(["stem", "group", *METRICS, *counts._fields], rows))
-    defined = [row for row in order if not np.isnan(columns["dice"][row])]
-    return [scores.image_ids[row] for row in defined]
-
-
-def _label_maps(
-    predictor: Predictor, pairs: Sequence[Pair], config: Config, rules: SeparationConfig, reporter: Reporter
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Yields true and predicted instance labels, and the network's doubt."""
-    images = (read_image(pair.image_path) for pair in pairs)
-    all_maps = predict_images(predictor, images)
-    with reporter.progress("nuclei", len(pairs)) as advance:
-        for pair, maps in zip(pairs, all_maps, strict=True):
-            yield read_instances(pair, maps.shape[:2]), separate(maps, config.model.heads, rules), doubt(maps)
-            advance()
-
-
-def _sheet(predictor: Predictor, pairs: Sequence[Pair], config: Config) -> np.ndarray:
-    """Shows images with the outlines of truth and prediction."""
-    images = [read_image(pair.image_path) for pair in pairs]
-    rows = []
-    for pair, image, probs in zip(
-        pairs,
-        images,
-        predict_images(predictor, images),
-        strict=True,
-    ):
-        mask = (probs[..., 0] >= config.eval.threshold).astype(np.uint8)
-        truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
-        both = draw_outline(image, truth, colour=TRUTH_COLOUR)
-        both = draw_outline(both, mask, colour=PREDICTION_COLOUR)
-        black = np.repeat((mask * 255)[:, :, None], 3, axis=2)
-        rows.append((image, both, black))
-    return draw_sheet(rows, captions=("image", "truth green, prediction pink", "predicted mask"))
+    header = ["stem", "group", "image_path", "image_sha256", *columns, *scores.pixels.counts._fields]
+    write_text(folder / "per_image.csv", csv_text(header, rows))
+    return [row for row in order if not np.isnan(columns["dice"][row])]

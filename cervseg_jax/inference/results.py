@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_png, write_text, write_tiff
+from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.exporters.documents import (
     coco_annotations,
@@ -63,12 +63,7 @@ def _overlay(folder: Path, result: Result, settings: Settings) -> None:
 
 
 def _instances(folder: Path, result: Result, settings: Settings) -> None:
-    labels = _nuclei(result).labels
-    # PNG ends at 65,535 nuclei.
-    if labels.max(initial=0) <= np.iinfo(np.uint16).max:
-        write_png(folder / f"{result.name}.png", labels.astype(np.uint16))
-    else:
-        write_tiff(folder / f"{result.name}.tif", labels)
+    write_labels(folder, result.name, _nuclei(result).labels)
 
 
 def _probabilities(folder: Path, result: Result, settings: Settings) -> None:

@@ -1,0 +1,110 @@
+"""Which images are scored, and whether the run has seen them before."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.manifest import read_manifest
+from cervseg_jax.data.source import SPLITS, Pair, PairFacts, check_pairs, find_pairs, first_few
+from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.files import read_text
+from cervseg_jax.sections import Config, DataConfig
+
+
+class Part(NamedTuple):
+    """Images to score."""
+
+    name: str
+    """Of the folder for the results."""
+    split: str
+    facts: list[PairFacts]
+    traits: list[dict[str, str]]
+    """What the dataset's manifest says of each image; empty without one."""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The files."""
+        return [fact.pair for fact in self.facts]
+
+    @property
+    def groups(self) -> list[str]:
+        """The source of each image."""
+        return [fact.pair.group for fact in self.facts]
+
+
+def choose_part(config: Config, split: str, data: Path | None, reporter: Reporter) -> Part:
+    """Finds and reads the images to score.
+
+    Args:
+      config: of the run.
+      split: train, valid or test.
+      data: another dataset than the config's; one with `images` and `masks` at its top is scored whole.
+      reporter: for warnings.
+
+    Returns:
+      The part.
+
+    Raises:
+      ConfigError: if the split or a folder is missing.
+      DataError: if files are bad.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"--split: must be one of {', '.join(SPLITS)}, got {split!r}")
+    section, name = config.data, split
+    if data is not None:
+        section = section.model_copy(update={"root": data.absolute(), "synthetic": None, "split": None})
+        name = f"{data.absolute().name}-{split}"
+    if data is not None and (data / "images").is_dir():
+        found, problems = find_pairs(section, whole=True)
+        name, split = data.absolute().name, "test"
+    else:
+        found, problems = find_pairs(section)
+    if split not in found:
+        raise ConfigError(f"--split: {section.root} has no {split}; it has {', '.join(found)}")
+    checked = check_pairs(found[split], section)
+    for problem in problems + checked.problems:
+        reporter.warn(problem)
+    return Part(name, split, checked.facts, _traits(section, split, checked.facts))
+
+
+def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter) -> int | None:
+    """Makes sure that a run is not scored on images that it was trained on.
+
+    Args:
+      run: the run folder; its `data.csv` has the hashes.
+      part: the images.
+      allow: score them all the same.
+      reporter: for warnings.
+
+    Returns:
+      How many of the images the run was trained on; None if nobody knows, for imported weights.
+
+    Raises:
+      DataError: naming some of them.
+    """
+    path = run / "data.csv"
+    if not path.is_file():
+        reporter.warn(f"{run}: nobody knows which images these weights were trained on (no data.csv)")
+        return None
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    trained = {row["image_sha256"] for row in rows if row["split"] == "train"}
+    seen = [fact.pair.image_path for fact in part.facts if fact.image_sha256 in trained]
+    if seen and not allow:
+        raise DataError(
+            f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on, and a score on "
+            f"them tells nothing about others: {first_few(path.name for path in seen)}\n"
+            "Score other images, or these all the same with --allow-trained"
+        )
+    if seen:
+        reporter.warn(f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on")
+    return len(seen)
+
+
+def _traits(section: DataConfig, split: str, facts: Sequence[PairFacts]) -> list[dict[str, str]]:
+    path = section.root / "manifest.csv"
+    rows = read_manifest(path) if path.is_file() else []
+    known = {row["stem"]: row for row in rows if row["split"] == split}
+    return [known.get(fact.pair.stem, {}) for fact in facts]

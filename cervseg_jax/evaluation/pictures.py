@@ -1,0 +1,38 @@
+"""Sheets of the worst, median and best images, with the outlines of truth and prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cervseg_jax.data.decode import MaskRule
+from cervseg_jax.data.source import Pair, read_image, read_mask
+from cervseg_jax.files import write_png
+from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
+
+
+def write_sheets(folder: Path, pairs: Sequence[Pair], *, count: int, mask_rule: MaskRule) -> None:
+    """Writes `worst.png`, `median.png` and `best.png`.
+
+    Args:
+      folder: with the predicted `masks`.
+      pairs: worst first.
+      count: images in each sheet.
+      mask_rule: see `decode_mask`.
+    """
+    middle = max(0, (len(pairs) - count) // 2)
+    sheets = {"worst": pairs[:count], "median": pairs[middle : middle + count], "best": pairs[::-1][:count]}
+    for title, chosen in sheets.items():
+        if chosen:
+            rows = [_row(folder, pair, mask_rule) for pair in chosen]
+            captions = ("image", "truth green, prediction pink", "predicted mask")
+            write_png(folder / f"{title}.png", draw_sheet(rows, captions=captions))
+
+
+def _row(folder: Path, pair: Pair, mask_rule: MaskRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image = read_image(pair.image_path)
+    truth = read_mask(pair.mask_path, rule=mask_rule).mask
+    mask = read_mask(folder / "masks" / f"{pair.stem}.png", rule="half_range").mask
+    both = draw_outline(image, truth, colour=TRUTH_COLOUR)
+    both = draw_outline(both, mask, colour=PREDICTION_COLOUR)
+    return image, both, np.repeat((mask * 255)[:, :, None], 3, axis=2)

@@ -1,0 +1,131 @@
+"""Scores of masks and probabilities over a part of a dataset."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cervseg_jax.metrics.bootstrap import bootstrap_mean, bootstrap_sums
+from cervseg_jax.metrics.pixel import METRICS, Counts
+from cervseg_jax.metrics.probability import (
+    NUM_BINS,
+    ProbabilityCounts,
+    best_threshold,
+    brier,
+    calibration_error,
+    counts_at,
+    join_probability_counts,
+    probability_counts,
+    reliability,
+    soft_dice,
+)
+
+
+class PixelScores(NamedTuple):
+    """What the images of a part showed, one row each."""
+
+    counts: Counts
+    """At the threshold."""
+    probabilities: ProbabilityCounts
+
+
+def score_pixels(probs: np.ndarray, mask: np.ndarray, *, threshold: float) -> PixelScores:
+    """Compares the probabilities of one image with its mask.
+
+    Args:
+      probs: in [0, 1], shape [h, w].
+      mask: 0 or 1, shape [h, w].
+      threshold: probability from which a pixel is predicted as nucleus.
+
+    Returns:
+      Scores of one image, fields of shape [1, ...].
+    """
+    predicted, actual = probs >= threshold, mask > 0
+    cells = (predicted & actual, predicted & ~actual, ~predicted & actual, ~predicted & ~actual)
+    counts = Counts(*(np.array([np.count_nonzero(cell)]) for cell in cells))
+    return PixelScores(counts, probability_counts(probs, mask))
+
+
+def join_pixel_scores(parts: Sequence[PixelScores]) -> PixelScores:
+    """Joins the scores of several images."""
+    counts, probabilities = zip(*parts, strict=True)
+    return PixelScores(Counts(*map(np.concatenate, zip(*counts, strict=True))), join_probability_counts(probabilities))
+
+
+def columns_of(scores: PixelScores) -> dict[str, np.ndarray]:
+    """Returns every score per image by name."""
+    columns = {name: metric(scores.counts) for name, metric in METRICS.items()}
+    return columns | {"soft_dice": soft_dice(scores.probabilities), "brier": brier(scores.probabilities)}
+
+
+def summarise_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, Any]:
+    """Summarises scores.
+
+    Args:
+      scores: of all images.
+      groups: the source of each image; whole sources are drawn for the intervals.
+
+    Returns:
+      `<name>_mean` over images and `<name>_pooled` of all images as one, their 95 % intervals by the same names under
+      `intervals`, how many images have no value under `undefined`, and the reliability curve under `calibration`.
+    """
+    summary: dict[str, Any] = {}
+    intervals: dict[str, list[float]] = {}
+    undefined: dict[str, int] = {}
+    pooled = _pooled_metrics()
+    for name, values in columns_of(scores).items():
+        mean = bootstrap_mean(values, groups)
+        whole = bootstrap_sums(pooled[name], _sum_rows(scores), groups)
+        summary |= {f"{name}_mean": mean.mean, f"{name}_pooled": whole.mean}
+        intervals |= {f"{name}_mean": [mean.low, mean.high], f"{name}_pooled": [whole.low, whole.high]}
+        undefined[name] = int(np.isnan(values).sum())
+    error = bootstrap_sums(lambda sums: calibration_error(_unpacked(sums)[1]), _sum_rows(scores), groups)
+    summary["calibration_error"] = error.mean
+    intervals["calibration_error"] = [error.low, error.high]
+    curve = reliability(_unpacked(_sum_rows(scores).sum(axis=0))[1])
+    return summary | {
+        "intervals": intervals,
+        "undefined": {name: count for name, count in undefined.items() if count},
+        "calibration": {name: field.tolist() for name, field in curve._asdict().items()},
+    }
+
+
+def tuned_threshold(validation: PixelScores, scores: PixelScores, groups: Sequence[str]) -> dict[str, float]:
+    """Chooses the threshold of the highest mean Dice on validation images, and applies it to others.
+
+    Args:
+      validation: of validation images.
+      scores: of the images to score.
+      groups: the sources of the latter.
+
+    Returns:
+      The threshold, and the mean Dice with its interval.
+    """
+    threshold = best_threshold(validation.probabilities)
+    cut = counts_at(scores.probabilities, round(threshold * NUM_BINS))
+    interval = bootstrap_mean(METRICS["dice"](cut), groups)
+    return {"threshold": threshold, "dice_mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _sum_rows(scores: PixelScores) -> np.ndarray:
+    """Returns everything that can be summed over images, [images, k]."""
+    fields = [*scores.counts, *scores.probabilities]
+    return np.concatenate([np.asarray(field, np.float64).reshape(len(field), -1) for field in fields], axis=1)
+
+
+def _unpacked(sums: np.ndarray) -> tuple[Counts, ProbabilityCounts]:
+    """Turns sums of `_sum_rows` back into counts."""
+    counts = Counts(*np.moveaxis(sums[..., :4], -1, 0))
+    nucleus, background, nucleus_sum, background_sum = np.split(sums[..., 4:-1], 4, axis=-1)
+    return counts, ProbabilityCounts(nucleus, background, nucleus_sum, background_sum, sums[..., -1])
+
+
+def _pooled_metrics() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    def of_counts(metric: Callable[[Counts], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda sums: metric(_unpacked(sums)[0])
+
+    def of_probabilities(metric: Callable[[ProbabilityCounts], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda sums: metric(_unpacked(sums)[1])
+
+    table = {name: of_counts(metric) for name, metric in METRICS.items()}
+    return table | {"soft_dice": of_probabilities(soft_dice), "brier": of_probabilities(brier)}
