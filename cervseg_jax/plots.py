@@ -114,6 +114,31 @@ def draw_reliability(path: Path, curve: Mapping[str, Sequence[float]], *, error:
     save_figure(path, figure)
 
 
+def draw_scatter(path: Path, columns: Mapping[str, Sequence[np.ndarray]], *, names: Sequence[str]) -> None:
+    """Draws scores of several methods on the same images against those of the first one.
+
+    Args:
+      path: the PNG to write.
+      columns: by score, an array [images] of each method.
+      names: of the methods.
+    """
+    figure = Figure(figsize=(4.4 * len(columns), 4.4), dpi=120, layout="constrained")
+    grid = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axes, (score, values) in zip(grid, columns.items(), strict=True):
+        every = np.concatenate(values)
+        low = max(0.0, float(np.nanmin(every)) - 0.03)
+        axes.plot([low, 1], [low, 1], color="0.6", linewidth=0.9, linestyle=":")
+        for number, (name, column) in enumerate(zip(names[1:], values[1:], strict=True)):
+            colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
+            axes.scatter(values[0], column, s=16, color=colour, alpha=0.7, linewidths=0, label=name)
+        axes.set(xlabel=f"{score} of {names[0]}", ylabel=score, xlim=(low, 1.005), ylim=(low, 1.005), aspect="equal")
+        axes.set_title("above the line: better than the first", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
+    save_figure(path, figure)
+
+
 class Box(NamedTuple):
     """A box of `draw_stages`."""
 

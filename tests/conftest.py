@@ -93,3 +93,17 @@ def tiny_config(tmp_path, tiny_dataset):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY_CONFIG)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A small finished run: (config, run folder, stdout)."""
+    from tests.test_command_line import run
+
+    folder = tmp_path_factory.mktemp("finished")
+    for seed, (split, count) in enumerate((("train", 6), ("valid", 3), ("test", 5))):
+        draw_discs(folder / "data" / split, count=count, seed=seed)
+    (folder / "tiny.yaml").write_text(TINY_CONFIG)
+    code, stdout, stderr = run("train", folder / "tiny.yaml", "--run-dir", folder / "run")
+    assert code == 0, stderr
+    return folder / "tiny.yaml", folder / "run", stdout

@@ -26,7 +26,7 @@ from cervseg_jax.data.labelme import read_labelme
 from cervseg_jax.data.outlines import draw_instances
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.weights import save_weights
-from tests.conftest import ROOT, TINY_CONFIG, draw_discs
+from tests.conftest import ROOT, draw_discs
 
 CACHE = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
 ENVIRONMENT = {
@@ -103,18 +103,6 @@ def assert_same_run(one, other):
     a, b = weights_of(one), weights_of(other)
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A small finished run: (config, run folder, stdout)."""
-    folder = tmp_path_factory.mktemp("finished")
-    for seed, (split, count) in enumerate((("train", 6), ("valid", 3), ("test", 5))):
-        draw_discs(folder / "data" / split, count=count, seed=seed)
-    (folder / "tiny.yaml").write_text(TINY_CONFIG)
-    code, stdout, stderr = run("train", folder / "tiny.yaml", "--run-dir", folder / "run")
-    assert code == 0, stderr
-    return folder / "tiny.yaml", folder / "run", stdout
 
 
 def test_training_leaves_the_promised_files(finished):
@@ -218,7 +206,7 @@ def test_eval_writes_scores_that_agree_with_numpy(finished):
     tp, fp, fn = counts.sum(axis=0)
     assert summary["dice_pooled"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     assert summary["iou_pooled"] == pytest.approx(tp / (tp + fp + fn))
-    assert f"{'dice_mean':<18}  {summary['dice_mean']:.4f}" in stdout
+    assert f"{'dice':<22}{summary['dice_mean']:8.4f}  [" in stdout
     assert (out / "worst.png").is_file()
     assert (out / "best.png").is_file()
 

@@ -11,9 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, finished, rows_of, run_process
-
-__all__ = ["finished"]  # the fixture
+from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
 
 COMPARED = ("loss", "val_loss", "dice_coef", "val_dice_coef")
 
@@ -143,8 +141,8 @@ def probe(*_, peers, **__):
     require_shared(Path(FOLDER) / (str(peers.process_id) if 'folder' in WHAT else ''))
     print("equal")
 
-import cervseg_jax.cli.commands
-cervseg_jax.cli.commands.run_train = probe
+import cervseg_jax.cli.train_command
+cervseg_jax.cli.train_command.run_train = probe
 main()
 """
 

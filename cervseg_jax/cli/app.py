@@ -59,6 +59,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="A recipe, such as configs/clustered.yaml.")],
     run_dir: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<name of the config>.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run in a numbered folder beside it.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Train so many times with other seeds, in RUN/seed_0, seed_1 ...")
+    ] = None,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Go on with a run although its config or data have changed.")
     ] = False,
@@ -74,7 +77,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network; the same command continues a run that was stopped."""
-    from cervseg_jax.cli.commands import run_train
+    from cervseg_jax.cli.train_command import run_train
     from cervseg_jax.peers import Peers
 
     run_train(
@@ -82,6 +85,7 @@ def train(
         run_dir,
         overrides or [],
         peers=Peers(coordinator, num_processes, process_id, distributed),
+        num_seeds=seeds,
         fresh=fresh,
         allow_changes=allow_changes,
         quiet=quiet,
@@ -108,6 +112,26 @@ def evaluate(
 
     settings = _tiled_setting(tiled) + (overrides or [])
     run_eval(run, split, data, settings, others=ensemble or [], allow_trained=allow_trained, quiet=quiet)
+
+
+@app.command(epilog="Example: cervseg-jax compare runs/small runs/large")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more runs, or folders of --seeds; the first is the base.")],
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option(help="Another dataset: with train, valid, test, or with images and masks.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: in the first run.")] = None,
+    allow_trained: Annotated[
+        bool, typer.Option("--allow-trained", help="Score images that a run was trained on.")
+    ] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare runs on the same images: differences with intervals, a test, a picture."""
+    from cervseg_jax.cli.eval_command import run_compare
+
+    run_compare(runs, split, data, out, overrides or [], allow_trained=allow_trained, quiet=quiet)
 
 
 @app.command(epilog="Example: cervseg-jax infer runs/quickstart --images my_slides --out my_masks")

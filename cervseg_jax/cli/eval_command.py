@@ -1,5 +1,7 @@
 """The command that scores."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,16 +40,96 @@ def run_eval(
 ) -> None:
     """Scores a run."""
     from cervseg_jax.evaluation.score import score_run
-    from cervseg_jax.training.run_folder import load_run_config
+    from cervseg_jax.training.run_folder import load_run_config, member_runs
 
     reporter = Reporter(quiet=quiet)
-    config = load_run_config(run, overrides)
-    summary, folder = score_run(
-        run, config, split=split, data=data, others=others, allow_trained=allow_trained, reporter=reporter
-    )
-    for line in _lines(summary):
+    summaries = []
+    for member in member_runs(run):
+        config = load_run_config(member, overrides)
+        summary, folder = score_run(
+            member, config, split=split, data=data, others=others, allow_trained=allow_trained, reporter=reporter
+        )
+        for line in _lines(summary):
+            reporter.info(line)
+        reporter.info(f"written to {short_path(folder)}")
+        summaries.append(summary)
+    for line in _seed_lines(summaries) if len(summaries) > 1 else ():
+        reporter.info(line)
+
+
+def run_compare(
+    runs: Sequence[Path],
+    split: str,
+    data: Path | None,
+    out: Path | None,
+    overrides: Sequence[str],
+    *,
+    allow_trained: bool,
+    quiet: bool,
+) -> None:
+    """Compares runs."""
+    from cervseg_jax.errors import ConfigError
+    from cervseg_jax.evaluation.compare import compare_recipes, headline_columns, load_recipe
+    from cervseg_jax.files import make_folder, write_json
+    from cervseg_jax.plots import draw_scatter
+
+    if len(runs) < 2:
+        raise ConfigError("compare: needs two runs or more")
+    reporter = Reporter(quiet=quiet)
+    recipes = [
+        load_recipe(run, overrides, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
+        for run in runs
+    ]
+    comparison = compare_recipes(recipes)
+    names = [recipe.name for recipe in recipes]
+    folder = make_folder((out or runs[0] / "compare" / "-".join(names[1:])).absolute())
+    write_json(folder / "comparison.json", comparison)
+    draw_scatter(folder / "comparison.png", headline_columns(recipes), names=names)
+    for line in _comparison_lines(comparison):
         reporter.info(line)
     reporter.info(f"written to {short_path(folder)}")
+
+
+def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
+    left_out = comparison["num_left_out"]
+    lines = [
+        f"{comparison['num_images']} images of {comparison['num_sources']} sources in common"
+        + (f"; {left_out} others are left out" if left_out else "")
+    ]
+    for recipe in comparison["recipes"]:
+        shown = [
+            f"{name} {score['mean']:.4f}" + (f" ± {score['sd_over_seeds']:.4f}" if recipe["num_seeds"] > 1 else "")
+            for name, score in recipe["scores"].items()
+        ]
+        seeds = f" ({recipe['num_seeds']} seeds, mean ± sd)" if recipe["num_seeds"] > 1 else ""
+        lines.append(f"{recipe['run']}{seeds}: {', '.join(shown)}")
+    for pair in comparison["comparisons"]:
+        lines.append(f"\n{pair['run']} - {pair['base']}:")
+        for name, score in pair["scores"].items():
+            gain = score["difference"]
+            interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
+            lines.append(
+                f"{name:<14}{gain['mean']:+.4f}  {interval}  p = {score['p_value']:.2g}  "
+                f"larger on {score['num_better']}, smaller on {score['num_worse']} images"
+            )
+        lines.append(pair["verdict"])
+    if len(comparison["comparisons"]) > 1:
+        lines.append("p-values are not corrected for the number of runs")
+    return lines
+
+
+def _seed_lines(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [f"\n{len(summaries)} seeds, mean and standard deviation:"]
+    for name in SHOWN_PIXEL_SCORES:
+        lines.append(_over_seeds(name, [summary[f"{name}_mean"] for summary in summaries]))
+    if all("nuclei" in summary for summary in summaries):
+        for name in SHOWN_NUCLEUS_SCORES:
+            lines.append(_over_seeds(name, [summary["nuclei"][name]["mean"] for summary in summaries]))
+    return lines
+
+
+def _over_seeds(name: str, values: Sequence[float]) -> str:
+    return f"{name:<22}{statistics.mean(values):8.4f} ± {statistics.stdev(values):.4f}"
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
@@ -84,8 +166,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     if "nuclei" in summary:
         lines += _nucleus_lines(summary["nuclei"])
     names = {"doubt_against_dice": "Dice", "doubt_against_pq": "PQ"}
-    shown = [f"{summary[name]:.2f} with {score}" for name, score in names.items() if name in summary]
-    return [*lines, f"rank correlation of the network's doubt: {', '.join(shown)} (negative: doubt finds errors)"]
+    known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
+    shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
+    return lines + (
+        [f"rank correlation of the network's doubt: {shown} (negative: doubt finds errors)"] if known else []
+    )
 
 
 def _nucleus_lines(nuclei: dict[str, Any]) -> list[str]:

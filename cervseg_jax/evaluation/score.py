@@ -45,6 +45,7 @@ from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
 from cervseg_jax.sections import Config, SeparationConfig
 from cervseg_jax.training.compiled import configured_loss, step_rules
+from cervseg_jax.training.run_folder import load_run_config
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
 from cervseg_jax.training.state import TrainState
 from cervseg_jax.training.step import make_eval_step
@@ -104,7 +105,7 @@ def score_run(
     trained = {"image_size": network.contract.image_size, "heads": network.contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
     rules = config.infer.separation or load_rules(run / "best")
-    folder = make_folder(run / "eval" / _folder_name(part, config, others))
+    folder = make_folder(run / "eval" / _folder_name(part, config, load_run_config(run), others))
     predictor = infer_predictor(networks, config)
     scores = _score_images(predictor, part.pairs, config, rules, reporter, folder=folder)
     summary: dict[str, Any] = {
@@ -124,6 +125,7 @@ def score_run(
     summary |= summarise_pixels(scores.pixels, part.groups)
     summary["doubt_against_dice"] = rank_correlation(scores.doubt, columns_of(scores.pixels)["dice"])
     summary["tuned"] = _tuned(predictor, config, part, scores, reporter)
+    (folder / "nuclei_per_image.csv").unlink(missing_ok=True)  # of an earlier call, perhaps with other images
     if scores.nuclei is not None:
         own = [fact for fact, known in zip(part.facts, scores.has_instances, strict=True) if known]
         summary["nuclei"] = summarise_nuclei(scores.nuclei, [fact.pair.group for fact in own])
@@ -141,14 +143,14 @@ def score_run(
     return summary, folder
 
 
-def _folder_name(part: Part, config: Config, others: Sequence[Path]) -> str:
-    """Returns the part's name, and what is unusual about the prediction: ways to predict do not mix."""
-    unusual = {
-        "tiled": config.infer.tiled is not None,
-        "symmetries": config.infer.test_time_augmentation,
-        f"with-{'-'.join(other.absolute().name for other in others)}": bool(others),
-    }
-    return "-".join([part.name, *(name for name, is_so in unusual.items() if is_so)])
+def _folder_name(part: Part, config: Config, own: Config, others: Sequence[Path]) -> str:
+    """Returns the part's name, and how the prediction departs from the run's `own` config: ways do not mix."""
+    name = part.name
+    if (config.infer.tiled is None) != (own.infer.tiled is None):
+        name += "-whole" if config.infer.tiled is None else "-tiled"
+    if config.infer.test_time_augmentation != own.infer.test_time_augmentation:
+        name += "-symmetries" if config.infer.test_time_augmentation else "-plain"
+    return "-with-".join([name, *(other.absolute().name for other in others)])
 
 
 def _batch_scores(network: Network, config: Config, pairs: Sequence[Pair], reporter: Reporter) -> dict[str, float]:
@@ -264,12 +266,15 @@ def _write_per_image(folder: Path, scores: ImageScores, part: Part) -> list[int]
             part.facts[row].pair.stem,
             part.facts[row].pair.group,
             part.facts[row].pair.image_path,
+            part.facts[row].pair.mask_path,
+            part.facts[row].pair.instances_path or "",
             part.facts[row].image_sha256,
             *(f"{values[row]:.6f}" for values in columns.values()),
             *(int(field[row]) for field in scores.pixels.counts),
         ]
         for row in order
     ]
-    header = ["stem", "group", "image_path", "image_sha256", *columns, *scores.pixels.counts._fields]
+    files = ["image_path", "mask_path", "instances_path", "image_sha256"]
+    header = ["stem", "group", *files, *columns, *scores.pixels.counts._fields]
     write_text(folder / "per_image.csv", csv_text(header, rows))
     return [row for row in order if not np.isnan(columns["dice"][row])]

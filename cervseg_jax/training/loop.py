@@ -110,6 +110,7 @@ def train(
             reason = _end_reason(config, progress) or "finished"
         checkpoints.wait()
     finally:
+        log.close()
         checkpoints.close()
     if is_writer():
         write_history(folder, progress.history, metrics=config.train.metrics, best_epoch=progress.best.epoch)

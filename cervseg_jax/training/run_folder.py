@@ -55,6 +55,18 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
     return sibling
 
 
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Returns the run folder of one seed of a recipe."""
+    return folder / f"seed_{seed}"
+
+
+def member_runs(folder: Path) -> list[Path]:
+    """Returns the runs of a recipe that was trained with several seeds; the folder itself where it is a run."""
+    found = [path.parent for path in folder.glob("seed_*/config.yaml") if path.parent.name[5:].isdecimal()]
+    is_recipe = found and not (folder / "config.yaml").exists()
+    return sorted(found, key=lambda path: int(path.name[5:])) if is_recipe else [folder]
+
+
 def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> None:
     """Makes a run folder, or checks that an existing one belongs to this config.
 
@@ -197,9 +209,14 @@ class EventLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         values = tracked_values(event, facts) if event in ("steps", "epoch") else {}
-        for track in self._trackers:
+        for tracker in self._trackers:
             if values:
-                track(facts["step"], values)
+                tracker.track(facts["step"], values)
+
+    def close(self) -> None:
+        """Waits until trackers have written everything."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _environment() -> dict[str, Any]:

@@ -5,13 +5,19 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import write_text
 
-Tracker = Callable[[int, Mapping[str, float]], None]
-"""`tracker(step, values)` notes values by name, such as `epoch/val_loss`."""
+
+class Tracker(NamedTuple):
+    """Where figures go."""
+
+    track: Callable[[int, Mapping[str, float]], None]
+    """`track(step, values)` notes values by name, such as `epoch/val_loss`."""
+    close: Callable[[], None]
+    """Waits until all are written."""
 
 
 def _missing(name: str) -> ConfigError:
@@ -31,12 +37,15 @@ def _tensorboard(folder: Path) -> Tracker:
         nonlocal writer
         if writer is None:
             # Of a run that was killed, what lies after the state that it goes on from is not shown.
-            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step, flush_secs=10)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
-        writer.flush()
 
-    return track
+    def close() -> None:
+        if writer is not None:
+            writer.close()
+
+    return Tracker(track, close)
 
 
 def _wandb(folder: Path) -> Tracker:
@@ -63,7 +72,11 @@ def _wandb(folder: Path) -> Tracker:
             )
         run.log(dict(values), step=step)
 
-    return track
+    def close() -> None:
+        if run is not None:
+            run.finish()
+
+    return Tracker(track, close)
 
 
 TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}

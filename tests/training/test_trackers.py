@@ -8,9 +8,7 @@ import pytest
 
 from cervseg_jax.training import trackers
 from cervseg_jax.training.run_folder import EventLog
-from tests.test_command_line import finished, refused, run
-
-__all__ = ["finished"]  # the fixture
+from tests.test_command_line import refused, run
 
 
 def scalars_of(folder):
@@ -55,11 +53,12 @@ def test_a_tracker_that_is_not_installed_is_named_before_training(finished, tmp_
 
 
 def test_wandb_runs_offline_and_goes_on_under_one_name(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for epoch in (1, 2):
-        EventLog(tmp_path, trackers=["wandb"]).write("epoch", step=10 * epoch, val_loss=1.0 / epoch)
-        wandb.finish()
+        log = EventLog(tmp_path, trackers=["wandb"])
+        log.write("epoch", step=10 * epoch, val_loss=1.0 / epoch)
+        log.close()
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert all((tmp_path / "wandb_id.txt").read_text() in folder.name for folder in folders)

@@ -1,0 +1,176 @@
+"""The command that trains."""
+
+import os
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from cervseg_jax.config import dump_config, load_config
+from cervseg_jax.console import Reporter, short_path
+from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import needs_instances
+from cervseg_jax.peers import Peers
+from cervseg_jax.sections import Config
+
+
+def run_train(
+    config_path: Path,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    *,
+    peers: Peers,
+    num_seeds: int | None,
+    fresh: bool,
+    allow_changes: bool,
+    quiet: bool,
+) -> None:
+    """Trains as `config_path` says: once, or with several seeds one after the other."""
+    config = load_config(config_path, overrides)
+    from cervseg_jax.training.distributed import is_writer, join, require_equal, together
+    from cervseg_jax.training.run_folder import choose_run_folder, data_csv, seed_folder
+    from cervseg_jax.training.sharding import require_devices, train_mesh
+
+    join(peers)
+    reporter = Reporter(quiet=quiet, is_silent=not is_writer())
+    with together():
+        require_devices(config.runtime)
+        mesh = train_mesh(config)
+    resolved = dump_config(config)
+    require_equal("the config", resolved)
+    folder = choose_run_folder(config_path, run_dir, fresh=fresh)
+    require_equal("the run folder", str(folder))
+    with together():
+        if num_seeds and (folder / "config.yaml").exists():
+            raise ConfigError(f"{folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
+    reporter.info(_device_line())
+    reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
+    reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
+    for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
+        with together():
+            if is_writer() == turn:
+                _draw_data(config, reporter)
+    with together():
+        pairs = _checked_data(config, reporter)
+    facts = {split: checked.facts for split, checked in pairs.items()}
+    require_equal("the list of data files with their checksums", data_csv(facts))
+    if num_seeds is None:
+        _train_one(config, folder, pairs, allow_changes=allow_changes, reporter=reporter)
+    else:
+        losses = []
+        for seed in range(config.train.seed, config.train.seed + num_seeds):
+            own = load_config(config_path, [*overrides, f"train.seed={seed}"])
+            losses.append(
+                _train_one(own, seed_folder(folder, seed), pairs, allow_changes=allow_changes, reporter=reporter)
+            )
+        spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
+        reporter.info(f"{num_seeds} seeds: val_loss {statistics.mean(losses):.4f}{spread} (mean, standard deviation)")
+    reporter.info(f"next: cervseg-jax eval {short_path(folder)}")
+
+
+def _train_one(
+    config: Config, folder: Path, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
+) -> float:
+    """Trains in one run folder; returns the lowest validation loss."""
+    from cervseg_jax.training.distributed import is_writer, together
+    from cervseg_jax.training.interrupt import stop_requests
+    from cervseg_jax.training.loop import train
+    from cervseg_jax.training.run_folder import locked, open_run_folder, record_data
+    from cervseg_jax.weights import SEPARATION_FILE
+
+    with ExitStack() as stack:
+        with together():
+            if is_writer():
+                stack.enter_context(locked(folder))
+                open_run_folder(folder, config, allow_changes=allow_changes)
+                facts = {split: checked.facts for split, checked in pairs.items()}
+                record_data(folder, facts, allow_changes=allow_changes)
+            files = {split: checked.pairs for split, checked in pairs.items()}
+            _check_instances(config, files["train"], reporter)
+        reporter.info(f"run folder: {short_path(folder)}")
+        stop = stack.enter_context(stop_requests())
+        result = train(config, folder, files, reporter=reporter, stop=stop)
+    # New best weights take the parameters of the old ones away.
+    is_tuned = (folder / "best" / SEPARATION_FILE).is_file()
+    if is_writer() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
+        from cervseg_jax.inference.tune import tune_run
+
+        tune_run(folder, config, files["valid"], reporter=reporter)
+    best = result.progress.best
+    reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
+    reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")
+    return best.val_loss
+
+
+def _draw_data(config: Config, reporter: Reporter) -> None:
+    """Makes the synthetic data if the config asks for them."""
+    synthetic = config.data.synthetic
+    if synthetic is not None:
+        from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
+
+        count = synthetic.train + synthetic.valid + synthetic.test
+        with reporter.progress("drawing synthetic images", count) as advance:
+            ensure_synthetic_dataset(config.data.root, synthetic, each=advance)
+
+
+def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
+    """Finds all files and reads each once."""
+    found, problems = find_pairs(config.data)
+    checked = {}
+    for split, pairs in found.items():
+        with reporter.progress(f"reading {split}", len(pairs)) as advance:
+            checked[split] = check_pairs(pairs, config.data, each=advance)
+        problems += checked[split].problems
+    reporter.info(f"data: {config.data.root}")
+    for split, result in checked.items():
+        reporter.info("  " + _describe(split, result))
+    for problem in problems:
+        reporter.warn(problem)
+    if problems:
+        reporter.warn(f"{len(problems)} files are left out")
+    num_noisy = sum(result.num_noisy_masks for result in checked.values())
+    if num_noisy:
+        reporter.warn(
+            f"{num_noisy} of {sum(len(result.facts) for result in checked.values())} masks have more than two levels, "
+            "as lossy files have; "
+            + (
+                "values from half range count as nucleus (data.mask_rule: half_range)"
+                if config.data.mask_rule == "half_range"
+                else "every non-zero value counts as nucleus and makes nuclei larger (data.mask_rule: any_nonzero)"
+            )
+        )
+    return checked
+
+
+def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -> None:
+    """Makes sure that heads besides the mask have something to learn from."""
+    if not needs_instances(config.model.heads):
+        return
+    num_known = sum(pair.instances_path is not None for pair in pairs)
+    if not num_known:
+        raise ConfigError(
+            f"model.heads: {', '.join(config.model.heads[1:])} are learned from instance labels, and "
+            f"{config.data.root} has no train/instances; `cervseg-jax prepare` makes them; or take mask alone"
+        )
+    if num_known < len(pairs):
+        reporter.warn(f"{len(pairs) - num_known} of {len(pairs)} training images have no instance labels: mask alone")
+
+
+def _describe(split: str, checked: CheckedPairs) -> str:
+    facts = checked.facts
+    groups = len({fact.pair.group for fact in facts})
+    sizes = sorted({(fact.height, fact.width) for fact in facts})
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
+    foreground = sum(fact.foreground for fact in facts) / len(facts)
+    return f"{split}: {len(facts)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
+
+
+def _device_line() -> str:
+    import jax
+
+    devices = jax.devices()
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    kind = f"{devices[0].device_kind} ({devices[0].platform})"
+    return f"devices: {len(devices)} x {kind}{hosts}, {os.cpu_count()} CPU cores"

@@ -1,0 +1,174 @@
+"""Runs on the same images: which one is better, by how much, and how sure is that?"""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cervseg_jax.console import Reporter
+from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.evaluation.score import score_run
+from cervseg_jax.files import read_text
+from cervseg_jax.metrics.bootstrap import Comparison, compare_paired
+from cervseg_jax.training.run_folder import load_run_config, member_runs
+
+COMPARED = ("dice", "iou", "soft_dice", "brier", "pq", "aji", "f1_50", "pq_touching")
+LEVEL = 0.05
+"""A smaller p-value counts as a difference."""
+
+
+class Recipe(NamedTuple):
+    """The scores of a run, or of the runs of several seeds."""
+
+    name: str
+    num_seeds: int
+    groups: Mapping[str, str]
+    """Source of each image, by the hash of its file."""
+    scores: Mapping[str, Mapping[str, Sequence[float]]]
+    """A value per seed, by score and image."""
+
+
+def load_recipe(
+    folder: Path, overrides: Sequence[str], *, split: str, data: Path | None, allow_trained: bool, reporter: Reporter
+) -> Recipe:
+    """Scores a run, or each seed of a recipe.
+
+    Args:
+      folder: a run folder, or one with runs `seed_0`, `seed_1` ...
+      overrides: of the runs' configs.
+      split: which part of the dataset.
+      data: another dataset than the configs'.
+      allow_trained: score images that a run was trained on.
+      reporter: for progress.
+
+    Returns:
+      The scores.
+
+    Raises:
+      CervsegError: as `score_run`.
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    groups: dict[str, str] = {}
+    members = member_runs(folder)
+    for run in members:
+        config = load_run_config(run, overrides)
+        _, results = score_run(run, config, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
+        nuclei = {row["stem"]: row for row in _rows(results / "nuclei_per_image.csv")}
+        for row in _rows(results / "per_image.csv"):
+            groups[row["image_sha256"]] = row["group"]
+            values = row | nuclei.get(row["stem"], {})
+            for name in values.keys() & set(COMPARED):
+                scores.setdefault(name, {}).setdefault(row["image_sha256"], []).append(float(values[name]))
+    return Recipe(folder.absolute().name, len(members), groups, scores)
+
+
+def compare_recipes(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """Compares every recipe with the first one.
+
+    Args:
+      recipes: at least two.
+
+    Returns:
+      JSON values: the number of images in common, mean and standard deviation over seeds of every recipe, and for
+      every further recipe the differences to the first one, positive where the further one is larger.
+
+    Raises:
+      ConfigError: for fewer than two recipes.
+      DataError: if they have no images in common.
+    """
+    if len(recipes) < 2:
+        raise ConfigError("compare: needs two runs or more")
+    images = common_images(recipes)
+    groups = [recipes[0].groups[image] for image in images]
+    columns = {name: [_column(recipe, name, images) for recipe in recipes] for name in _common_scores(recipes)}
+    comparisons = []
+    for number, other in enumerate(recipes[1:], start=1):
+        results = {
+            name: compare_paired(seeds[number].mean(axis=1), seeds[0].mean(axis=1), groups)
+            for name, seeds in columns.items()
+        }
+        comparisons.append(
+            {
+                "run": other.name,
+                "base": recipes[0].name,
+                "verdict": verdict(other.name, recipes[0].name, results),
+                "scores": {
+                    name: result._asdict() | {"difference": result.difference._asdict()}
+                    for name, result in results.items()
+                },
+            }
+        )
+    return {
+        "num_images": len(images),
+        "num_sources": len(set(groups)),
+        "num_left_out": len(set.union(*(set(recipe.groups) for recipe in recipes)) - set(images)),
+        "recipes": [
+            {
+                "run": recipe.name,
+                "num_seeds": recipe.num_seeds,
+                "scores": {name: _over_seeds(seeds[number]) for name, seeds in columns.items()},
+            }
+            for number, recipe in enumerate(recipes)
+        ],
+        "comparisons": comparisons,
+    }
+
+
+def verdict(name: str, base: str, results: Mapping[str, Comparison]) -> str:
+    """Says in words whether a run is better than another: by PQ where nuclei are told apart, else by Dice."""
+    score = "pq" if "pq" in results else "dice"
+    result = results[score]
+    gain = result.difference
+    evidence = (
+        f"{score} {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p = {result.p_value:.2g}, "
+        f"{result.num_images} images of {result.num_groups} sources"
+    )
+    if not result.p_value < LEVEL or gain.low <= 0 <= gain.high:
+        return f"no difference between {name} and {base} can be told: {evidence}"
+    return f"{name} is {'better' if gain.mean > 0 else 'worse'} than {base}: {evidence}"
+
+
+def common_images(recipes: Sequence[Recipe]) -> list[str]:
+    """Returns the images that every recipe was scored on, in one order.
+
+    Raises:
+      DataError: if there are none.
+    """
+    images = sorted(set.intersection(*(set(recipe.groups) for recipe in recipes)))
+    if not images:
+        raise DataError("compare: the runs were not scored on a single common image")
+    return images
+
+
+def headline_columns(recipes: Sequence[Recipe]) -> dict[str, list[np.ndarray]]:
+    """Returns Dice, and PQ where every recipe has it: for each recipe the values of the images in common."""
+    images, names = common_images(recipes), _common_scores(recipes)
+    return {
+        name: [_column(recipe, name, images).mean(axis=1) for recipe in recipes]
+        for name in ("dice", "pq")
+        if name in names
+    }
+
+
+def _common_scores(recipes: Sequence[Recipe]) -> list[str]:
+    return [name for name in COMPARED if all(name in recipe.scores for recipe in recipes)]
+
+
+def _column(recipe: Recipe, name: str, images: Sequence[str]) -> np.ndarray:
+    """Returns a score [images, seeds]; NaN for images without one."""
+    unknown = [float("nan")] * recipe.num_seeds
+    return np.array([recipe.scores[name].get(image, unknown) for image in images])
+
+
+def _over_seeds(values: np.ndarray) -> dict[str, float]:
+    means = [float(np.nanmean(column)) for column in values.T]
+    deviation = statistics.stdev(means) if len(means) > 1 else float("nan")
+    return {"mean": statistics.mean(means), "sd_over_seeds": deviation}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(read_text(path)))) if path.is_file() else []
