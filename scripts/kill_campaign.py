@@ -45,8 +45,9 @@ infer:
   num_infer_images: 2
 """
 CLOCK = ("seconds", "images_per_second", "input_wait")
-ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143}}
-"""Exit codes of disturbed trainings: done, or gone; 143 before there is anything to save."""
+ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143, 134}}
+"""Exit codes of disturbed trainings: done, or gone; 143 before there is anything to save, and 134 five minutes later of
+a process that has waited in vain for that one to join."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -168,9 +168,9 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     names = {"doubt_against_dice": "Dice", "doubt_against_pq": "PQ"}
     known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
     shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
-    return lines + (
-        [f"rank correlation of the network's doubt: {shown} (negative: doubt finds errors)"] if known else []
-    )
+    if known:
+        lines.append(f"rank correlation of the network's doubt: {shown} (negative: doubt finds errors)")
+    return lines
 
 
 def _nucleus_lines(nuclei: dict[str, Any]) -> list[str]:
