@@ -26,24 +26,34 @@ figure { margin: 1rem 0; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
 code { font: .88em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-@media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; }
+a { color: var(--mark); }
+@media print { nav { display: none; } body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
 """
 
 
-def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+def page(title: str, lead: str, sections: Sequence[tuple[str, str]], *, style: str = "", script: str = "") -> str:
     """Returns an HTML document.
 
     Args:
       title: heading, plain text.
       lead: a sentence below it, plain text.
       sections: heading (plain text) and content (HTML) of each part.
+      style: CSS besides the common one.
+      script: HTML of script elements, at the end of the page.
     """
-    body = "\n".join(f"<section>\n<h2>{html.escape(name)}</h2>\n{content}\n</section>" for name, content in sections)
+    body = "\n".join(
+        f'<section id="part-{number}">\n<h2>{html.escape(name)}</h2>\n{content}\n</section>'
+        for number, (name, content) in enumerate(sections)
+    )
+    links = "".join(f'<a href="#part-{number}">{html.escape(name)}</a>' for number, (name, _) in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n</main>\n</body>\n</html>\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n'
+        f'<nav aria-label="parts of this page">{links}</nav>\n{body}\n</main>\n'
+        f"{script}\n</body>\n</html>\n"
     )
 
 

@@ -19,6 +19,7 @@ LAYERS = (
     ("config", "data.annotation", "data.labelme", "data.formats", "data.synthetic"),
     ("data", "weights", "reference"),
     ("training", "inference", "evaluation"),
+    ("report",),
     ("cli",),
 )
 """A module may import from its own layer and those above it in this table."""

@@ -158,6 +158,21 @@ def infer(
     )
 
 
+@app.command(epilog="Example: cervseg-jax report runs/quickstart")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run, finished or not, or a folder that infer wrote.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the folder.")] = None,
+    layers: Annotated[
+        int, typer.Option(min=0, help="Images that open in layers; the others are thumbnails, to keep the page small.")
+    ] = 60,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about a run or inferred images, and cards for model and data."""
+    from cervseg_jax.cli.eval_command import run_report
+
+    run_report(folder, out, num_layered=layers, quiet=quiet)
+
+
 @app.command(name="compile", epilog="Example: cervseg-jax compile configs/clustered.yaml --topology v5e:2x4")
 def compile_recipe(
     config: Annotated[Path, typer.Argument(help="A recipe, such as configs/clustered.yaml.")],

@@ -90,6 +90,15 @@ def run_compare(
     reporter.info(f"written to {short_path(folder)}")
 
 
+def run_report(folder: Path, out: Path | None, *, num_layered: int, quiet: bool) -> None:
+    """Writes the page."""
+    from cervseg_jax.report.page import write_report
+
+    reporter = Reporter(quiet=quiet)
+    path = write_report(folder, out, num_layered=num_layered, reporter=reporter)
+    reporter.info(f"{short_path(path)}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
 def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
     left_out = comparison["num_left_out"]
     lines = [

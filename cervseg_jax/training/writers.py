@@ -38,13 +38,28 @@ def write_history(folder: Path, history: History, *, metrics: Sequence[str], bes
     write_text(folder / "metrics.csv", csv_text(names, [[_rounded(row[name]) for name in names] for row in history]))
     series = {name: [row[name] for row in history] for name in names}
     write_json(folder / "history.json", series)
-    rates = series["learning_rate"]
-    drops = [epoch for epoch in range(2, len(rates) + 1) if rates[epoch - 1] < 0.9 * rates[epoch - 2]]
+    drops = rate_drops(series["learning_rate"])
     for name, shown in (("loss", ("loss",)), ("metrics", tuple(metrics))):
         curves = {key: series[key] for metric in shown for key in (metric, f"val_{metric}")}
         file = folder / ("train_losses.png" if name == "loss" else "train_metrics.png")
         if curves:
             draw_curves(file, curves, title=name, best_epoch=best_epoch, rate_drops=drops)
+
+
+def rate_drops(rates: Sequence[float]) -> list[int]:
+    """Returns the epochs from which a plateau's lower learning rate was in force; none of a rate that falls steadily.
+
+    Example:
+      >>> rate_drops([1.0, 1.0, 0.3, 0.3, 0.1])
+      [3, 5]
+      >>> rate_drops([1.0, 0.8, 0.5, 0.1])
+      []
+    """
+    return [
+        row + 1
+        for row in range(2, len(rates))
+        if rates[row] < 0.9 * rates[row - 1] and rates[row - 1] == rates[row - 2]
+    ]
 
 
 def _rounded(value: Any) -> Any:

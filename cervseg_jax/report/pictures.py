@@ -1,0 +1,131 @@
+"""Pictures as part of a page: thumbnails, and layers to lay over an image."""
+
+import base64
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cervseg_jax.data.source import resize_image, resize_mask
+from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline
+
+THUMBNAIL_PX = 168
+LAYER_PX = 640
+"""The longer side of pictures in the viewer, at most."""
+MISSED_COLOUR = (240, 160, 0)
+_INSTANCE_COLOURS = np.array(
+    [(230, 60, 60), (60, 150, 240), (70, 190, 90), (245, 170, 40), (170, 90, 220), (30, 190, 190), (240, 120, 180)]
+)
+
+
+def fitting_size(shape: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """Returns height and width of a picture whose longer side is at most `longest`.
+
+    Example:
+      >>> fitting_size((100, 400, 3), 200)
+      (50, 200)
+    """
+    scale = min(1.0, longest / max(shape[:2]))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def jpeg_uri(image: np.ndarray, *, quality: int) -> str:
+    """Returns uint8 RGB [h, w, 3] as a data URI."""
+    _, packed = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return _uri("jpeg", packed)
+
+
+def png_uri(image: np.ndarray) -> str:
+    """Returns uint8 [h, w], or RGBA [h, w, 4], as a data URI."""
+    if image.ndim == 3:
+        image = image[:, :, [2, 1, 0, 3]]
+    _, packed = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return _uri("png", packed)
+
+
+def file_uri(path: Path) -> str:
+    """Returns a PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def thumbnail(image: np.ndarray, truth: np.ndarray | None, mask: np.ndarray) -> str:
+    """Returns a small picture with the outlines of truth and prediction.
+
+    Args:
+      image: uint8 RGB [h, w, 3].
+      truth: 0 or 1, [h, w], if it is known.
+      mask: the prediction, 0 or 1, [h, w].
+    """
+    size = fitting_size(image.shape, THUMBNAIL_PX)
+    small = resize_image(image, size)
+    if truth is not None:
+        small = draw_outline(small, resize_mask(truth, size), colour=TRUTH_COLOUR)
+    return jpeg_uri(draw_outline(small, resize_mask(mask, size), colour=PREDICTION_COLOUR), quality=80)
+
+
+def layers(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    mask: np.ndarray,
+    probabilities: np.ndarray | None,
+    instances: np.ndarray | None,
+) -> dict[str, str]:
+    """Returns the layers of the viewer by name; all but the image are transparent where nothing is shown.
+
+    Args:
+      image: uint8 RGB [h, w, 3].
+      truth: 0 or 1, [h, w], if it is known.
+      mask: the prediction, 0 or 1, [h, w].
+      probabilities: uint8 [h, w], times 255, where they were kept.
+      instances: labels of single nuclei [h, w], where they were told apart.
+    """
+    size = fitting_size(image.shape, LAYER_PX)
+    predicted = resize_mask(mask, size) > 0
+    found = {"image": jpeg_uri(resize_image(image, size), quality=85)}
+    actual = None if truth is None else resize_mask(truth, size) > 0
+    if actual is not None:
+        found["truth"] = png_uri(_outlined(actual, TRUTH_COLOUR))
+    found["prediction"] = png_uri(_outlined(predicted, PREDICTION_COLOUR))
+    if actual is not None:
+        wrong = np.zeros((*size, 4), np.uint8)
+        wrong[predicted & ~actual] = (*PREDICTION_COLOUR, 190)
+        wrong[~predicted & actual] = (*MISSED_COLOUR, 210)
+        found["difference"] = png_uri(wrong)
+    if probabilities is not None:
+        found["probability"] = png_uri(_heat(resize_image(probabilities, size)))
+    if instances is not None:
+        found["instances"] = png_uri(_coloured(resize_mask(instances, size)))
+    return found
+
+
+def _outlined(inside: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    picture = np.zeros((*inside.shape, 4), np.uint8)
+    picture[inside] = (*colour, 45)
+    border = inside & (cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) == 0)
+    picture[border] = (*colour, 255)
+    return picture
+
+
+def _heat(probabilities: np.ndarray) -> np.ndarray:
+    """Colours from dark violet to yellow, the clearer the lower; steps of 1/16 keep the file small."""
+    steps = np.clip(probabilities.astype(int) // 16 * 17, 0, 255).astype(np.uint8)
+    picture = np.zeros((*steps.shape, 4), np.uint8)
+    picture[..., :3] = cv2.applyColorMap(steps, cv2.COLORMAP_INFERNO)[:, :, ::-1]
+    picture[..., 3] = steps // 5 * 4
+    return picture
+
+
+def _coloured(labels: np.ndarray) -> np.ndarray:
+    picture = np.zeros((*labels.shape, 4), np.uint8)
+    inside = labels > 0
+    picture[inside, :3] = _INSTANCE_COLOURS[labels[inside] % len(_INSTANCE_COLOURS)]
+    picture[inside, 3] = 110
+    values = labels.astype(np.float32)
+    kernel = np.ones((3, 3), np.uint8)
+    picture[inside & (cv2.erode(values, kernel) != values), 3] = 255
+    picture[inside & (cv2.dilate(values, kernel) != values), 3] = 255
+    return picture
+
+
+def _uri(kind: str, packed: np.ndarray) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(packed.tobytes()).decode("ascii")

@@ -1,0 +1,1 @@
+"""The page about a run, in Python and in a browser."""
