@@ -249,7 +249,7 @@ function view(images, number) {
   const opacity = make("input", { type: "range", min: 0.1, max: 1, step: 0.1, value: viewer.opacity,
     oninput: () => { viewer.opacity = Number(opacity.value); apply(); } });
   const scores = Object.entries(image.scores).map(([name, value]) => `${name} ${shown(value)}`).join(" · ");
-  const move = (step) => { dialog.close(); view(images, (number + step + images.length) % images.length); };
+  const move = (step) => { dialog.remove(); view(images, (number + step + images.length) % images.length); };
   const dialog = make("dialog", { "aria-label": `image ${image.name}`, onclose: () => dialog.remove(), onkeydown: keys },
     make("div", { class: "viewer" },
       make("header", {}, make("h3", {}, image.name),

@@ -88,7 +88,7 @@ def test_the_viewer_works_by_keyboard_alone(browser):
     assert browser.run("document.querySelector('dialog h3').textContent") == first[1]
     assert browser.run(SHOWN_LAYERS) == ["image", "prediction", "difference"]  # remembered
     browser.press("Escape")
-    assert browser.run("document.querySelector('dialog')") is None
+    wait_for(browser, "!document.querySelector('dialog')")
 
 
 def test_layers_lie_over_each_other_with_the_chosen_opacity(browser):
