@@ -69,13 +69,16 @@ class CheckedPairs(NamedTuple):
         return sum(fact.mask_levels > 2 for fact in self.facts)
 
 
-def find_pairs(data: DataConfig, *, whole: bool = False) -> tuple[dict[str, list[Pair]], list[str]]:
+def find_pairs(
+    data: DataConfig, *, whole: bool = False, needed: Sequence[str] = ("train", "valid")
+) -> tuple[dict[str, list[Pair]], list[str]]:
     """Finds the dataset's files, paired by stem and sorted by it.
 
     Args:
       data: the config's data section; `data.root` holds `{train,valid,test}/{images,masks}`, or `images` and
         `masks`, which `data.split` then divides by source.
       whole: take a folder of `images` and `masks` undivided, as the split "test".
+      needed: the parts that must be there; others are found where they are.
 
     Returns:
       Pairs by split, and one message for each file without a partner.
@@ -94,16 +97,17 @@ def find_pairs(data: DataConfig, *, whole: bool = False) -> tuple[dict[str, list
     if data.split is not None:
         pairs, problems = _pair_folder(root, data)
         return _divide(pairs, data.split, root), problems
-    if not (root / "train").is_dir():
+    missing = [name for name in needed if not (root / name).is_dir()]
+    if missing:
         hint = (
             "it has images and masks at its top: say how to divide them, for example --set 'data.split={valid: 0.2}'"
             if (root / "images").is_dir()
             else "expected are train, valid and test, each with images and masks"
         )
-        raise ConfigError(f"data.root: {root} has no folder train; {hint}")
+        raise ConfigError(f"data.root: {root} has no folder {missing[0]}; {hint}")
     found, problems = {}, []
     for split in SPLITS:
-        if split == "test" and not (root / split).is_dir():
+        if not (root / split).is_dir():
             continue
         found[split], split_problems = _pair_folder(root / split, data)
         problems += split_problems

@@ -61,7 +61,7 @@ def choose_part(config: Config, split: str, data: Path | None, reporter: Reporte
         found, problems = find_pairs(section, whole=True)
         name, split = data.absolute().name, "test"
     else:
-        found, problems = find_pairs(section)
+        found, problems = find_pairs(section, needed=(split,) if section.split is None else ())
     if split not in found:
         raise ConfigError(f"--split: {section.root} has no {split}; it has {', '.join(found)}")
     checked = check_pairs(found[split], section)

@@ -230,7 +230,7 @@ def _tuned(
     """Chooses a threshold on validation images of the config's dataset; None where there are none."""
     if part.split == "valid" or not config.data.root.is_dir():
         return None
-    found = find_pairs(config.data)[0].get("valid", [])
+    found = find_pairs(config.data, needed=())[0].get("valid", [])
     chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbours may be alike
     if not chosen:
         return None

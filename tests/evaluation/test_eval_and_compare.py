@@ -66,6 +66,14 @@ def test_images_that_the_run_was_trained_on_are_refused_unless_told(finished, tm
     assert "6 of 6 images" in stderr
 
 
+def test_a_dataset_needs_only_the_part_that_is_scored(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "theirs" / "test", count=2, seed=60)
+    assert run("eval", folder, "--data", tmp_path / "theirs")[0] == 0
+    assert len(rows_of(folder / "eval" / "theirs-test" / "per_image.csv")) == 2
+    assert "has no folder valid" in refused(2, "eval", folder, "--data", tmp_path / "theirs", "--split", "valid")
+
+
 def test_images_without_nuclei_have_no_dice_and_are_counted(finished, tmp_path):
     _, folder, _ = finished
     draw_discs(tmp_path / "some", count=3, seed=41)
