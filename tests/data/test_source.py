@@ -38,6 +38,9 @@ def test_folders_that_are_missing_or_empty(tiny_config, tiny_dataset, tmp_path):
     with pytest.raises(ConfigError, match="has no folder train; it has images and masks at its top"):
         find_pairs(data_of(tiny_config, f"data.root={tiny_dataset / 'test'}"))
     (tmp_path / "e" / "train" / "images").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="has no folder valid; expected are train, valid and test"):
+        find_pairs(data_of(tiny_config, f"data.root={tmp_path / 'e'}"))
+    (tmp_path / "e" / "valid").mkdir()
     with pytest.raises(ConfigError, match="no such folder: .*masks"):
         find_pairs(data_of(tiny_config, f"data.root={tmp_path / 'e'}"))
     (tmp_path / "e" / "train" / "masks").mkdir()
