@@ -9,6 +9,7 @@ inside the stored meta data, for a state whose save ended just before its files 
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,7 +53,8 @@ class Checkpoints:
         Raises:
           ConfigError: if the folder cannot be made.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save.
+        # Orbax narrates every save, and logs tracebacks of failures that are one message here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -81,6 +83,7 @@ class Checkpoints:
         self.wait()
         if number in self._manager.all_steps():
             return
+        self._require_space(state)
         meta = json.loads(json.dumps(meta, allow_nan=False))
         sealed = meta | {SEAL: digest(state, meta), LEAVES: describe_leaves(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed))  # pyright: ignore
@@ -92,6 +95,15 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: state {number} was not saved: a newer one is there already")
         self._under_way = self._pool.submit(self._finish)
         self._last_save = time.monotonic()
+
+    def _require_space(self, state: TrainState) -> None:
+        """Makes sure that a state fits on the disk: Orbax would find out in the middle, with pages of tracebacks."""
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.folder}: the state could not be saved: it takes {needed / 2**20:.1f} MiB, and the disk has "
+                f"{free / 2**20:.1f} MiB left; earlier states are kept. With more room the same command goes on"
+            )
 
     @property
     def age_seconds(self) -> float:
@@ -113,9 +125,16 @@ class Checkpoints:
             raise _unwritable(self.folder, error) from error
 
     def close(self) -> None:
-        """Ends the background threads; a save that is under way is completed."""
+        """Ends the background threads; a save that is under way is completed.
+
+        Raises:
+          CheckpointError: if it failed.
+        """
         self._pool.shutdown()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception as error:  # noqa: BLE001
+            raise _unwritable(self.folder, error) from error
 
     def _finish(self) -> None:
         self._manager.wait_until_finished()

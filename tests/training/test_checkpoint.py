@@ -124,6 +124,44 @@ def test_donated_buffers_do_not_leak_into_a_save(tmp_path):
     assert digest(restore(tmp_path / "c", make_state(0, width=200_000)).state) == want
 
 
+def test_a_disk_without_room_is_one_message_and_the_states_stay(folder, monkeypatch):
+    opened = Checkpoints(folder, keep=2)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(make_state(3)))
+    full = shutil.disk_usage(folder)._replace(free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(CheckpointError, match="could not be saved: it takes .* MiB left; earlier states are kept"):
+        opened.save(3, make_state(3), {})
+    monkeypatch.undo()
+    opened.close()
+    assert digest(restore(folder).state) == digest(make_state(2))
+
+
+def test_a_save_that_fails_in_the_background_is_a_checkpoint_error(folder, monkeypatch):
+    opened = Checkpoints(folder, keep=2)
+
+    def fail():
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(opened, "_finish", fail)
+    opened.save(3, make_state(3), {})
+    with pytest.raises(CheckpointError, match="could not be saved: No space left on device"):
+        opened.wait()
+    opened.close()
+
+
+def test_a_save_that_fails_at_the_very_end_is_a_checkpoint_error(folder, monkeypatch):
+    opened = Checkpoints(folder, keep=2)
+
+    def fail():
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing")
+
+    monkeypatch.setattr(opened._manager, "close", fail)
+    with pytest.raises(CheckpointError, match="could not be saved: RESOURCE_EXHAUSTED"):
+        opened.close()
+    monkeypatch.undo()
+    opened.close()
+
+
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "c").write_text("a file")
     with pytest.raises(ConfigError, match="c: the folder cannot be made"):
