@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +33,7 @@ from cervseg_jax.training.step import (
     objective,
     stream_key,
 )
+from tests.conftest import ROOT
 
 SIZE = (32, 48)
 ARGS = {"base_filters": 4, "levels": 3, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.1, "batch_norm": True}
@@ -379,3 +383,18 @@ def test_side_outputs_join_the_objective_but_not_the_reported_loss(rng):
     assert np.array_equal(states[0].params["side/kernel"], params["side/kernel"])
     assert not np.array_equal(states[1].params["side/kernel"], params["side/kernel"])
     np.testing.assert_array_equal(states[0].params["head/kernel"], states[1].params["head/kernel"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "bound"), [((), 1e-12), (("--batch-norm",), 1e-4)])
+def test_gradients_on_meshes_equal_those_of_one_device_in_float64(options, bound):
+    """Keras keeps the statistics of BatchNorm in float32."""
+    command = [sys.executable, ROOT / "scripts" / "compare_meshes.py", "--size", "48", "60", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 7
+    for _, single, double, gradients, _, gathered in rows:
+        assert float(single) < 1e-6
+        assert float(double) < max(bound, 1e-12)
+        assert float(gradients) < bound
+        assert float(gathered) < 1  # no image or activation is copied whole

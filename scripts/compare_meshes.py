@@ -1,0 +1,125 @@
+"""Loss and gradients of a train step on several meshes of eight simulated devices, beside one device.
+
+Gradients are compared in float64, where a difference is an error and not rounding; the loss in both. Exchanges are
+counted in the compiled float32 program.
+
+Run: python scripts/compare_meshes.py [--size 48 72] [--filters 4] [--levels 4]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+MESHES = ((1, 1, 1), (8, 1, 1), (4, 1, 2), (2, 1, 4), (1, 1, 8), (1, 8, 1), (2, 2, 2))
+"""Devices along data, fsdp and spatial."""
+BATCH_SIZE = 8
+ZERO = 1e-6
+"""Gradients that are smaller than this times the largest one are zero but for rounding: biases before BatchNorm."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures in a process for each precision, and prints the table of both."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(48, 72), help="height and width; eight divides the height"
+    )
+    parser.add_argument("--filters", type=int, default=4)
+    parser.add_argument("--levels", type=int, default=4)
+    parser.add_argument("--batch-norm", action="store_true", help="whose statistics Keras keeps in float32")
+    parser.add_argument("--precision", choices=("float32", "float64"), help="measure in this process")
+    options = parser.parse_args(arguments)
+    if options.precision:
+        _measure(options)
+        return
+    rows: dict[str, list[list[str]]] = {}
+    for precision in ("float32", "float64"):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_X64": str(int(precision == "float64")),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        }
+        command = [sys.executable, __file__, *arguments, "--precision", precision]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        rows[precision] = [line.split() for line in done.stdout.splitlines()]
+    header = ["data x fsdp x spatial", "loss, float32", "loss, float64", "gradients, float64", "halos", "gathered, MiB"]
+    print(f"| {' | '.join(header)} |")
+    print("|---|---|---|---|---|---|")
+    for single, double in zip(rows["float32"], rows["float64"], strict=True):
+        print(f"| {single[0]} | {single[1]} | {double[1]} | {double[2]} | {single[3]} | {single[4]} |")
+
+
+def _measure(options: Any) -> None:
+    """Prints for each mesh: differences of loss and gradients from one device, and what is exchanged."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cervseg_jax.data.batch import Batch
+    from cervseg_jax.losses import LOSSES
+    from cervseg_jax.models import build_model, functionalize
+    from cervseg_jax.models.blocks import KERAS_DTYPES
+    from cervseg_jax.sections import MeshConfig
+    from cervseg_jax.training.sharding import batch_sharding, make_mesh, state_sharding
+    from cervseg_jax.training.step import StepRules, objective
+    from cervseg_jax.training.topology import collectives
+
+    if options.precision == "float64":  # all that is float32 otherwise
+        jnp.float32, KERAS_DTYPES["float32"] = jnp.float64, "float64"
+    rng = np.random.default_rng(0)
+    size = tuple(options.size)
+    args = {
+        "base_filters": options.filters,
+        "levels": options.levels,
+        "kernel_size": 9,
+        "dilation": 3,
+        "batch_norm": True,
+    }
+    model = build_model("unet", image_size=size, args=args | {"dropout_rate": 0.1})
+    apply, params, model_state = functionalize(model)
+    wide = np.dtype(options.precision)
+    params, model_state = jax.tree.map(lambda leaf: np.asarray(leaf, wide), (params, model_state))
+    batch = Batch(
+        rng.integers(0, 256, (BATCH_SIZE, *size, 3), np.uint8),
+        (rng.random((BATCH_SIZE, *size, 1)) < 0.3).astype(np.uint8),
+        np.ones(BATCH_SIZE, np.float32),
+        np.arange(BATCH_SIZE, dtype=np.int32),
+        np.zeros(BATCH_SIZE, np.uint8),
+    )
+
+    def loss_and_gradients(params: Any, batch: Batch) -> Any:
+        def value(params: Any) -> Any:
+            return objective(apply, LOSSES["bce_dice"], StepRules(), params, model_state, batch, jax.random.key(0))[0]
+
+        return jax.value_and_grad(value)(params)
+
+    first: Any = None
+    for data, fsdp, spatial in MESHES:
+        mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, spatial=spatial), batch_size=BATCH_SIZE)
+        places = state_sharding(mesh, params)
+        step = jax.jit(loss_and_gradients, in_shardings=(places, batch_sharding(mesh)), out_shardings=(None, places))
+        compiled = step.lower(params, batch).compile()
+        loss, gradients = jax.device_get(
+            compiled(jax.device_put(params, places), jax.device_put(batch, batch_sharding(mesh)))
+        )
+        first = first or (loss, gradients)
+        scale = {path: np.abs(other).max() for path, other in first[1].items()}
+        differences = [
+            np.abs(gradients[path] - other).max() / scale[path]
+            for path, other in first[1].items()
+            if scale[path] > ZERO * max(scale.values())
+        ]
+        exchanged = collectives(compiled.as_text() or "")
+        halos, gathered = exchanged.get("collective-permute", {}), exchanged.get("all-gather", {})
+        relative = abs(float(loss) - float(first[0])) / abs(float(first[0]))
+        print(
+            f"{data}x{fsdp}x{spatial} {relative:.1e} {max(differences):.1e} {halos.get('count', 0)} "
+            f"{gathered.get('bytes', 0) / 2**20:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
