@@ -25,7 +25,13 @@ def save_figure(path: Path, figure: Figure, *, bbox_inches: str | None = None) -
 
 
 def draw_curves(
-    path: Path, curves: Mapping[str, Sequence[float]], *, title: str, best_epoch: int, rate_drops: Sequence[int]
+    path: Path,
+    curves: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    best_epoch: int,
+    rate_drops: Sequence[int],
+    rates: Sequence[float],
 ) -> None:
     """Draws values over epochs.
 
@@ -35,9 +41,10 @@ def draw_curves(
       title: heading and label of the vertical axis.
       best_epoch: 1-based epoch to mark; 0 for none.
       rate_drops: 1-based epochs from which a lower learning rate was in force.
+      rates: learning rate per epoch, drawn below.
     """
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8, 5.6), dpi=120, layout="constrained")
+    axes, below = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)
     bases = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
     for name, values in curves.items():
         validation = name.startswith("val_")
@@ -56,11 +63,14 @@ def draw_curves(
         axes.axvline(epoch, color="0.6", linewidth=0.8, linestyle=":", label=label)
     if best_epoch:
         axes.axvline(best_epoch, color="0.25", linewidth=1.0, label=f"best epoch ({best_epoch})")
-    axes.set(xlabel="epoch", ylabel=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(ylabel=title)
     axes.legend(frameon=False)
+    below.step(range(1, len(rates) + 1), rates, where="mid", color="0.35", linewidth=1.4)
+    below.set(xlabel="epoch", ylabel="learning rate", yscale="log")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in (axes, below):
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
     save_figure(path, figure)
 
 

@@ -43,7 +43,8 @@ def write_history(folder: Path, history: History, *, metrics: Sequence[str], bes
         curves = {key: series[key] for metric in shown for key in (metric, f"val_{metric}")}
         file = folder / ("train_losses.png" if name == "loss" else "train_metrics.png")
         if curves:
-            draw_curves(file, curves, title=name, best_epoch=best_epoch, rate_drops=drops)
+            rates = series["learning_rate"]
+            draw_curves(file, curves, title=name, best_epoch=best_epoch, rate_drops=drops, rates=rates)
 
 
 def rate_drops(rates: Sequence[float]) -> list[int]:
