@@ -296,6 +296,10 @@ def test_infer_in_tiles_resumes_and_measures_in_micrometres(finished, tmp_path):
     assert not [path for path in out.iterdir() if path.name.startswith(".work")]
     message = refused(2, *command, "--output", "masks,nuclei", "--resume")
     assert "was made with other settings (mpp)" in message
+    shutil.copytree(out, tmp_path / "damaged")
+    (tmp_path / "damaged" / ".done" / "made_with.json").write_text("[")
+    damaged = [tmp_path / "damaged" if argument == out else argument for argument in command]
+    assert "made_with.json is damaged" in refused(2, *damaged, "--output", "masks,nuclei", "--resume")
     assert "did you mean 'masks'" in refused(2, *command, "--output", "mask")
     assert "must be less than the network's smaller side" in refused(
         2, *command, "--overwrite", "--set", "infer.tiled.overlap_px=64"

@@ -203,9 +203,14 @@ def _open_results(
         make_folder(out / name)
     note = out / DONE / "made_with.json"
     wanted = json.loads(json.dumps(made_with))
-    if resume and note.is_file() and (found := json.loads(note.read_text(encoding="utf-8"))) != wanted:
+    if resume and note.is_file():
+        try:
+            found = dict(json.loads(note.read_bytes()))
+        except (ValueError, TypeError):
+            raise ConfigError(f"--resume: {note} is damaged; make all anew with --overwrite") from None
         changed = ", ".join(key for key in wanted if found.get(key) != wanted[key])
-        raise ConfigError(f"--resume: {out} was made with other settings ({changed}); choose another folder")
+        if changed:
+            raise ConfigError(f"--resume: {out} was made with other settings ({changed}); choose another folder")
     write_json(note, wanted)
     if not resume:
         for job in jobs:

@@ -24,6 +24,7 @@ from cervseg_jax.plots import PREDICTION_COLOUR, draw_instance_outlines, tint
 
 MAX_OVERLAY_PIXELS = 64_000_000
 """Larger images get an overlay of a reduced size."""
+BAND_ROWS = 1024
 
 
 class Result(NamedTuple):
@@ -56,7 +57,9 @@ def _mask(folder: Path, result: Result, settings: Settings) -> None:
 def _overlay(folder: Path, result: Result, settings: Settings) -> None:
     height, width = result.mask.shape
     step = max(1, int(np.ceil(np.sqrt(height * width / MAX_OVERLAY_PIXELS))))
-    image = np.asarray(result.image[0:height, 0:width])[::step, ::step]
+    band = step * max(1, BAND_ROWS // step)  # slides are read band by band
+    bands = [np.asarray(result.image[top : top + band, 0:width])[::step, ::step] for top in range(0, height, band)]
+    image = np.concatenate(bands)
     labels = (result.mask if result.nuclei is None else result.nuclei.labels)[::step, ::step]
     picture = draw_instance_outlines(tint(image, labels > 0), labels, colour=PREDICTION_COLOUR)
     write_png(folder / f"{result.name}.png", picture)

@@ -1,0 +1,36 @@
+"""What is written for each image."""
+
+import cv2
+import numpy as np
+
+from cervseg_jax.inference import results
+from cervseg_jax.inference.results import Result, Settings, write_results
+
+
+class Slide:
+    """An image that is read window by window, and notes how large the windows are."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape, self.largest = pixels, pixels.shape, 0
+
+    def __getitem__(self, window):
+        found = self.pixels[window]
+        self.largest = max(self.largest, len(found))
+        return found
+
+
+def test_overlays_of_large_images_are_thinned_and_read_band_by_band(tmp_path, rng, monkeypatch):
+    pixels = rng.integers(0, 256, (203, 90, 3), np.uint8)
+    mask = rng.random((203, 90)) < 0.3
+    monkeypatch.setattr(results, "MAX_OVERLAY_PIXELS", 203 * 90 // 9)
+    (tmp_path / "overlays").mkdir()
+    for name, rows in (("whole", 1000), ("banded", 20)):
+        monkeypatch.setattr(results, "BAND_ROWS", rows)
+        slide = Slide(pixels)
+        result = Result(name, tmp_path / name, slide, np.zeros((203, 90, 1)), mask, None)
+        write_results(tmp_path, result, ("overlays",), Settings())
+    assert slide.largest <= 20
+    whole, banded = (cv2.imread(str(tmp_path / "overlays" / f"{name}.png")) for name in ("whole", "banded"))
+    assert np.array_equal(whole, banded)
+    outside = ~mask[::3, ::3]
+    assert np.array_equal(banded[outside], pixels[::3, ::3, ::-1][outside])
