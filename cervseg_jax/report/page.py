@@ -11,6 +11,7 @@ from cervseg_jax.pages import page
 from cervseg_jax.report import gallery, sections
 from cervseg_jax.report.cards import data_card, model_card
 from cervseg_jax.report.facts import InferenceFacts, RunFacts, read_inference, read_run
+from cervseg_jax.training.run_folder import member_runs
 from cervseg_jax.training.writers import rate_drops
 
 
@@ -33,7 +34,7 @@ def write_report(folder: Path, out: Path | None, *, num_layered: int, reporter: 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
     path = (out or folder / "report.html").absolute()
-    if not (folder / "config.yaml").is_file():
+    if not (folder / "config.yaml").is_file() and member_runs(folder) == [folder]:
         write_text(path, _inference_page(read_inference(folder), num_layered, reporter))
         return path
     facts = read_run(folder)

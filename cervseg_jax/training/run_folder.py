@@ -156,7 +156,9 @@ def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such run folder")
     if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder}: is no run folder (no config.yaml)")
+        seeds = [run.name for run in member_runs(folder) if run != folder]
+        hint = f"; it holds the runs of several seeds: choose one of {', '.join(seeds)}" if seeds else ""
+        raise CheckpointError(f"{folder}: is no run folder (no config.yaml){hint}")
     try:
         config = load_config(folder / "config.yaml")
     except CervsegError as error:

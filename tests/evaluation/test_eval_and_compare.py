@@ -135,6 +135,7 @@ def test_seeds_are_trained_scored_and_compared(finished, tmp_path):
     assert (tmp_path / "out" / "comparison.png").is_file()
     assert "run - recipe" in stdout
     assert "two runs or more" in refused(2, "compare", folder)
+    assert "choose one of seed_3, seed_4" in refused(4, "report", tmp_path / "recipe")
 
 
 def stem_of(row):
