@@ -508,7 +508,8 @@ class Reader(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.fetched += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        addresses = [value for name, value in attrs if name in ("src", "href", "srcset")]
+        self.fetched += [address for address in addresses if not address.startswith("#")]  # places in the page itself
 
     def handle_data(self, data):
         self.words.append(data)

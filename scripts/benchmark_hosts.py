@@ -1,0 +1,83 @@
+"""What the host side of a training costs: input for 1 to 8 hosts, logging, and saving states.
+
+Input: every host loads its share of a batch that grows with the number of hosts. The hosts are simulated one after the
+other, each with all cores, so the rate of a host must not fall as their number grows. Logging and saving: the same
+steps with a line for each and a state every second, and without.
+
+Run: python scripts/benchmark_hosts.py configs/quickstart.yaml [--steps 60] [--repeats 3]
+"""
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cervseg_jax.config import load_config
+from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
+from cervseg_jax.data.pipeline import train_batches
+from cervseg_jax.data.source import find_pairs
+from cervseg_jax.sections import Config
+
+HOSTS = (1, 2, 4, 8)
+WARM_BATCHES = 3
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures and prints two tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
+    if config.data.synthetic is not None:
+        ensure_synthetic_dataset(config.data.root, config.data.synthetic)
+    print("| hosts | batch | images of a host | images/s of a host, slowest and fastest |\n|---|---|---|---|")
+    for hosts in HOSTS:
+        share = config.train.batch_size
+        rates = [_input_rate(config, hosts, host, options.steps) for host in range(hosts)]
+        print(f"| {hosts} | {hosts * share} | {share} | {min(rates):.1f} {max(rates):.1f} |")
+    plain = ("train.log_steps=1000000", "train.save_minutes=1000")
+    busy = ("train.log_steps=1", f"train.save_minutes={1 / 60}")
+    seconds: dict[tuple[str, ...], list[float]] = {plain: [], busy: []}
+    for _ in range(options.repeats):  # side by side, so that both meet the same moods of the machine
+        for settings, found in seconds.items():
+            found.append(_epoch_seconds(options, settings))
+    print("\n| | seconds per step, median (range) |\n|---|---|")
+    for name, settings in (("without", plain), ("a line per step, a state per second", busy)):
+        found = [value / options.steps for value in seconds[settings]]
+        print(f"| {name} | {statistics.median(found):.4f} ({min(found):.4f}-{max(found):.4f}) |")
+
+
+def _input_rate(config: Config, hosts: int, host: int, steps: int) -> float:
+    share = config.train.batch_size
+    wide = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": hosts * share})})
+    pairs = find_pairs(config.data)[0]["train"]
+    batches = train_batches(wide, pairs, start_step=0, images=range(host * share, (host + 1) * share))
+    for _ in range(WARM_BATCHES):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return steps * share / (time.perf_counter() - start)
+
+
+def _epoch_seconds(options: argparse.Namespace, settings: Sequence[str]) -> float:
+    """Returns the time of the second of two epochs."""
+    given = [*options.overrides, *settings, "train.epochs=2", f"train.steps_per_epoch={options.steps}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(Path(sys.executable).with_name("cervseg-jax")), "train", str(options.config), "--quiet"]
+        command += ["--run-dir", f"{folder}/run", *(part for one in given for part in ("--set", one))]
+        subprocess.run(command, check=True)
+        with (Path(folder) / "run" / "metrics.csv").open() as file:
+            return float(list(csv.DictReader(file))[-1]["seconds"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
