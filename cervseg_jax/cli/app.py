@@ -92,7 +92,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's best weights, predicting as `infer` does; writes RUN/eval/."""
-    from cervseg_jax.cli.eval_command import run_eval
+    from cervseg_jax.cli.score_commands import run_eval
 
     settings = _tiled_setting(tiled) + (overrides or [])
     run_eval(run, split, data, settings, others=ensemble or [], allow_trained=allow_trained, quiet=quiet)
@@ -113,7 +113,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare runs on the same images: differences with intervals, a test, a picture."""
-    from cervseg_jax.cli.eval_command import run_compare
+    from cervseg_jax.cli.score_commands import run_compare
 
     run_compare(runs, split, data, out, overrides or [], allow_trained=allow_trained, quiet=quiet)
 
@@ -168,7 +168,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one HTML page about a run or inferred images, and cards for model and data."""
-    from cervseg_jax.cli.eval_command import run_report
+    from cervseg_jax.cli.score_commands import run_report
 
     run_report(folder, out, num_layered=layers, quiet=quiet)
 

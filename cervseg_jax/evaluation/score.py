@@ -99,7 +99,7 @@ def score_run(
     require_devices(config.runtime)
     part = choose_part(config, split, data, reporter)
     allowed = allow_trained or (split == "train" and data is None)
-    num_trained = refuse_seen_images(run, part, allow=allowed, reporter=reporter)
+    seen = [refuse_seen_images(member, part, allow=allowed, reporter=reporter) for member in (run, *others)]
     networks = [load_network(member / "best", precision=config.runtime.precision) for member in (run, *others)]
     network = networks[0]
     trained = {"image_size": network.contract.image_size, "heads": network.contract.heads}
@@ -113,7 +113,7 @@ def score_run(
         "split": part.name,
         "num_images": len(part.facts),
         "num_sources": len(set(part.groups)),
-        "num_trained_on": num_trained,
+        "num_trained_on": None if None in seen else max(filter(None, seen), default=0),
         "epoch": network.contract.epoch,
         "weights_sha256": [member.contract.weights_sha256 for member in networks],
         "threshold": config.eval.threshold,
@@ -125,15 +125,7 @@ def score_run(
     summary |= summarise_pixels(scores.pixels, part.groups)
     summary["doubt_against_dice"] = rank_correlation(scores.doubt, columns_of(scores.pixels)["dice"])
     summary["tuned"] = _tuned(predictor, config, part, scores, reporter)
-    (folder / "nuclei_per_image.csv").unlink(missing_ok=True)  # of an earlier call, perhaps with other images
-    if scores.nuclei is not None:
-        own = [fact for fact, known in zip(part.facts, scores.has_instances, strict=True) if known]
-        summary["nuclei"] = summarise_nuclei(scores.nuclei, [fact.pair.group for fact in own])
-        summary["doubt_against_pq"] = rank_correlation(
-            scores.doubt[scores.has_instances], nucleus_columns(scores.nuclei)["pq"]
-        )
-        summary["separation"] = rules.model_dump()
-        write_nuclei_per_image(folder / "nuclei_per_image.csv", scores.nuclei, [fact.pair for fact in own])
+    summary |= _nucleus_scores(folder / "nuclei_per_image.csv", part, scores, rules)
     summary["subsets"] = _subset_scores(part, scores)
     order = _write_per_image(folder, scores, part)
     write_json(folder / "summary.json", summary)
@@ -237,6 +229,21 @@ def _tuned(
     pairs = [fact.pair for fact in check_pairs(chosen, config.data).facts]
     validation = _score_images(predictor, pairs, config, None, reporter, folder=None)
     return {"num_images": len(pairs)} | tuned_threshold(validation.pixels, scores.pixels, part.groups)
+
+
+def _nucleus_scores(path: Path, part: Part, scores: ImageScores, rules: SeparationConfig) -> dict[str, Any]:
+    """Writes a row per image whose nuclei are told apart, and returns their summary; empty where there are none."""
+    path.unlink(missing_ok=True)  # of an earlier call, perhaps with other images
+    if scores.nuclei is None:
+        return {}
+    own = [pair for pair, known in zip(part.pairs, scores.has_instances, strict=True) if known]
+    write_nuclei_per_image(path, scores.nuclei, own)
+    pq = nucleus_columns(scores.nuclei)["pq"]
+    return {
+        "nuclei": summarise_nuclei(scores.nuclei, [pair.group for pair in own]),
+        "doubt_against_pq": rank_correlation(scores.doubt[scores.has_instances], pq),
+        "separation": rules.model_dump(),
+    }
 
 
 def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:

@@ -61,6 +61,12 @@ def test_images_that_the_run_was_trained_on_are_refused_unless_told(finished, tm
     assert code == 0
     assert "1 of 3 images are among those" in stderr
     assert summary_of(folder / "eval" / "mixed")["num_trained_on"] == 1
+    shutil.copytree(folder, tmp_path / "blind", ignore=shutil.ignore_patterns("eval"))
+    known = (folder / "data.csv").read_text().splitlines()
+    (tmp_path / "blind" / "data.csv").write_text(known[0] + "\n")
+    assert run("eval", tmp_path / "blind", "--data", tmp_path / "mixed")[0] == 0
+    message = refused(3, "eval", tmp_path / "blind", "--with", folder, "--data", tmp_path / "mixed")
+    assert "1 of 3 images" in message  # one member has seen it
     code, _, stderr = run("eval", folder, "--split", "train")  # named by the user, so told
     assert code == 0
     assert "6 of 6 images" in stderr

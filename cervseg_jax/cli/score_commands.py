@@ -1,4 +1,4 @@
-"""The command that scores."""
+"""The commands that score, compare and report."""
 
 import math
 import statistics
