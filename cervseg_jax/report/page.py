@@ -52,7 +52,7 @@ def _run_page(facts: RunFacts, num_layered: int, reporter: Reporter) -> str:
         with reporter.progress("pictures", len(first.rows)) as advance:
             rule = facts.config.data.mask_rule
             images = gallery.evaluated_images(first, rule, num_layered=num_layered, each=advance)
-        parts += [(f"Images: {first.name}", _gallery(images, len(first.rows)))]
+        parts += [(f"Images: {first.name}", _gallery(images, len(first.rows), outlines="truth green, prediction pink"))]
         parts += [("Scores", sections.scores_section(facts.parts))]
         parts += [("Calibration", sections.calibration_section(first))]
     epochs = gallery.preview_epochs(facts)
@@ -74,7 +74,7 @@ def _inference_page(facts: InferenceFacts, num_layered: int, reporter: Reporter)
         images = gallery.inferred_images(facts, num_layered=num_layered, each=advance)
     parts = [
         ("In short", sections.inference_summary(facts)),
-        ("Images", _gallery(images, len(facts.rows))),
+        ("Images", _gallery(images, len(facts.rows), outlines="prediction pink")),
         ("Limits", sections.footer()),
     ]
     values = {"history": {}, "best": 0, "drops": [], "epochs": None, "images": images}
@@ -82,7 +82,7 @@ def _inference_page(facts: InferenceFacts, num_layered: int, reporter: Reporter)
     return page(f"Inferred: {facts.folder.name}", "", parts, style=_asset("report.css"), script=script)
 
 
-def _gallery(images: list[dict[str, Any]], total: int) -> str:
+def _gallery(images: list[dict[str, Any]], total: int, *, outlines: str) -> str:
     layered = sum(image["layers"] is not None for image in images)
     missing = sum(image["thumbnail"] is None for image in images)
     shown = f"all {total} images" if len(images) == total else f"{len(images)} of {total} images"
@@ -90,8 +90,7 @@ def _gallery(images: list[dict[str, Any]], total: int) -> str:
     note += "each opens in layers." if layered == len(images) else f"{layered} open in layers, the others are small."
     if missing:
         note += f" {missing} files are no longer where they were."
-    colours = "Outlines: truth green, prediction pink."
-    return f'<p>{note} {colours}</p><div id="gallery"></div>'
+    return f'<p>{note} Outlines: {outlines}.</p><div id="gallery"></div>'
 
 
 def _asset(name: str) -> str:
