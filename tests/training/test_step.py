@@ -72,7 +72,15 @@ def run(parts, mesh, steps=3, rules=StepRules(seed=1), loss="bce_dice"):  # noqa
     return state, losses, np.asarray(metrics.counts)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (4, 1, 2), (2, 1, 4), (1, 1, 8), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 1, 1),
+        (2, 1, 4),
+        (2, 2, 2),
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(4, 1, 2), (1, 1, 8), (1, 8, 1)]),
+    ],
+)
 def test_eight_devices_equal_one(parts, shape, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_DIVIDED", 64)
     one, losses, counts = run(parts, make_mesh(MeshConfig(), batch_size=8))
