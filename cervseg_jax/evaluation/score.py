@@ -254,11 +254,13 @@ def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:
         column[known] = values
         return column
 
-    measures = {"share of nucleus": ratio(counts.true_positive + counts.false_negative, np.sum(counts, axis=0))}
+    area = counts.true_positive + counts.false_negative
+    measures = {"share of nucleus": ratio(area, np.sum(counts, axis=0))}
     columns = {"dice": columns_of(scores.pixels)["dice"]}
     if scores.nuclei is not None:
         num_true = scores.nuclei.all_nuclei.num_truth
         measures["nuclei"] = spread(num_true)
+        measures["mean area of nuclei, px"] = spread(ratio(area[known], num_true))
         measures["share of touching nuclei"] = spread(ratio(scores.nuclei.touching_nuclei.num_truth, num_true))
         columns["pq"] = spread(nucleus_columns(scores.nuclei)["pq"])
     return summarise_subsets(find_subsets(part.traits, measures), columns, part.groups)

@@ -74,9 +74,12 @@ def test_images_that_the_run_was_trained_on_are_refused_unless_told(finished, tm
 
 def test_a_dataset_needs_only_the_part_that_is_scored(finished, tmp_path):
     _, folder, _ = finished
-    draw_discs(tmp_path / "theirs" / "test", count=2, seed=60)
+    draw_discs(tmp_path / "theirs" / "test", count=3, seed=60)
+    draw_discs(tmp_path / "theirs" / "test", count=2, seed=61, size=(75, 101))  # instead of the first two
     assert run("eval", folder, "--data", tmp_path / "theirs")[0] == 0
-    assert len(rows_of(folder / "eval" / "theirs-test" / "per_image.csv")) == 2
+    rows = rows_of(folder / "eval" / "theirs-test" / "per_image.csv")
+    names = ("true_positive", "false_positive", "false_negative", "true_negative")
+    assert sorted(sum(int(row[name]) for name in names) for row in rows) == [48 * 40, 75 * 101, 75 * 101]
     assert "has no folder valid" in refused(2, "eval", folder, "--data", tmp_path / "theirs", "--split", "valid")
 
 
