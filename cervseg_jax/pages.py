@@ -28,7 +28,8 @@ figcaption { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
 code { font: .88em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; }
 a { color: var(--mark); }
-@media print { nav { display: none; } body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
+@media print { nav { display: none; } body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } .scroll { overflow: visible; } table { font-size: .78rem; } }
 """
 
 
