@@ -8,10 +8,10 @@ from cervseg_jax.models import MODELS, build_model
 from cervseg_jax.models.initial import NUMPY_INITIALIZERS, NumpyGlorotUniform, NumpyHeNormal, NumpyVarianceScaling
 
 PAIRS = [
-    (NumpyGlorotUniform(), keras.initializers.GlorotUniform()),
-    (NumpyHeNormal(), keras.initializers.HeNormal()),
+    (NumpyGlorotUniform(seed=1), keras.initializers.GlorotUniform(seed=2)),
+    (NumpyHeNormal(seed=3), keras.initializers.HeNormal(seed=4)),
     *[
-        (kind(2.0, "fan_out", distribution) for kind in (NumpyVarianceScaling, keras.initializers.VarianceScaling))
+        (kind(2.0, "fan_out", distribution, 5) for kind in (NumpyVarianceScaling, keras.initializers.VarianceScaling))
         for distribution in ("truncated_normal", "uniform")
     ],
 ]
