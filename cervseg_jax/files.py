@@ -53,10 +53,14 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     Raises:
       OSError: if the disk is full or the folder not writable; what was there before stays.
     """
+    _write_pieces(path, [data], durable=durable)
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -71,9 +75,10 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text as `write_bytes` does; file names that are no UTF-8 keep their bytes."""
-    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Writes UTF-8 text as `write_bytes` does, whole or in pieces; file names that are no UTF-8 keep their bytes."""
+    pieces = [text] if isinstance(text, str) else text
+    _write_pieces(path, (piece.encode("utf-8", "surrogateescape") for piece in pieces), durable=True)
 
 
 def read_text(path: Path) -> str:
@@ -132,7 +137,9 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows(([header] if header else []) + list(rows))
+    if header:
+        writer.writerow(header)
+    writer.writerows(rows)
     return buffer.getvalue()
 
 

@@ -24,6 +24,10 @@ class HeaderError(ValueError):
     """The bytes are no acceptable image; the message says why, without the file's name."""
 
 
+class SlideHeaderError(HeaderError):
+    """The bytes are a TIFF that may be a slide: of several pages, of more than 4 GB, or too large to decode whole."""
+
+
 def read_header(data: bytes) -> Header:
     """Checks an image file's structure.
 
@@ -45,7 +49,8 @@ def read_header(data: bytes) -> Header:
     if header.width < 1 or header.height < 1:
         raise HeaderError(f"has the impossible size {header.width}x{header.height}")
     if header.width * header.height > MAX_PIXELS:
-        raise HeaderError(f"has {header.width}x{header.height} pixels, more than the {MAX_PIXELS} that are read whole")
+        kind = SlideHeaderError if data[:2] in (b"II", b"MM") else HeaderError
+        raise kind(f"has {header.width}x{header.height} pixels, more than the {MAX_PIXELS} that are read whole")
     return header if 1 <= header.orientation <= 8 else header._replace(orientation=1)
 
 
@@ -61,7 +66,7 @@ def _parser(data: bytes):
     if data[:4] in (b"II*\0", b"MM\0*"):
         return _tiff
     if data[:4] in (b"II+\0", b"MM\0+"):
-        raise HeaderError("is a BigTIFF, which is not supported")
+        raise SlideHeaderError("is a BigTIFF, which is read as a slide alone")
     raise HeaderError("is not a PNG, JPEG, BMP, WebP or TIFF image")
 
 
@@ -154,7 +159,7 @@ _TIFF_OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))
 def _tiff(data: bytes) -> Header:
     tags, next_directory = _tiff_directory(data)
     if next_directory:
-        raise HeaderError("has several pages; one picture per file is needed")
+        raise SlideHeaderError("has several pages; one picture per file is needed")
     if tags.get(_TIFF_ORIENTATION, (1,))[0] != 1:
         raise HeaderError("is a TIFF with a rotated orientation tag; save it upright")
     if tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] not in (1, 4):

@@ -115,24 +115,27 @@ def labelme_document(outlines: Sequence[Rings], *, image_path: str, shape: tuple
       JSON text.
     """
     shapes = [
-        {
-            "label": "nucleus",
-            "points": np.round(ring, 3).tolist(),
-            "group_id": number if len(rings) > 1 else None,
-            "shape_type": "polygon",
-            "flags": {},
-        }
+        labelme_polygon(ring, group=number if len(rings) > 1 else None)
         for number, rings in enumerate(outlines, start=1)
         for ring in rings
     ]
+    return json.dumps(labelme_head(image_path=image_path, shape=shape) | {"shapes": shapes}, indent=1)
+
+
+def labelme_head(*, image_path: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns what a LabelMe file says of its image; all but the shapes."""
     height, width = shape
-    document = {
+    return {
         "version": "5.5.0",
         "flags": {},
-        "shapes": shapes,
         "imagePath": Path(image_path).as_posix(),
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
     }
-    return json.dumps(document, indent=1)
+
+
+def labelme_polygon(ring: np.ndarray, *, group: int | None = None) -> dict[str, Any]:
+    """Returns the entry of a nucleus, float [n, 2] with x and y; `group` joins the rings of one."""
+    points = np.round(ring, 3).tolist()
+    return {"label": "nucleus", "points": points, "group_id": group, "shape_type": "polygon", "flags": {}}

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.decode import IMAGE_SUFFIXES, read_image
+from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import list_images
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
 from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
@@ -33,7 +33,7 @@ from cervseg_jax.inference.results import (
     merge_tables,
     write_results,
 )
-from cervseg_jax.inference.slides import SLIDE_SUFFIXES, Slide
+from cervseg_jax.inference.slides import Slide, is_slide
 from cervseg_jax.inference.tiling import ImageLike
 from cervseg_jax.inference.tune import load_rules
 from cervseg_jax.sections import Config, SeparationConfig
@@ -49,8 +49,6 @@ DONE = ".done"
 """Folder with one line of `images.csv` for each image whose results are complete, and what they were made with."""
 MANY_NUMBERS = 50_000_000
 """Maps of more numbers than this are finished before the next image."""
-MAX_WHOLE_BYTES = 500_000_000
-"""Larger TIFF files are read as slides."""
 
 
 class Job(NamedTuple):
@@ -304,10 +302,9 @@ def _require_safe_output(out: Path, kinds: Sequence[str], jobs: Sequence[Job], *
 
 def _read(job: Job, *, is_tiled: bool) -> Any:
     """Reads an image whole, or opens it as a slide where it is one or too large; returns what is wrong with it."""
-    suffix = job.path.suffix.lower()
     try:
-        if suffix in SLIDE_SUFFIXES and (suffix not in IMAGE_SUFFIXES or job.path.stat().st_size > MAX_WHOLE_BYTES):
-            return Slide(job.path) if is_tiled else f"{job.path}: is too large to be resized; add --tiled"
+        if is_slide(job.path):
+            return Slide(job.path) if is_tiled else f"{job.path}: is a slide, too large to be resized; add --tiled"
         return read_image(job.path)
     except (DataError, OSError) as error:
         return str(error)

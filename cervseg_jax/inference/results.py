@@ -51,7 +51,7 @@ class Settings(NamedTuple):
 
 
 def _mask(folder: Path, result: Result, settings: Settings) -> None:
-    write_png(folder / f"{result.name}.png", result.mask.astype(np.uint8) * 255)
+    write_png(folder / f"{result.name}.png", np.where(result.mask, np.uint8(255), np.uint8(0)))
 
 
 def _overlay(folder: Path, result: Result, settings: Settings) -> None:
@@ -70,7 +70,11 @@ def _instances(folder: Path, result: Result, settings: Settings) -> None:
 
 
 def _probabilities(folder: Path, result: Result, settings: Settings) -> None:
-    write_png(folder / f"{result.name}.png", np.round(result.maps[..., 0] * 65535).astype(np.uint16))
+    levels = np.empty(result.mask.shape, np.uint16)
+    for top in range(0, len(levels), BAND_ROWS):  # maps of slides are on disk
+        band = result.maps[top : top + BAND_ROWS, :, 0].astype(np.float32)
+        levels[top : top + BAND_ROWS] = np.round(band * 65535)
+    write_png(folder / f"{result.name}.png", levels)
 
 
 def _colour(folder: Path, result: Result, settings: Settings) -> None:
@@ -87,7 +91,7 @@ def _geojson(folder: Path, result: Result, settings: Settings) -> None:
 
 def _labelme(folder: Path, result: Result, settings: Settings) -> None:
     nuclei = _nuclei(result)
-    text = labelme_with_masks(nuclei.labels, nuclei.polygons, image_path=result.path.name)
+    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=result.path.name)
     write_text(folder / f"{result.name}.json", text)
 
 
@@ -98,14 +102,13 @@ def _rois(folder: Path, result: Result, settings: Settings) -> None:
 def _coco(folder: Path, result: Result, settings: Settings) -> None:
     nuclei = _nuclei(result)
     image = coco_image(1, result.path.name, nuclei.labels.shape)
-    entries = coco_annotations(nuclei.labels, image_id=1, first_id=1, scores=nuclei.table["confidence"])
+    entries = coco_annotations(nuclei.labels, nuclei.table, image_id=1, first_id=1)
     write_text(folder / f"{result.name}.json", coco_document([image], entries))
 
 
 def _measurements(folder: Path, result: Result, settings: Settings) -> None:
     table = _table(result, settings)
-    columns = [[_number(value) for value in values.tolist()] for values in table.values()]
-    rows = [[result.name, *row] for row in zip(*columns, strict=True)]
+    rows = ([result.name, *(_number(value.item()) for value in row)] for row in zip(*table.values(), strict=True))
     write_text(folder / f"{result.name}.csv", csv_text(["image", *table], rows))
 
 

@@ -5,10 +5,38 @@ from typing import Any
 
 import numpy as np
 
+from cervseg_jax.data.decode import MAX_FILE_BYTES, read_bytes
+from cervseg_jax.data.headers import HeaderError, SlideHeaderError, read_header
 from cervseg_jax.errors import ConfigError, DataError
 
-SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif", ".tiff", ".tif"})
-"""TIFF files among them are read as slides only where they are too large to be decoded whole."""
+SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
+TIFF_SUFFIXES = frozenset({".tiff", ".tif"})
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a file is one to be read window by window: by its suffix, or a TIFF that is no plain small picture.
+
+    Args:
+      path: the file.
+
+    Returns:
+      True for scanners' formats, and for TIFF files with several pages (pyramids), BigTIFF and very large ones.
+
+    Raises:
+      DataError: if the file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TIFF_SUFFIXES:
+        return suffix in SLIDE_SUFFIXES
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+        return True
+    try:
+        read_header(read_bytes(path))
+    except SlideHeaderError:
+        return True
+    except HeaderError:
+        pass  # whoever decodes it tells what is wrong
+    return False
 
 
 class Slide:

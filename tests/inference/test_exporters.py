@@ -43,7 +43,7 @@ def table(labels, rng):
 
 
 def test_geojson_is_valid_and_exact(labels, table):
-    text = geojson_document("slide 1", polygons_of(labels), table)
+    text = "".join(geojson_document("slide 1", polygons_of(labels), table))
     document = json.loads(text)
     assert document["type"] == "FeatureCollection"
     assert len(document["features"]) == labels.max()
@@ -73,13 +73,13 @@ def test_geojson_is_valid_and_exact(labels, table):
 
 
 def test_equal_images_give_equal_ids(labels, table):
-    one, again = (geojson_document("a", polygons_of(labels), table) for _ in range(2))
+    one, again = ("".join(geojson_document("a", polygons_of(labels), table)) for _ in range(2))
     assert one == again
-    assert geojson_document("b", polygons_of(labels), table) != one
+    assert "".join(geojson_document("b", polygons_of(labels), table)) != one
 
 
-def test_labelme_round_trip_is_exact(labels):
-    text = labelme_with_masks(labels, polygons_of(labels), image_path="../images/a.png")
+def test_labelme_round_trip_is_exact(labels, table):
+    text = "".join(labelme_with_masks(labels, polygons_of(labels), table, image_path="../images/a.png"))
     annotation = read_labelme(text.encode(), source=Path("a.json"))
     assert {shape["shape_type"] for shape in json.loads(text)["shapes"]} == {"polygon", "mask"}
     assert annotation.size == labels.shape
@@ -87,8 +87,8 @@ def test_labelme_round_trip_is_exact(labels):
 
 
 def test_coco_round_trip_is_exact(labels, table):
-    entries = coco_annotations(labels, image_id=7, first_id=3, scores=table["confidence"])
-    text = coco_document([coco_image(7, "a.png", labels.shape)], entries)
+    entries = list(coco_annotations(labels, table, image_id=7, first_id=3))
+    text = "".join(coco_document([coco_image(7, "a.png", labels.shape)], entries))
     (annotation,) = read_coco(text.encode(), source=Path("a.json"))
     np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.nuclei], shape=labels.shape), labels)
     assert [entry["id"] for entry in entries] == list(range(3, 3 + labels.max()))
@@ -124,5 +124,18 @@ def test_nothing_is_exported_as_empty_documents():
     empty = np.zeros((5, 6), np.int32)
     assert polygons_of(empty) == []
     table = measure(empty, np.zeros((5, 6, 3), np.uint8))
-    assert json.loads(geojson_document("a", [], table))["features"] == []
-    assert coco_annotations(empty, image_id=1, first_id=1, scores=np.zeros(0)) == []
+    assert json.loads("".join(geojson_document("a", [], table)))["features"] == []
+    assert list(coco_annotations(empty, table, image_id=1, first_id=1)) == []
+
+
+def test_coco_runs_equal_those_of_the_whole_image(labels, table):
+    """Counted anew from each nucleus' full mask, with nuclei in the first and last pixel."""
+    labels[0, 0], labels[-1, -1] = labels.max() + 1, labels.max() + 2
+    labels = numbered(labels)
+    table = measure(labels, np.zeros((*labels.shape, 3), np.uint8), probs=np.ones(labels.shape))
+    for entry in coco_annotations(labels, table, image_id=1, first_id=1):
+        counts = entry["segmentation"]["counts"]
+        assert sum(counts) == labels.size
+        assert all(counts[1:])
+        column_major = np.repeat(np.arange(len(counts)) % 2, counts)
+        np.testing.assert_array_equal(column_major.reshape(labels.shape[::-1]).T == 1, labels == entry["id"])

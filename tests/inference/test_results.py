@@ -34,3 +34,13 @@ def test_overlays_of_large_images_are_thinned_and_read_band_by_band(tmp_path, rn
     assert np.array_equal(whole, banded)
     outside = ~mask[::3, ::3]
     assert np.array_equal(banded[outside], pixels[::3, ::3, ::-1][outside])
+
+
+def test_probabilities_of_half_precision_reach_the_whole_range(tmp_path):
+    maps = np.linspace(0, 1, 2500, dtype=np.float16).reshape(50, 50, 1)
+    result = Result("a", tmp_path / "a", np.zeros((50, 50, 3), np.uint8), maps, maps[..., 0] > 0.5, None)
+    write_results(tmp_path, result, ("probabilities",), Settings())
+    levels = cv2.imread(str(tmp_path / "probabilities" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert levels.dtype == np.uint16
+    assert (levels.min(), levels.max()) == (0, 65535)
+    np.testing.assert_allclose(levels, maps[..., 0].astype(np.float64) * 65535, atol=0.51)
