@@ -65,7 +65,7 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         if kind != "large_gathers":
             lines.append((kind, f"{entry['count']}, {entry['bytes'] / 2**20:.1f} MiB per chip and step"))
     gathers = facts["collectives"]["large_gathers"]
-    lines.append(("whole activations gathered", "; ".join(gathers) if gathers else "none"))
+    lines.append(("large arrays gathered", "; ".join(f"{n} x {shape}" for shape, n in gathers.items()) or "none"))
     if "largest_batch" in facts:
         lines.append(("largest batch that fits", str(facts["largest_batch"])))
     return lines

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 import jax
@@ -46,10 +46,11 @@ QUIET = {
 }
 """Keeps the compiler from locking a TPU, and from asking the cloud where it runs and complaining about the answer."""
 LARGE_GATHER_BYTES = 2**20
-"""All-gathers of more are named: an operation fell back to whole images."""
+"""All-gathers of more are named."""
 _COLLECTIVE = re.compile(
     r"= (?P<shapes>[^=]*?) (?P<kind>all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(?:-start)?\("
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _SHAPE = re.compile(r"(?P<type>[a-z]+[0-9]+)\[(?P<sizes>[0-9,]*)\]")
 
 
@@ -168,17 +169,25 @@ def collectives(program: str) -> dict[str, Any]:
       program: the text of the module after partitioning.
 
     Returns:
-      By kind: how many, and the bytes of their results on a device; `large_gathers`: the shapes of all-gathers beyond
-      1 MiB, which are whole images or activations.
+      By kind: how many, and the bytes of their results on a device; `large_gathers`: by shape, how many all-gathers
+      beyond 1 MiB. Those of activations mean that an operation fell back to whole images.
 
     Example:
-      >>> text = "%a = f32[2,8]{1,0} collective-permute(%b), channel_id=1"
-      >>> collectives(text)["collective-permute"]
+      >>> line = "%a = f32[2,8]{1,0} collective-permute(%b), channel_id=1"
+      >>> collectives(f"{line}\\n{line}")["collective-permute"]
       {'count': 1, 'bytes': 64}
     """
     found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
-    large = []
+    program += "\n"
+    large: Counter[str] = Counter()
+    seen = set()
     for match in _COLLECTIVE.finditer(program):
+        # The compiler for TPUs repeats an exchange in each computation that goes on while it lasts.
+        channel = _CHANNEL.search(program, match.end(), program.index("\n", match.end()))
+        if channel is not None:
+            if (match["kind"], channel[1]) in seen:
+                continue
+            seen.add((match["kind"], channel[1]))
         sizes = [_num_bytes(*shape) for shape in _SHAPE.findall(match["shapes"])]
         if not sizes:
             continue
@@ -188,8 +197,8 @@ def collectives(program: str) -> dict[str, Any]:
         entry["count"] += 1
         entry["bytes"] += size
         if match["kind"] == "all-gather" and size > LARGE_GATHER_BYTES:
-            large.append(match["shapes"].strip())
-    return {**dict(sorted(found.items())), "large_gathers": large}
+            large["; ".join(shape[0] for shape in _SHAPE.finditer(match["shapes"]))] += 1
+    return {**dict(sorted(found.items())), "large_gathers": dict(large)}
 
 
 def _num_bytes(kind: str, sizes: str) -> int:
