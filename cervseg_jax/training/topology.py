@@ -163,7 +163,7 @@ def _devices(topology: str) -> tuple[Chip, list[Any]]:
 
 
 def collectives(program: str) -> dict[str, Any]:
-    """Counts what the devices send each other in a compiled program.
+    r"""Counts what the devices send each other in a compiled program.
 
     Args:
       program: the text of the module after partitioning.
@@ -174,7 +174,7 @@ def collectives(program: str) -> dict[str, Any]:
 
     Example:
       >>> line = "%a = f32[2,8]{1,0} collective-permute(%b), channel_id=1"
-      >>> collectives(f"{line}\\n{line}")["collective-permute"]
+      >>> collectives(f"{line}\n{line}")["collective-permute"]
       {'count': 1, 'bytes': 64}
     """
     found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
