@@ -38,12 +38,28 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: naming the key, the received value and the allowed ones.
     """
     path = Path(path)
-    raw = load_yaml(path)
-    _resolve_paths(raw, path.absolute().parent)
+    return build_config(load_yaml(path), overrides, folder=path.absolute().parent, source=str(path))
+
+
+def build_config(raw: dict[str, Any], overrides: Sequence[str], *, folder: Path, source: str) -> Config:
+    """Does what `load_config` does with values that are not in a file.
+
+    Args:
+      raw: the recipe's sections; changed by the overrides.
+      overrides: as for `load_config`.
+      folder: where relative paths begin.
+      source: what messages call the recipe.
+
+    Returns:
+      The config.
+
+    Raises:
+      ConfigError: as `load_config`.
+    """
+    _resolve_paths(raw, folder)
     for override in overrides:
         _apply_override(raw, override)
-    config = _validate(raw, source=str(path))
-    return _with_checked_components(config)
+    return _with_checked_components(_validate(raw, source=source))
 
 
 def dump_config(config: Config) -> str:

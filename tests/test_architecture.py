@@ -19,7 +19,7 @@ LAYERS = (
     ("config", "data.annotation", "data.labelme", "data.formats", "data.synthetic"),
     ("data", "weights", "reference"),
     ("training", "inference", "evaluation"),
-    ("report",),
+    ("report", "bench"),
     ("cli",),
 )
 """A module may import from its own layer and those above it in this table."""

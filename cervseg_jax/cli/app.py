@@ -193,6 +193,34 @@ def compile_recipe(
     run_compile(config, topology, overrides or [], find_largest=find_largest, json_path=json_path, quiet=quiet)
 
 
+@app.command(epilog="Example: cervseg-jax bench configs/quickstart.yaml --against keras")
+def bench(
+    config: Annotated[
+        Path | None, typer.Argument(help="A recipe; default: the published U-Net at 256x256 with six levels.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Also time keras (its fit) or torch (a twin of unet); repeatable.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: both.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 5,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time training, prediction and input on this machine, beside other programs in one run."""
+    from cervseg_jax.cli.bench_command import run_bench
+
+    run_bench(
+        config,
+        overrides or [],
+        against=against or [],
+        precision=precision,
+        rounds=rounds,
+        json_path=json_path,
+        quiet=quiet,
+    )
+
+
 @app.command(epilog="Example: cervseg-jax export runs/quickstart")
 def export(
     run: RunArgument,

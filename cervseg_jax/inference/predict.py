@@ -14,6 +14,7 @@ from cervseg_jax.data.source import resize_image
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.models import Apply
+from cervseg_jax.models.convolution import formulation_for
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, num_batch_shards, place, replicated
 from cervseg_jax.typing import ModelState, Params
 from cervseg_jax.weights import Network
@@ -93,7 +94,8 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
 
     def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(params, model_state, place(images, images_sharding)))
+        with formulation_for(mesh):  # counts in the first call, which compiles
+            return np.asarray(compiled(params, model_state, place(images, images_sharding)))
 
     return predict
 

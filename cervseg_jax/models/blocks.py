@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from cervseg_jax.models.convolution import SameConv2D
+
 KERAS_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Keras dtype policies by the program's precision names; weights stay float32 in both."""
 
@@ -59,7 +61,7 @@ class Layers:
         initializer: str = "he_normal",
     ) -> Any:
         """Convolves with "same" padding."""
-        layer = keras.layers.Conv2D(
+        layer = SameConv2D(
             filters,
             kernel_size,
             strides=stride,

@@ -18,6 +18,7 @@ from cervseg_jax.heads import num_maps
 from cervseg_jax.inference.predict import WeightedPredict, make_predict
 from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply, build_model, functionalize
+from cervseg_jax.models.convolution import formulation_for
 from cervseg_jax.sections import Config
 from cervseg_jax.training.meter import StepFacts, out_of_memory_advice
 from cervseg_jax.training.optimizer import make_optimizer
@@ -75,15 +76,20 @@ def compile_run(
     memory = compiled.memory_analysis()
     temporary = getattr(memory, "temp_size_in_bytes", 0)
     reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
-    flops = float((lowered.cost_analysis() or {}).get("flops", math.nan))
+    flops = step_flops(config, apply, optimizer, state, mesh)
     facts = StepFacts(config.train.batch_size, flops, mesh.size, temporary)
     log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary, step_flops=flops)
     spread, images = batch_sharding(mesh, config.model.heads), local_images(mesh, config.train.batch_size)
-    eval_step = jax.jit(
+    score = jax.jit(
         make_eval_step(apply, configured_loss(config), step_rules(config)),
         in_shardings=(state_sharding(mesh, state), spread),
         out_shardings=replicated(mesh),
     )
+
+    def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
+        with formulation_for(mesh):  # counts in the first call, which compiles
+            return score(state, batch)
+
     return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread, images, facts)
 
 
@@ -102,9 +108,36 @@ def lower_train_step(
     Returns:
       The step, ready to be compiled; it gives the state's memory away.
     """
+    with formulation_for(mesh):
+        return _lower(config, apply, optimizer, state, mesh, step_rules(config))
+
+
+def step_flops(
+    config: Config, apply: Apply, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> float:
+    """Counts the operations of a train step, a multiplication and an addition counting two.
+
+    They are those of a program without loops, of which XLA counts one round: of the whole batch at once and with plain
+    convolutions. Arguments are those of `lower_train_step`.
+
+    Returns:
+      Operations on all devices together; NaN where XLA does not count.
+    """
+    lowered = _lower(config, apply, optimizer, state, mesh, step_rules(config)._replace(num_parts=1))
+    return float((lowered.cost_analysis() or {}).get("flops", math.nan))
+
+
+def _lower(
+    config: Config,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    rules: StepRules,
+) -> jax.stages.Lowered:
     everywhere, places = replicated(mesh), state_sharding(mesh, state)
     step = jax.jit(
-        make_train_step(apply, optimizer, configured_loss(config), step_rules(config)),
+        make_train_step(apply, optimizer, configured_loss(config), rules),
         donate_argnums=0,
         in_shardings=(places, batch_sharding(mesh, config.model.heads), everywhere),
         out_shardings=(places, everywhere),

@@ -1,0 +1,127 @@
+"""All measurements of `bench`, in one run."""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cervseg_jax.bench.ours import input_batches, peak_memory_bytes, prepare_ours, with_precision
+from cervseg_jax.bench.peers import PEERS
+from cervseg_jax.bench.timing import Timing, product_call, time_in_turns
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
+from cervseg_jax.data.source import Pair, find_pairs
+from cervseg_jax.sections import Config, SyntheticConfig
+
+PRECISIONS = ("float32", "bfloat16")
+DEFAULT_RECIPE: dict[str, Any] = {
+    "model": {
+        "name": "unet",
+        "image_size": [256, 256],
+        "args": {"base_filters": 16, "levels": 6, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.05},
+    },
+    "data": {"root": "drawn"},
+    "train": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-4, "loss": "bce_dice"},
+}
+"""The published network at a size that two cores can time; its images are drawn."""
+INPUT_BATCHES = 8
+"""Batches of one timing of the input."""
+
+
+def measure_all(
+    config: Config, *, against: Sequence[str], precisions: Sequence[str], rounds: int, reporter: Reporter
+) -> dict[str, Any]:
+    """Times training, prediction and input of a recipe, and the same work in other programs.
+
+    Args:
+      config: the recipe; where its data is missing, drawn images of the same size take its place.
+      against: keys of `PEERS`; they work in float32.
+      precisions: of "float32" and "bfloat16".
+      rounds: how often each is timed, in turns.
+      reporter: is told what is being done.
+
+    Returns:
+      Facts of the machine and the recipe, and `rows`: by name, the times of one batch and what follows from them.
+    """
+    batch_size = config.train.batch_size
+    calls: dict[str, Callable[[], None]] = {}
+    batches_per_call: dict[str, int] = {}
+    flops: dict[str, float] = {}
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        config, pairs = _with_images(config, Path(folder))
+        for precision in precisions:
+            reporter.info(f"compiling the {precision} step ...")
+            ours = prepare_ours(with_precision(config, precision))
+            calls[f"train step, {precision}"], calls[f"forward, {precision}"] = ours.step, ours.forward
+            flops[f"train step, {precision}"] = ours.facts["step_flops"]
+            calls[f"matrix product, {precision}"], flops[f"matrix product, {precision}"] = product_call(precision)
+            facts[precision] = dict(ours.facts)
+            if precision == precisions[0]:
+                batches = input_batches(config, pairs)
+                calls["input alone"] = functools.partial(_drain, batches)
+                batches_per_call["input alone"] = INPUT_BATCHES
+                calls[f"train step with input, {precision}"] = functools.partial(ours.fed_step, batches)
+        for name in against:
+            reporter.info(f"preparing {name} ...")
+            peer = PEERS[name](with_precision(config, "float32"))
+            for kind, call in (("train step", peer.step), ("forward", peer.forward)):
+                calls[f"{kind}, {name}"] = call
+                batches_per_call[f"{kind}, {name}"] = peer.num_batches
+        reporter.info(f"timing {len(calls)} things in turns, {rounds} times each ...")
+        times = time_in_turns(calls, rounds=rounds)
+    ceilings = {p: flops[f"matrix product, {p}"] / times[f"matrix product, {p}"].median for p in precisions}
+    rows = {
+        name: _row(
+            timing, batches_per_call.get(name, 1), batch_size, flops.get(name), ceilings.get(name.split(", ")[-1])
+        )
+        for name, timing in times.items()
+    }
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "num_devices": jax.device_count(),
+        "model": config.model.name,
+        "args": dict(config.model.args),
+        "image_size": list(config.model.image_size),
+        "batch_size": batch_size,
+        "jax": jax.__version__,
+        "compiled": facts,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "rows": rows,
+    }
+
+
+def _with_images(config: Config, folder: Path) -> tuple[Config, list[Pair]]:
+    """Returns the recipe and its training images, or drawn ones in `folder`."""
+    data = config.data
+    if not data.root.exists():
+        height, width = config.model.image_size
+        drawn = SyntheticConfig(train=16, valid=1, test=1, size=(height, width), seed=0)
+        data = data.model_copy(update={"root": folder / "drawn", "synthetic": drawn, "split": None})
+        ensure_synthetic_dataset(data.root, drawn)
+    return config.model_copy(update={"data": data}), find_pairs(data, needed=("train",))[0]["train"]
+
+
+def _drain(batches: Iterator[Batch]) -> None:
+    for _ in range(INPUT_BATCHES):
+        next(batches)
+
+
+def _row(
+    timing: Timing, num_batches: int, batch_size: int, flops: float | None, ceiling: float | None
+) -> dict[str, Any]:
+    seconds = [value / num_batches for value in timing.seconds]
+    median = timing.median / num_batches
+    row: dict[str, Any] = {"seconds": median, "fastest": min(seconds), "slowest": max(seconds)}
+    row["images_per_second"] = batch_size / median
+    if flops is not None:
+        row["flops_per_second"] = flops / median
+        if ceiling is not None:
+            row["share_of_ceiling"] = flops / median / ceiling
+    return row

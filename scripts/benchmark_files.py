@@ -1,0 +1,135 @@
+"""What files and starting cost: decoding beside OpenCV alone, `infer` on a folder beside its computation, cold starts.
+
+Run: python scripts/benchmark_files.py RUN [--images 64] [--rounds 5]
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cervseg_jax.bench.timing import time_in_turns
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.decode import decode_image
+from cervseg_jax.data.synthetic import draw_scene
+from cervseg_jax.inference.folder import infer_files
+from cervseg_jax.inference.predict_any import infer_predictor
+from cervseg_jax.training.run_folder import load_run_config
+from cervseg_jax.weights import load_network
+
+SIDE = 512
+PROGRAM = str(Path(sys.executable).with_name("cervseg-jax"))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    run = options.run.absolute()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        for seed in range(options.images):
+            image = draw_scene(shape=(SIDE, SIDE), seed=seed).image
+            cv2.imwrite(str(folder / "images" / f"drawn_{seed:03}.jpg"), image[:, :, ::-1])
+        _decoding(sorted((folder / "images").iterdir()), options.rounds)
+        _inference(run, folder, options)
+        _cold_starts(run, folder)
+
+
+def _decoding(paths: Sequence[Path], rounds: int) -> None:
+    data = [path.read_bytes() for path in paths]
+    cv2.setNumThreads(1)
+    times = time_in_turns(
+        {
+            "OpenCV": lambda: [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in data] and None,
+            "ours": lambda: [decode_image(one, source=Path("a.jpg")) for one in data] and None,
+        },
+        rounds=rounds,
+    )
+    for name, timing in times.items():
+        print(f"decoding {SIDE}x{SIDE} JPEG on one core, {name}: {len(data) / timing.median:.0f} images/s")
+
+
+def _inference(run: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Masks of a folder, beside the network alone on as many images that are in memory."""
+    config = load_run_config(run, [])
+    predictor = infer_predictor([load_network(run / "best")], config)
+    batch = np.zeros((predictor.batch_size, *predictor.image_size, 3), np.uint8)
+    num_batches = -(-options.images // predictor.batch_size)
+
+    def alone() -> None:
+        for _ in range(num_batches):
+            predictor.predict(batch)
+
+    def whole(outputs: Sequence[str]) -> Callable[[], None]:
+        def call() -> None:
+            infer_files(
+                run,
+                config,
+                [folder / "images"],
+                folder / "out",
+                others=(),
+                outputs=outputs,
+                mpp=None,
+                overwrite=True,
+                resume=False,
+                reporter=Reporter(quiet=True),
+            )
+
+        return call
+
+    times = time_in_turns(
+        {
+            "network alone": alone,
+            "infer, masks": whole(["masks"]),
+            "infer, masks and nuclei": whole(["masks", "nuclei"]),
+        },
+        rounds=options.rounds,
+    )
+    for name, timing in times.items():
+        print(
+            f"{options.images} images, {name}: {timing.median:.2f} s ({min(timing.seconds):.2f}-{max(timing.seconds):.2f})"
+        )
+
+
+def _cold_starts(run: Path, folder: Path) -> None:
+    image = sorted((folder / "images").iterdir())[0]
+    infer = ["infer", str(run), "--images", str(image), "--out", str(folder / "one"), "--overwrite", "--quiet"]
+    for name, command in (("--help", ["--help"]), ("infer on one image", infer)):
+        print(f"{name}: {_seconds(command):.2f} s")
+    seconds = []
+    for number in range(3):  # the first one may have to compile
+        settings = ["train.epochs=1", "train.steps_per_epoch=1", "train.log_steps=1"]
+        command = ["train", str(run / "config.yaml"), "--run-dir", str(folder / f"run{number}"), "--quiet"]
+        process = subprocess.Popen([PROGRAM, *command, *(part for one in settings for part in ("--set", one))])
+        start = time.perf_counter()
+        log = folder / f"run{number}" / "log.jsonl"
+        while process.poll() is None and not (log.is_file() and '"event": "step"' in log.read_text()):
+            time.sleep(0.02)
+        seconds.append(time.perf_counter() - start)
+        process.wait()
+    print(f"train to its first step: {seconds[0]:.1f} s, then {statistics.median(seconds[1:]):.1f} s")
+
+
+def _seconds(command: Sequence[str]) -> float:
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([PROGRAM, *command], check=True, stdout=subprocess.DEVNULL)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
