@@ -100,7 +100,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"write_png: image must be uint8 or uint16, got {image.dtype}")
-    _, packed = cv2.imencode(".png", image if image.ndim == 2 else image[:, :, ::-1])
+    _, packed = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     write_bytes(path, packed.tobytes(), durable=False)
 
 

@@ -99,7 +99,8 @@ def _inference(run: Path, folder: Path, options: argparse.Namespace) -> None:
     )
     for name, timing in times.items():
         print(
-            f"{options.images} images, {name}: {timing.median:.2f} s ({min(timing.seconds):.2f}-{max(timing.seconds):.2f})"
+            f"{options.images} images, {name}: {timing.median:.2f} s "
+            f"({min(timing.seconds):.2f}-{max(timing.seconds):.2f})"
         )
 
 
@@ -115,7 +116,7 @@ def _cold_starts(run: Path, folder: Path) -> None:
         process = subprocess.Popen([PROGRAM, *command, *(part for one in settings for part in ("--set", one))])
         start = time.perf_counter()
         log = folder / f"run{number}" / "log.jsonl"
-        while process.poll() is None and not (log.is_file() and '"event": "step"' in log.read_text()):
+        while process.poll() is None and not (log.is_file() and '"event": "steps"' in log.read_text()):
             time.sleep(0.02)
         seconds.append(time.perf_counter() - start)
         process.wait()
