@@ -14,6 +14,9 @@ import numpy as np
 
 from cervseg_jax.errors import ConfigError
 
+BUCKET_SCHEMES = frozenset({"gs:", "s3:", "az:", "hdfs:", "http:", "https:"})
+"""What paths to buckets begin with, as `Path` leaves it."""
+
 
 def make_folder(path: Path) -> Path:
     """Makes a folder with its parents.
@@ -21,6 +24,12 @@ def make_folder(path: Path) -> Path:
     Raises:
       ConfigError: if that is impossible.
     """
+    scheme = next((part for part in path.parts if part in BUCKET_SCHEMES), None)
+    if scheme is not None:  # would become a folder of that name
+        raise ConfigError(
+            f"{path}: is in a bucket ({scheme}//); files are written to folders: mount the bucket, with gcsfuse for "
+            "instance, or let scripts/tpu_vm.sh copy the run"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -657,3 +657,32 @@ def test_usage_errors_are_exit_2():
     code, _, stderr = run("train")
     assert code == 2
     assert "Missing argument" in stderr
+
+
+def test_buckets_are_no_folders(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = run("train", tiny_config, "--run-dir", "gs://bucket/runs/a", "--quiet")
+    assert code == 2
+    assert "is in a bucket (gs://)" in stderr
+    assert "mount the bucket" in stderr
+    assert not (tmp_path / "gs:").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
+def test_too_little_memory_ends_in_advice(tiny_config, tmp_path):
+    """The step needs about 19 GiB and may have 9: the error comes when its results are read."""
+    settings = (
+        "model.image_size=[256,256]",
+        "model.args.base_filters=32",
+        "train.batch_size=128",
+        "train.accumulate=1",
+    )
+    arguments = ["train", tiny_config, "--run-dir", tmp_path / "run", "--quiet"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    limited = ["bash", "-c", f'ulimit -v {9 * 2**20} && exec "$@"', "-", *COMMAND, *map(str, arguments)]
+    done = subprocess.run(limited, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: the device has too little memory (the step needs " in done.stderr
+    assert "train.accumulate=2" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -104,7 +104,11 @@ def train(
             compiled = compile_run(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
             wishes = Wishes(stop, lambda: checkpoints.age_seconds >= 60 * config.train.save_minutes)
             meter = StepMeter(log, every=config.train.log_steps, facts=compiled.facts)
-            with StepProfiler(folder / "profile", num_steps=config.runtime.profile_steps) as profiler:
+            with (
+                StepProfiler(folder / "profile", num_steps=config.runtime.profile_steps) as profiler,
+                # Around all of it: steps run behind the program's back, their errors come when results are read.
+                out_of_memory_advice(config, compiled.facts),
+            ):
                 run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler)
                 state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
@@ -168,8 +172,7 @@ class _Run:
                 waited += wait
                 rate = self._rate(progress, progress.epoch * num_steps + number)
                 self.meter.step(progress.epoch * num_steps + number, rate=rate, wait=wait)
-                with out_of_memory_advice(self.config, self.compiled.facts):
-                    state, metrics = self.compiled.train_step(state, self._placed(batch), np.float32(rate))
+                state, metrics = self.compiled.train_step(state, self._placed(batch), np.float32(rate))
                 # The step before this one is read while this one runs.
                 self._record(progress, pending)
                 self.profiler.step(metrics)
