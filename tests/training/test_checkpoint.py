@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.training.checkpoint import Checkpoints, digest
 from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.state import TrainState, create_state
+from tests.conftest import ROOT
 
 
 def make_state(step, *, width=64, dtype=jnp.float32):
@@ -166,3 +169,15 @@ def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "c").write_text("a file")
     with pytest.raises(ConfigError, match="c: the folder cannot be made"):
         Checkpoints(tmp_path / "c", keep=1)
+
+
+def test_random_faults_lose_nothing(tmp_path):
+    """What the campaign does by the hundred: damage, damage everywhere, writes that fail."""
+    counts = ("--damages", "25", "--all-damaged", "5", "--failed-writes", "15", "--seed", "1")
+    script = ROOT / "scripts" / "fault_campaign.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "faults", *counts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WRONG" not in done.stdout
+    assert "| all states damaged | refused, each named | 5 |" in done.stdout
+    outcomes = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
+    assert sum(int(line[2].strip(" |")) for line in outcomes[1:]) == 45

@@ -1,0 +1,169 @@
+"""Damages stored states at random and makes writes fail at random, and checks what comes back.
+
+The newest of two states is damaged (a bit flipped, a file cut, zeroed, deleted or replaced by another state's, a folder
+emptied), or all states are, or a save may write no more than a random number of bytes to a file. Whatever is restored must be a saved state to the last bit, the newest that is whole; what was passed over must
+be named; nothing may start afresh.
+
+Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--seed 0]
+"""
+
+import argparse
+import collections
+import contextlib
+import io
+import logging
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from cervseg_jax.errors import CheckpointError
+from cervseg_jax.files import make_folder
+from cervseg_jax.training.checkpoint import Checkpoints, Restored, digest
+from cervseg_jax.training.optimizer import make_optimizer
+from cervseg_jax.training.state import TrainState, create_state
+
+KINDS = ("flip", "cut", "zero", "delete", "foreign", "empty folder")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the campaign and prints a table; exit code 1 if one outcome is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--damages", type=int, default=500)
+    parser.add_argument("--all-damaged", type=int, default=20)
+    parser.add_argument("--failed-writes", type=int, default=125)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    logging.disable(logging.ERROR)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond the limit fail instead
+    out = make_folder(options.out.absolute())
+    pristine = out / "pristine"
+    _save(pristine, (1, 2))
+    rows: dict[str, collections.Counter[str]] = {}
+    for title, count, trial in (
+        ("newest state damaged", options.damages, _newest_damaged),
+        ("all states damaged", options.all_damaged, _all_damaged),
+        ("writes fail during a save", options.failed_writes, _failed_write),
+    ):
+        rows[title] = collections.Counter()
+        for number in range(count):
+            folder = out / "trial"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(pristine, folder)
+            outcome = trial(folder, np.random.default_rng((options.seed, number)))
+            rows[title][outcome] += 1
+            if outcome.startswith("WRONG"):
+                print(f"{title}, seed {options.seed}, number {number}: {outcome}", file=sys.stderr)
+    print("| fault | outcome | times |\n|---|---|---|")
+    for title, outcomes in rows.items():
+        for outcome, count in sorted(outcomes.items()):
+            print(f"| {title} | {outcome} | {count} |")
+    sys.exit(any(outcome.startswith("WRONG") for outcomes in rows.values() for outcome in outcomes))
+
+
+def _newest_damaged(folder: Path, rng: np.random.Generator) -> str:
+    kind = _damage(folder / "2", rng, other=folder / "1")
+    restored, warnings = _restore(folder)
+    if restored is None:
+        return f"WRONG: {kind}: nothing came back"
+    step = int(restored.state.step)
+    if not _is_saved(restored) or (step == 1) != any("state 2" in text for text in warnings):
+        return f"WRONG: {kind}: state {step}, {warnings}"
+    return "the one before, named" if step == 1 else "harmless: the newest, exact"
+
+
+def _all_damaged(folder: Path, rng: np.random.Generator) -> str:
+    for number in ("1", "2"):
+        shutil.rmtree(folder / number / "state" / "d", ignore_errors=True)
+        _damage(folder / number, rng, other=folder / number, kinds=("cut", "zero", "delete"))
+    try:
+        restored, _ = _restore(folder)
+    except CheckpointError as error:
+        is_named = all(f"state {number}" in str(error) for number in (1, 2))
+        return "refused, each named" if is_named else f"WRONG: {error}"
+    return f"WRONG: {'a fresh start' if restored is None else 'damage was not seen'}"
+
+
+def _failed_write(folder: Path, rng: np.random.Generator) -> str:
+    largest = max(path.stat().st_size for path in (folder / "2").rglob("*") if path.is_file())
+    limit = int(rng.integers(1, largest + 1))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    outcome = "saved all the same"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            _save(folder, (3,))
+    except CheckpointError as error:
+        outcome = "one line, the one before came back" if "\n" not in str(error) else f"WRONG: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    restored, _ = _restore(folder)
+    wanted = 3 if outcome.startswith("saved") else 2
+    if restored is None or not _is_saved(restored) or int(restored.state.step) < wanted:
+        return f"WRONG: limit {limit}: {outcome}, then {restored and int(restored.state.step)}"
+    return outcome
+
+
+def _damage(folder: Path, rng: np.random.Generator, *, other: Path, kinds: Sequence[str] = KINDS) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path, kind = files[int(rng.integers(len(files)))], str(rng.choice(kinds))
+    data = bytearray(path.read_bytes())
+    if kind == "delete":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "zero":
+        path.write_bytes(bytes(len(data)))
+    elif kind == "flip" and data:
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+    elif kind == "foreign":
+        candidates = sorted(one for one in other.rglob("*") if one.is_file())
+        path.write_bytes(candidates[int(rng.integers(len(candidates)))].read_bytes())
+    elif kind == "empty folder":
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+    return f"{kind} {path.relative_to(folder)}"
+
+
+def _state(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"a/kernel": jnp.asarray(rng.normal(size=(64, 7)), jnp.float32), "a/bias": jnp.full(7, float(step))}
+    state = create_state(params, {"n/mean": jnp.full(3, float(step))}, make_optimizer(clip_value=0.5))
+    return TrainState(jnp.int32(step), state.params, state.model_state, state.opt_state, {})
+
+
+def _save(folder: Path, steps: Sequence[int]) -> None:
+    checkpoints = Checkpoints(folder, keep=2)
+    finish: list[Callable[[], None]] = [checkpoints.wait, checkpoints.close]
+    try:
+        for step in steps:
+            checkpoints.save(step, _state(step), {"epoch": step})
+        finish.pop(0)()
+    finally:
+        with contextlib.suppress(CheckpointError):
+            finish[-1]()
+
+
+def _restore(folder: Path) -> tuple[Restored | None, list[str]]:
+    warnings: list[str] = []
+    checkpoints = Checkpoints(folder, keep=2)
+    try:
+        return checkpoints.restore_newest(_state(0), warn=warnings.append), warnings
+    finally:
+        checkpoints.close()
+
+
+def _is_saved(restored: Restored) -> bool:
+    step = int(restored.state.step)
+    return digest(restored.state) == digest(_state(step)) and restored.meta == {"epoch": step}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
