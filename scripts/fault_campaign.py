@@ -1,8 +1,9 @@
 """Damages stored states at random and makes writes fail at random, and checks what comes back.
 
 The newest of two states is damaged (a bit flipped, a file cut, zeroed, deleted or replaced by another state's, a folder
-emptied), or all states are, or a save may write no more than a random number of bytes to a file. Whatever is restored must be a saved state to the last bit, the newest that is whole; what was passed over must
-be named; nothing may start afresh.
+emptied), or all states are, or a save may write no more than a random number of bytes to a file. Whatever is restored
+must be a saved state to the last bit, the newest that is whole; what was passed over must be named; nothing may start
+afresh.
 
 Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--seed 0]
 """
