@@ -52,8 +52,8 @@ def _decoding(paths: Sequence[Path], rounds: int) -> None:
     cv2.setNumThreads(1)
     times = time_in_turns(
         {
-            "OpenCV": lambda: [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in data] and None,
-            "ours": lambda: [decode_image(one, source=Path("a.jpg")) for one in data] and None,
+            "OpenCV": lambda: [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in data],
+            "ours": lambda: [decode_image(one, source=Path("a.jpg")) for one in data],
         },
         rounds=rounds,
     )

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Timing(NamedTuple):
         return statistics.median(self.seconds)
 
 
-def time_in_turns(calls: Mapping[str, Callable[[], None]], *, rounds: int) -> dict[str, Timing]:
+def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, Timing]:
     """Calls everything once unmeasured and then in turns.
 
     Args:
