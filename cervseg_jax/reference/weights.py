@@ -20,7 +20,7 @@ from cervseg_jax.models.encoders import InputNorm, true_variance
 from cervseg_jax.reference.hdf5 import StoredLayer, read_layers
 from cervseg_jax.sections import ModelConfig
 
-_KINDS = {"upsample_conv2x2": "conv2d_transpose", "input_norm": "normalization"}
+_KINDS = {"same_conv2d": "conv2d", "upsample_conv2x2": "conv2d_transpose", "input_norm": "normalization"}
 """Our classes whose weights another class of Keras 2 holds."""
 
 _OWN_NAMES = {
