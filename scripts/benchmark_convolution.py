@@ -14,8 +14,8 @@ import numpy as np
 from cervseg_jax.bench.timing import time_in_turns
 from cervseg_jax.models.convolution import convolve_on_cpu
 
-LEVELS, BASE, KERNEL, DILATION = 3, 16, 9, 3
-"""Those levels of the U-Net whose kernels are larger than 3x3."""
+LEVELS, BASE, KERNEL, DILATION = 4, 16, 9, 3
+"""Those levels of the U-Net whose gradients are computed by our formulation."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 from keras import ops
@@ -97,7 +99,7 @@ class Layers:
 
     def dropout(self, x: Any, rate: float, name: str) -> Any:
         """Drops values in training; no layer at all for a rate of zero."""
-        return keras.layers.Dropout(rate, seed=0, dtype=self.policy, name=name)(x) if rate > 0 else x
+        return HalfWordDropout(rate, seed=0, dtype=self.policy, name=name)(x) if rate > 0 else x
 
     def max_pool(self, x: Any, size: int, name: str) -> Any:
         """Takes the maximum of blocks of `size` pixels."""
@@ -135,6 +137,24 @@ class Layers:
         if factor == 1:
             return logits
         return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype=self.float_policy, name=name)(logits)
+
+
+class HalfWordDropout(keras.layers.Dropout):
+    """`keras.layers.Dropout` that draws 16 random bits for a value instead of 32.
+
+    Drawing them is what dropout costs. The rate is rounded to a multiple of 2**-16.
+    """
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Drops values of [..., c] with the rate, and scales the others so that the mean stays."""
+        num_dropped = round(self.rate * 2**16)
+        if not training or not num_dropped:
+            return inputs
+        *sizes, channels = inputs.shape
+        words = jax.random.bits(self.seed_generator.next(), (*sizes, -(-channels // 2)), "uint32")
+        halves = jax.lax.bitcast_convert_type(words, "uint16").reshape(*sizes, -1)[..., :channels]
+        scale = jnp.asarray(2**16 / (2**16 - num_dropped), inputs.dtype)
+        return jnp.where(halves >= num_dropped, inputs * scale, jnp.zeros((), inputs.dtype))
 
 
 class UpsampleConv2x2(keras.layers.Layer):

@@ -1,10 +1,10 @@
 """Convolution, and the one choice of how it and its gradient are computed.
 
-XLA computes the gradient of a large kernel on CPUs at a sixth of the speed of the convolution itself. Here it is made
-of matrix products of blocks that stay in the cache, twice as fast. Convolutions from 16 channels or fewer to 16 also
-run at a third of the possible speed there; with four idle filters more they run nearly twice as fast.
-`python scripts/benchmark_convolution.py` measures both. On other backends, for kernels below 5x5 and for images divided
-over devices XLA's own is taken.
+XLA computes the gradient of a kernel on CPUs at a third to a sixth of the speed of the convolution itself. Here it is
+made of matrix products of blocks that stay in the cache, twice to four times as fast. Dilated convolutions of few
+channels also run slowly there; taken apart into images of every d-th pixel, which need no dilation, they run one and a
+half times to three times as fast. `python scripts/benchmark_convolution.py` measures both. On other backends and for
+images divided over devices XLA's own is taken.
 """
 
 import contextlib
@@ -19,12 +19,14 @@ import keras
 from jax import lax
 from jax.sharding import Mesh
 
-MIN_KERNEL = 5
-"""Smaller kernels are fast as they are."""
-BLOCK_PX = 2048
-"""Pixels of a block: with their shifted copies they fit a core's second-level cache."""
-SLOW_FILTERS, MIN_SLOW_CHANNELS, MIN_SLOW_KERNEL, IDLE_FILTERS = 16, 8, 7, 4
-"""Convolutions with so many filters, from that many channels up to as many, get idle filters."""
+LARGE_KERNEL = 5
+"""Gradients of kernels from that size are slow in any case."""
+MIN_CHANNELS, MIN_PX = 8, 32 * 32
+"""Those of 3x3 are slow from so many input channels and pixels of an image."""
+BLOCK_BYTES = 2**18
+"""Of a block and its shifted copies: they fit a core's second-level cache, the smallest that is common."""
+SLOW_FILTERS, MIN_SLOW_KERNEL, IDLE_FILTERS = 16, 7, 4
+"""Convolutions to so many filters, from as many channels or fewer, get idle filters."""
 _is_for_cpu: ContextVar[bool] = ContextVar("is_for_cpu", default=False)
 
 
@@ -47,11 +49,18 @@ class SameConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolves [b, h, w, c] with [k, k, c, f]."""
-        size, other, _, _ = kernel.shape
-        is_plain = size == other and size % 2 and self.strides == (1, 1) and self.padding == "same" and self.groups == 1
-        if _is_for_cpu.get() and is_plain and size >= MIN_KERNEL:
+        is_plain = self.strides == (1, 1) and self.padding == "same" and self.groups == 1
+        if _is_for_cpu.get() and is_plain and _is_slow(inputs.shape, kernel.shape):
             return convolve_on_cpu(inputs, jnp.asarray(kernel), self.dilation_rate[0])
         return super().convolution_op(inputs, kernel)
+
+
+def _is_slow(images_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether XLA's own gradient is slower than ours on a CPU."""
+    _, height, width, channels = images_shape
+    size, other, _, _ = kernel_shape
+    is_large = size >= LARGE_KERNEL or (size == 3 and channels >= MIN_CHANNELS and height * width >= MIN_PX)
+    return size == other and size % 2 == 1 and is_large
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -71,7 +80,7 @@ def convolve_on_cpu(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.
 
 def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     size, _, channels, filters = kernel.shape
-    if filters == SLOW_FILTERS and MIN_SLOW_CHANNELS <= channels <= filters and size >= MIN_SLOW_KERNEL:
+    if filters == SLOW_FILTERS and channels <= filters and size >= MIN_SLOW_KERNEL:
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, IDLE_FILTERS)))
     convolved = lax.conv_general_dilated(
         images,
@@ -121,7 +130,8 @@ def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int
     filters, taps = cotangent.shape[-1], range(kernel_size)
     precise = jnp.promote_types(images.dtype, jnp.float32)
     margin = dilation * (kernel_size // 2)
-    rows = max(1, BLOCK_PX // (num_images * width))
+    pixel_bytes = images.dtype.itemsize * kernel_size * (channels + filters)
+    rows = max(1, BLOCK_BYTES // (pixel_bytes * num_images * width))
     num_blocks = -(-(height + 2 * margin) // rows)
     rest = num_blocks * rows - height - 2 * margin
     # Behind a barrier, as XLA would pad anew in each block.
