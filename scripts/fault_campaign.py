@@ -3,32 +3,41 @@
 The newest of two states is damaged (a bit flipped, a file cut, zeroed, deleted or replaced by another state's, a folder
 emptied), or all states are, or a save may write no more than a random number of bytes to a file. Whatever is restored
 must be a saved state to the last bit, the newest that is whole; what was passed over must be named; nothing may start
-afresh.
+afresh. File system calls of a save (create, write, fsync, mkdir, rename, unlink, rmdir) fail as well, one or all from
+one on, with the errors of a full, broken, forbidden or read-only disk; this takes a C compiler (`cc`).
 
-Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--seed 0]
+Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--failed-calls 125]
+  [--seed 0]
 """
 
 import argparse
 import collections
 import contextlib
+import ctypes
+import errno
 import io
 import logging
+import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from cervseg_jax.errors import CheckpointError
+from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder
 from cervseg_jax.training.checkpoint import Checkpoints, Restored, digest
 from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.state import TrainState, create_state
 
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
+HANG_SECONDS = 60
 KINDS = ("flip", "cut", "zero", "delete", "foreign", "empty folder")
 
 
@@ -39,11 +48,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--damages", type=int, default=500)
     parser.add_argument("--all-damaged", type=int, default=20)
     parser.add_argument("--failed-writes", type=int, default=125)
+    parser.add_argument("--failed-calls", type=int, default=125)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.disable(logging.ERROR)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond the limit fail instead
     out = make_folder(options.out.absolute())
+    if options.failed_calls:
+        _with_failing_calls(out)
     pristine = out / "pristine"
     _save(pristine, (1, 2))
     rows: dict[str, collections.Counter[str]] = {}
@@ -51,13 +63,15 @@ def main(arguments: Sequence[str]) -> None:
         ("newest state damaged", options.damages, _newest_damaged),
         ("all states damaged", options.all_damaged, _all_damaged),
         ("writes fail during a save", options.failed_writes, _failed_write),
+        ("calls fail during a save", options.failed_calls, _failed_call),
     ):
         rows[title] = collections.Counter()
         for number in range(count):
-            folder = out / "trial"
-            shutil.rmtree(folder, ignore_errors=True)
+            # A folder of its own: writers that a failed save leaves behind may go on for a moment.
+            folder = out / f"{trial.__name__}-{number}"
             shutil.copytree(pristine, folder)
             outcome = trial(folder, np.random.default_rng((options.seed, number)))
+            shutil.rmtree(folder, ignore_errors=True)
             rows[title][outcome] += 1
             if outcome.startswith("WRONG"):
                 print(f"{title}, seed {options.seed}, number {number}: {outcome}", file=sys.stderr)
@@ -109,6 +123,52 @@ def _failed_write(folder: Path, rng: np.random.Generator) -> str:
     if restored is None or not _is_saved(restored) or int(restored.state.step) < wanted:
         return f"WRONG: limit {limit}: {outcome}, then {restored and int(restored.state.step)}"
     return outcome
+
+
+def _with_failing_calls(out: Path) -> None:
+    """Begins this program anew with the library that makes calls fail, unless it is loaded."""
+    library = out / "failing_calls.so"
+    if os.environ.get("LD_PRELOAD") == str(library):
+        return
+    source = Path(__file__).with_suffix("").with_name("failing_calls.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(library)})
+
+
+def _failed_call(folder: Path, rng: np.random.Generator) -> str:
+    library = ctypes.CDLL(os.environ["LD_PRELOAD"])
+    spare = folder.with_name("spare")
+    shutil.copytree(folder, spare)
+    library.fault_set(os.fsencode(spare), 0, 0, 0)
+    _save(spare, (3,))
+    at = int(rng.integers(1, library.fault_count() + 1))
+    shutil.rmtree(spare)
+    error, is_sticky = int(rng.choice(ERRORS)), int(rng.integers(2))
+    name = f"call {at}, {errno.errorcode[error]}{' and all later ones' if is_sticky else ''}"
+    watchdog = threading.Timer(HANG_SECONDS, _hangs, [name])
+    watchdog.start()
+    library.fault_set(os.fsencode(folder), at, error, is_sticky)
+    outcome = "saved all the same"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            _save(folder, (3,))
+    except CervsegError as raised:
+        outcome = "one line, the one before came back" if "\n" not in str(raised) else f"WRONG: {name}: {raised}"
+    except Exception as raised:  # noqa: BLE001 (is what is looked for)
+        outcome = f"WRONG: {name}: {type(raised).__name__}: {raised}"
+    finally:
+        library.fault_set(b"", 0, 0, 0)
+        watchdog.cancel()
+    restored, _ = _restore(folder)
+    wanted = 3 if outcome.startswith("saved") else 2
+    if restored is None or not _is_saved(restored) or int(restored.state.step) < wanted:
+        return f"WRONG: {name}: {outcome}, then {restored and int(restored.state.step)}"
+    return outcome
+
+
+def _hangs(name: str) -> None:
+    print(f"WRONG: {name}: hangs for {HANG_SECONDS} s", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _damage(folder: Path, rng: np.random.Generator, *, other: Path, kinds: Sequence[str] = KINDS) -> str:

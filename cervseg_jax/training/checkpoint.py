@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,8 @@ class Checkpoints:
         # Orbax narrates every save, and logs tracebacks of failures that are one message here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._report
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_multiples_of,
@@ -135,6 +138,13 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:  # noqa: BLE001
             raise _unwritable(self.folder, error) from error
+        finally:
+            sys.unraisablehook = self._hook
+
+    def _report(self, problem: Any) -> None:
+        # Writers that a failed save has left behind print a traceback each when they end.
+        if not (isinstance(problem.exc_value, RuntimeError) and str(problem.exc_value) == "Event loop is closed"):
+            self._hook(problem)
 
     def _finish(self) -> None:
         self._manager.wait_until_finished()
