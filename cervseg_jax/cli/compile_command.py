@@ -53,11 +53,12 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "total_bytes" not in facts:
         return lines
     share = facts["total_bytes"] / facts["chip_bytes"]
+    verdict = "fits" if facts["fits"] else "does not fit"
     lines += [
         ("weights, optimizer, batch", _gib(facts["arguments_bytes"])),
         ("activations and the like", _gib(facts["temporary_bytes"])),
         ("program, results", _gib(facts["program_bytes"] + facts["outputs_bytes"])),
-        ("together, per chip", f"{_gib(facts['total_bytes'])} of {_gib(facts['chip_bytes'])} ({share:.0%}): fits"),
+        ("together, per chip", f"{_gib(facts['total_bytes'])} of {_gib(facts['chip_bytes'])} ({share:.1%}): {verdict}"),
         ("operations of a step", f"{facts['step_flops'] / 1e12:.2f} TFLOP on all chips"),
         ("compiled in", f"{facts['compile_seconds']:.0f} s"),
     ]

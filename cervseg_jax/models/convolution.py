@@ -1,10 +1,10 @@
 """Convolution, and the one choice of how it and its gradient are computed.
 
-XLA computes the gradient of a kernel on CPUs at a third to a sixth of the speed of the convolution itself. Here it is
-made of matrix products of blocks that stay in the cache, twice to four times as fast. Dilated convolutions of few
-channels also run slowly there; taken apart into images of every d-th pixel, which need no dilation, they run one and a
-half times to three times as fast. `python scripts/benchmark_convolution.py` measures both. On other backends and for
-images divided over devices XLA's own is taken.
+XLA computes the gradient of a kernel on CPUs at a fraction of the speed of the convolution itself. Here it is made of
+matrix products of blocks that stay in the cache, up to three times as fast. Convolutions from 16 channels or fewer to
+16 also run slowly there; with four idle filters more they run up to three times as fast.
+`python scripts/benchmark_convolution.py` measures both. On other backends and for images divided over devices XLA's own
+is taken; `python scripts/compare_formulations.py` shows why on TPUs.
 """
 
 import contextlib

@@ -67,7 +67,7 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
     Raises:
       ConfigError: if the compiler for TPUs is not installed, or knows no such topology.
     """
-    chip, devices = _devices(topology)
+    chip, devices = topology_devices(topology)
     mesh = make_mesh(
         config.runtime.mesh,
         batch_size=config.train.batch_size // config.train.accumulate,
@@ -137,7 +137,15 @@ def largest_batch(config: Config, topology: str, *, start: int) -> int:
         batch_size *= 2
 
 
-def _devices(topology: str) -> tuple[Chip, list[Any]]:
+def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
+    """Returns the chip of a topology and its devices, none of which is there.
+
+    Args:
+      topology: as for `compile_for`.
+
+    Raises:
+      ConfigError: likewise.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError("compile: needs the compiler for TPUs: pip install 'cervseg-jax[tpu-compile]'")
     name, _, shape = topology.partition(":")

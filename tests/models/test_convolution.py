@@ -34,7 +34,8 @@ def arrays(rng, shape, kernel_size, channels, filters):
     ("shape", "kernel_size", "dilation", "channels", "filters"),
     [
         ((2, 64, 64), 9, 3, 16, 16),  # the published first level, with idle filters
-        ((2, 30, 47), 9, 3, 3, 16),
+        ((2, 30, 47), 9, 3, 3, 16),  # idle filters, few channels
+        ((2, 33, 40), 3, 1, 8, 12),
         ((1, 33, 20), 7, 2, 12, 16),
         ((3, 17, 29), 5, 1, 4, 6),
         ((2, 5, 7), 9, 3, 2, 3),  # images smaller than the kernel
@@ -88,6 +89,21 @@ def test_it_is_taken_for_large_kernels_on_one_cpu_alone(monkeypatch):
         trace()
     assert {shape[0] for shape in taken} == {7, 5}
     assert len(taken) == 8
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "is_slow"),
+    [
+        ((2, 64, 64, 3), (5, 5, 3, 4), True),
+        ((2, 64, 64, 8), (3, 3, 8, 4), True),
+        ((2, 64, 64, 3), (3, 3, 3, 4), False),  # few channels
+        ((2, 16, 16, 64), (3, 3, 64, 64), False),  # few pixels
+        ((2, 64, 64, 64), (1, 1, 64, 64), False),
+        ((2, 64, 64, 8), (4, 4, 8, 8), False),
+    ],
+)
+def test_small_kernels_are_taken_where_they_are_slow(images, kernel, is_slow):
+    assert convolution._is_slow(images, kernel) is is_slow
 
 
 @pytest.mark.parametrize("args", [{"strides": 2}, {"groups": 2}, {"padding": "valid"}])

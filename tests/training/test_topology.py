@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cervseg_jax.cli import compile_command
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.sections import MeshConfig
 from cervseg_jax.training import topology
@@ -50,13 +51,24 @@ def test_collectives_of_a_real_module():
 def test_wrong_topologies_are_named(name, message, monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: True)
     with pytest.raises(ConfigError, match=message):
-        topology._devices(name)
+        topology.topology_devices(name)
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'cervseg-jax\[tpu-compile\]'"):
-        topology._devices("v5e:2x4")
+        topology.topology_devices("v5e:2x4")
+
+
+@pytest.mark.parametrize(("total", "verdict"), [(15 * 2**30, "(93.8%): fits"), (16 * 2**30 + 1, "does not fit")])
+def test_the_verdict_follows_the_memory(total, verdict):
+    facts = {
+        **dict.fromkeys(("arguments_bytes", "temporary_bytes", "program_bytes", "outputs_bytes"), 0),
+        **{"chips": 8, "hosts": 2, "mesh": {"data": 8}, "batch_size": 8, "image_size": [64, 64]},
+        **{"precision": "float32", "total_bytes": total, "chip_bytes": 16 * 2**30, "fits": total <= 16 * 2**30},
+        **{"step_flops": 1e12, "compile_seconds": 1.0, "collectives": {"large_gathers": {}}},
+    }
+    assert dict(compile_command._lines(facts))["together, per chip"].endswith(verdict)
 
 
 @pytest.mark.tpu_compile
