@@ -1,9 +1,10 @@
-// Makes file system calls fail from the n-th on: loaded with LD_PRELOAD by fault_campaign.py, told what to do by
-// fault_set. Only calls on paths below a folder, and on files opened there, count.
+// Makes file system calls fail from the n-th on, or kills the process at the n-th: loaded with LD_PRELOAD by
+// fault_campaign.py, told what to do by fault_set. Only calls on paths below a folder, and on files opened there, count.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -15,7 +16,8 @@ static int error_number, is_sticky;
 static atomic_int first, calls;
 static atomic_char is_watched[65536];
 
-// Calls number `at` and, if `sticky`, all later ones fail with `error`; at = 0: none does, they are counted.
+// Calls number `at` and, if `sticky`, all later ones fail with `error`; error = 0: the process is killed there, in the
+// middle of a write; at = 0: nothing happens, calls are counted.
 void fault_set(const char *below, int at, int error, int sticky) {
     strncpy(folder, below, sizeof folder - 1);
     error_number = error;
@@ -29,6 +31,7 @@ int fault_count(void) { return calls; }
 static int fails(void) {
     int number = ++calls;
     if (!first || number < first || (number > first && !is_sticky)) return 0;
+    if (!error_number) raise(SIGKILL);
     errno = error_number;
     return 1;
 }
@@ -70,15 +73,24 @@ OPENAT(openat)
 OPENAT(openat64)
 
 ssize_t write(int fd, const void *data, size_t size) {
-    if (is_below_fd(fd) && fails()) return -1;
+    if (is_below_fd(fd)) {
+        if (first && !error_number && calls + 1 == first) REAL(write)(fd, data, size / 2);
+        if (fails()) return -1;
+    }
     return REAL(write)(fd, data, size);
 }
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
-    if (is_below_fd(fd) && fails()) return -1;
+    if (is_below_fd(fd)) {
+        if (first && !error_number && calls + 1 == first) REAL(pwrite64)(fd, data, size / 2, at);
+        if (fails()) return -1;
+    }
     return REAL(pwrite64)(fd, data, size, at);
 }
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
-    if (is_below_fd(fd) && fails()) return -1;
+    if (is_below_fd(fd)) {
+        if (first && !error_number && calls + 1 == first) REAL(pwrite)(fd, data, size / 2, at);
+        if (fails()) return -1;
+    }
     return REAL(pwrite)(fd, data, size, at);
 }
 int fsync(int fd) { return is_below_fd(fd) && fails() ? -1 : REAL(fsync)(fd); }

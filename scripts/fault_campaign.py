@@ -7,7 +7,7 @@ afresh. File system calls of a save (create, write, fsync, mkdir, rename, unlink
 one on, with the errors of a full, broken, forbidden or read-only disk; this takes a C compiler (`cc`).
 
 Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--failed-calls 125]
-  [--seed 0]
+  [--killed-calls 25] [--seed 0]
 """
 
 import argparse
@@ -49,12 +49,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--all-damaged", type=int, default=20)
     parser.add_argument("--failed-writes", type=int, default=125)
     parser.add_argument("--failed-calls", type=int, default=125)
+    parser.add_argument("--killed-calls", type=int, default=25)
+    parser.add_argument("--killed-at", type=int, help="save a state into OUT and be killed at this call")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.killed_at is not None:
+        ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_set(os.fsencode(options.out), options.killed_at, 0, 0)
+        _save(options.out, (3,))
+        return
     logging.disable(logging.ERROR)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond the limit fail instead
     out = make_folder(options.out.absolute())
-    if options.failed_calls:
+    if options.failed_calls or options.killed_calls:
         _with_failing_calls(out)
     pristine = out / "pristine"
     _save(pristine, (1, 2))
@@ -64,6 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         ("all states damaged", options.all_damaged, _all_damaged),
         ("writes fail during a save", options.failed_writes, _failed_write),
         ("calls fail during a save", options.failed_calls, _failed_call),
+        ("killed at a call of a save", options.killed_calls, _killed_call),
     ):
         rows[title] = collections.Counter()
         for number in range(count):
@@ -135,14 +142,32 @@ def _with_failing_calls(out: Path) -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(library)})
 
 
-def _failed_call(folder: Path, rng: np.random.Generator) -> str:
+def _calls_of_a_save(folder: Path) -> int:
+    """Counts them, on a copy."""
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     spare = folder.with_name("spare")
     shutil.copytree(folder, spare)
     library.fault_set(os.fsencode(spare), 0, 0, 0)
     _save(spare, (3,))
-    at = int(rng.integers(1, library.fault_count() + 1))
+    count = library.fault_count()
+    library.fault_set(b"", 0, 0, 0)
     shutil.rmtree(spare)
+    return count
+
+
+def _killed_call(folder: Path, rng: np.random.Generator) -> str:
+    at = int(rng.integers(1, _calls_of_a_save(folder) + 1))
+    command = [sys.executable, __file__, str(folder), "--killed-at", str(at)]
+    code = subprocess.run(command, capture_output=True, timeout=10 * HANG_SECONDS).returncode
+    restored, _ = _restore(folder)
+    if restored is None or not _is_saved(restored) or int(restored.state.step) < (2 if code else 3):
+        return f"WRONG: call {at}: exit code {code}, then {restored and int(restored.state.step)}"
+    return {2: "the one before, exact", 3: "the new one, exact"}[int(restored.state.step)]
+
+
+def _failed_call(folder: Path, rng: np.random.Generator) -> str:
+    library = ctypes.CDLL(os.environ["LD_PRELOAD"])
+    at = int(rng.integers(1, _calls_of_a_save(folder) + 1))
     error, is_sticky = int(rng.choice(ERRORS)), int(rng.integers(2))
     name = f"call {at}, {errno.errorcode[error]}{' and all later ones' if is_sticky else ''}"
     watchdog = threading.Timer(HANG_SECONDS, _hangs, [name])

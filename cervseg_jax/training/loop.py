@@ -24,6 +24,7 @@ from cervseg_jax.sections import Config
 from cervseg_jax.training.checkpoint import Checkpoints
 from cervseg_jax.training.compiled import Compiled, compile_run, configured_network, configured_optimizer
 from cervseg_jax.training.distributed import is_writer
+from cervseg_jax.training.input_watch import InputWatch
 from cervseg_jax.training.interrupt import StopRequest, Wish, Wishes
 from cervseg_jax.training.meter import StepMeter, StepProfiler, out_of_memory_advice
 from cervseg_jax.training.plateau import PlateauState, stops_early, update_best, update_plateau
@@ -108,8 +109,9 @@ def train(
                 StepProfiler(folder / "profile", num_steps=config.runtime.profile_steps) as profiler,
                 # Around all of it: steps run behind the program's back, their errors come when results are read.
                 out_of_memory_advice(config, compiled.facts),
+                InputWatch(reporter.warn) as watch,
             ):
-                run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler)
+                run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler, watch)
                 state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
         checkpoints.wait()
@@ -143,6 +145,7 @@ class _Run:
     log: EventLog
     meter: StepMeter
     profiler: StepProfiler
+    watch: InputWatch
 
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Trains until the last epoch or an early stop."""
@@ -166,9 +169,7 @@ class _Run:
         title = f"epoch {progress.epoch + 1}/{self.config.train.epochs}"
         with self.reporter.progress(title, num_steps, done=done) as advance:
             for number in range(done, num_steps):
-                before = time.monotonic()
-                batch = next(batches)
-                wait = time.monotonic() - before
+                batch, wait = self.watch.next(batches)
                 waited += wait
                 rate = self._rate(progress, progress.epoch * num_steps + number)
                 self.meter.step(progress.epoch * num_steps + number, rate=rate, wait=wait)

@@ -172,15 +172,17 @@ def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
 
 
 def test_random_faults_lose_nothing(tmp_path):
-    """What the campaign does by the hundred: damage, damage everywhere, writes and calls that fail."""
-    num_calls = 15 if shutil.which("cc") else 0
+    """What the campaign does by the hundred: damage, damage everywhere, writes and calls that fail, kills."""
+    num_calls, num_kills = (15, 5) if shutil.which("cc") else (0, 0)
     counts = ("--damages", "25", "--all-damaged", "5", "--failed-writes", "15", "--failed-calls", str(num_calls))
     script = ROOT / "scripts" / "fault_campaign.py"
     done = subprocess.run(
-        [sys.executable, script, tmp_path / "faults", *counts, "--seed", "1"], capture_output=True, text=True
+        [sys.executable, script, tmp_path / "faults", *counts, "--killed-calls", str(num_kills), "--seed", "1"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "WRONG" not in done.stdout
     assert "| all states damaged | refused, each named | 5 |" in done.stdout
     outcomes = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
-    assert sum(int(line[2].strip(" |")) for line in outcomes[1:]) == 45 + num_calls
+    assert sum(int(line[2].strip(" |")) for line in outcomes[1:]) == 45 + num_calls + num_kills
