@@ -27,7 +27,7 @@ from cervseg_jax.models import (
     xception_like_unet,
 )
 from cervseg_jax.models.attention import PatchEmbedding, PatchExpanding, PatchMerging, SwinTransformerBlock
-from cervseg_jax.models.blocks import Layers, UpsampleConv2x2
+from cervseg_jax.models.blocks import HalfWordDropout, Layers, UpsampleConv2x2
 from cervseg_jax.models.convolution import SameConv2D
 from cervseg_jax.models.encoders import InputNorm
 from cervseg_jax.models.functional import Apply, functionalize
@@ -46,7 +46,16 @@ __all__ = [
 ]
 
 
-_LAYERS = (InputNorm, PatchEmbedding, PatchExpanding, PatchMerging, SameConv2D, SwinTransformerBlock, UpsampleConv2x2)
+_LAYERS = (
+    HalfWordDropout,
+    InputNorm,
+    PatchEmbedding,
+    PatchExpanding,
+    PatchMerging,
+    SameConv2D,
+    SwinTransformerBlock,
+    UpsampleConv2x2,
+)
 CUSTOM_OBJECTS: Mapping[str, Any] = {kind.__name__: kind for kind in (*_LAYERS, *INITIALIZERS)}
 """For `keras.models.load_model(..., custom_objects=...)`: what our networks have besides Keras' own layers."""
 
