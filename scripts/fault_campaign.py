@@ -117,18 +117,33 @@ def _failed_write(folder: Path, rng: np.random.Generator) -> str:
     limit = int(rng.integers(1, largest + 1))
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    outcome = "saved all the same"
+    try:
+        outcome = _try_to_save(folder, CheckpointError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    return _judged(folder, f"limit {limit}", outcome)
+
+
+def _try_to_save(folder: Path, expected: type[CervsegError]) -> str:
+    """Saves state 3 while something fails; a message of one line is as it should be."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             _save(folder, (3,))
-    except CheckpointError as error:
-        outcome = "one line, the one before came back" if "\n" not in str(error) else f"WRONG: {error}"
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    except expected as error:
+        return "one line, the one before came back" if "\n" not in str(error) else f"WRONG: {error}"
+    except Exception as error:  # noqa: BLE001 (is what is looked for)
+        return f"WRONG: {type(error).__name__}: {error}"
+    return "saved all the same"
+
+
+def _judged(folder: Path, name: str, outcome: str) -> str:
+    """Returns the outcome of a save, or what is wrong with what came back."""
     restored, _ = _restore(folder)
     wanted = 3 if outcome.startswith("saved") else 2
+    if outcome.startswith("WRONG"):
+        return f"{outcome} ({name})"
     if restored is None or not _is_saved(restored) or int(restored.state.step) < wanted:
-        return f"WRONG: limit {limit}: {outcome}, then {restored and int(restored.state.step)}"
+        return f"WRONG: {name}: {outcome}, then {restored and int(restored.state.step)}"
     return outcome
 
 
@@ -137,7 +152,7 @@ def _with_failing_calls(out: Path) -> None:
     library = out / "failing_calls.so"
     if os.environ.get("LD_PRELOAD") == str(library):
         return
-    source = Path(__file__).with_suffix("").with_name("failing_calls.c")
+    source = Path(__file__).with_name("failing_calls.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(library)})
 
@@ -173,22 +188,12 @@ def _failed_call(folder: Path, rng: np.random.Generator) -> str:
     watchdog = threading.Timer(HANG_SECONDS, _hangs, [name])
     watchdog.start()
     library.fault_set(os.fsencode(folder), at, error, is_sticky)
-    outcome = "saved all the same"
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            _save(folder, (3,))
-    except CervsegError as raised:
-        outcome = "one line, the one before came back" if "\n" not in str(raised) else f"WRONG: {name}: {raised}"
-    except Exception as raised:  # noqa: BLE001 (is what is looked for)
-        outcome = f"WRONG: {name}: {type(raised).__name__}: {raised}"
+        outcome = _try_to_save(folder, CervsegError)
     finally:
         library.fault_set(b"", 0, 0, 0)
         watchdog.cancel()
-    restored, _ = _restore(folder)
-    wanted = 3 if outcome.startswith("saved") else 2
-    if restored is None or not _is_saved(restored) or int(restored.state.step) < wanted:
-        return f"WRONG: {name}: {outcome}, then {restored and int(restored.state.step)}"
-    return outcome
+    return _judged(folder, name, outcome)
 
 
 def _hangs(name: str) -> None:

@@ -57,8 +57,6 @@ class Checkpoints:
         # Orbax narrates every save, and logs tracebacks of failures that are one message here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = self._report
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_multiples_of,
@@ -71,6 +69,8 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._under_way: Future[None] | None = None
         self._last_save = time.monotonic()
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._report
 
     def save(self, number: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving a state; a number that is on disk already is left as it is.
