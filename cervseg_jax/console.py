@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cervseg_jax.bucket import address_of
+
 PLAIN_INTERVAL_SECONDS = 5.0
 """Time between two progress lines where stdout is not a terminal."""
 
@@ -16,12 +18,15 @@ Advance = Callable[..., None]
 """`advance(note="")`: one more unit is done."""
 
 
-def short_path(path: Path) -> Path:
-    """Returns a path as a user would write it, from the current folder where it lies there."""
+def short_path(path: Path) -> str:
+    """Returns a path as a user would write it: in a bucket, or from the current folder where it lies there."""
+    address = address_of(path)
+    if address is not None:
+        return address
     try:
-        return path.absolute().relative_to(Path.cwd())
+        return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
-        return path
+        return str(path)
 
 
 class Reporter:

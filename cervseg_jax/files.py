@@ -27,8 +27,8 @@ def make_folder(path: Path) -> Path:
     scheme = next((part for part in path.parts if part in BUCKET_SCHEMES), None)
     if scheme is not None:  # would become a folder of that name
         raise ConfigError(
-            f"{path}: is in a bucket ({scheme}//); files are written to folders: mount the bucket, with gcsfuse for "
-            "instance, or let scripts/tpu_vm.sh copy the run"
+            f"{path}: is in a bucket ({scheme}//); runs alone can be in one, and at gs:// only: write to a folder, or "
+            "mount the bucket"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

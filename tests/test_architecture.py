@@ -13,7 +13,19 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "cervseg_jax"
 
 LAYERS = (
-    ("__init__", "errors", "typing", "components", "heads", "peers", "yaml12", "sections", "files", "console"),
+    (
+        "__init__",
+        "errors",
+        "typing",
+        "components",
+        "heads",
+        "peers",
+        "yaml12",
+        "sections",
+        "files",
+        "bucket",
+        "console",
+    ),
     ("models", "losses", "metrics", "plots", "pages"),
     ("data.augment", "data.headers", "data.decode", "data.split", "data.outlines"),
     ("config", "data.annotation", "data.labelme", "data.formats", "data.synthetic"),

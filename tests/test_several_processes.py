@@ -22,10 +22,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(*arguments, num_devices=2, num_processes=2):
-    """Starts one command in several processes."""
+def start(*arguments, num_devices=2, num_processes=2, more=None):
+    """Starts one command in several processes, with more variables in their environment."""
     peers = ("--coordinator", f"localhost:{free_port()}", "--num-processes", str(num_processes))
-    environment = {**ENVIRONMENT, "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"}
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    environment = {**ENVIRONMENT, "XLA_FLAGS": flags, **(more or {})}
     return [
         subprocess.Popen(
             [*COMMAND, *map(str, arguments), *peers, "--process-id", str(number)],

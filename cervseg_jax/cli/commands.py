@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cervseg_jax.bucket import all_at_hand, at_hand
 from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.errors import FindingsError
 
@@ -26,20 +27,20 @@ def run_infer(
     from cervseg_jax.training.run_folder import load_run_config
 
     reporter = Reporter(quiet=quiet)
-    config = load_run_config(run, overrides)
     chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
-    done, failed = infer_files(
-        run,
-        config,
-        images,
-        out,
-        others=others,
-        outputs=chosen,
-        mpp=mpp,
-        overwrite=overwrite,
-        resume=resume,
-        reporter=reporter,
-    )
+    with all_at_hand([run, *others]) as (own, *at_hand_others):
+        done, failed = infer_files(
+            own,
+            load_run_config(own, overrides),
+            images,
+            out,
+            others=at_hand_others,
+            outputs=chosen,
+            mpp=mpp,
+            overwrite=overwrite,
+            resume=resume,
+            reporter=reporter,
+        )
     reporter.info(f"{done} images done: {', '.join(chosen)} and images.csv in {short_path(out)}")
     if failed:
         raise FindingsError(
@@ -52,9 +53,10 @@ def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) ->
     from cervseg_jax.inference.export_model import export_network
     from cervseg_jax.weights import load_network
 
-    network = load_network(run / "best")
-    folder = (out or run / "export" / format_name).absolute()
-    facts = export_network(network, folder, format_name)
+    with at_hand(run) as place:
+        network = load_network(place.folder / "best")
+        folder = (out or place.folder / "export" / format_name).absolute()
+        facts = export_network(network, folder, format_name)
     height, width = network.contract.image_size
     sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
     Reporter(quiet=quiet).info(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cervseg_jax.bucket import all_at_hand, at_hand
 from cervseg_jax.console import Reporter, short_path
 
 SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
@@ -44,15 +45,22 @@ def run_eval(
 
     reporter = Reporter(quiet=quiet)
     summaries = []
-    for member in member_runs(run):
-        config = load_run_config(member, overrides)
-        summary, folder = score_run(
-            member, config, split=split, data=data, others=others, allow_trained=allow_trained, reporter=reporter
-        )
-        for line in _lines(summary):
-            reporter.info(line)
-        reporter.info(f"written to {short_path(folder)}")
-        summaries.append(summary)
+    with all_at_hand([run, *others]) as (own, *at_hand_others):
+        for member in member_runs(own):
+            config = load_run_config(member, overrides)
+            summary, folder = score_run(
+                member,
+                config,
+                split=split,
+                data=data,
+                others=at_hand_others,
+                allow_trained=allow_trained,
+                reporter=reporter,
+            )
+            for line in _lines(summary):
+                reporter.info(line)
+            reporter.info(f"written to {short_path(folder)}")
+            summaries.append(summary)
     for line in _seed_lines(summaries) if len(summaries) > 1 else ():
         reporter.info(line)
 
@@ -76,18 +84,19 @@ def run_compare(
     if len(runs) < 2:
         raise ConfigError("compare: needs two runs or more")
     reporter = Reporter(quiet=quiet)
-    recipes = [
-        load_recipe(run, overrides, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
-        for run in runs
-    ]
-    comparison = compare_recipes(recipes)
-    names = [recipe.name for recipe in recipes]
-    folder = make_folder((out or runs[0] / "compare" / "-".join(names[1:])).absolute())
-    write_json(folder / "comparison.json", comparison)
-    draw_scatter(folder / "comparison.png", headline_columns(recipes), names=names)
-    for line in _comparison_lines(comparison):
-        reporter.info(line)
-    reporter.info(f"written to {short_path(folder)}")
+    with all_at_hand(runs) as folders:
+        recipes = [
+            load_recipe(run, overrides, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
+            for run in folders
+        ]
+        comparison = compare_recipes(recipes)
+        names = [recipe.name for recipe in recipes]
+        folder = make_folder((out or folders[0] / "compare" / "-".join(names[1:])).absolute())
+        write_json(folder / "comparison.json", comparison)
+        draw_scatter(folder / "comparison.png", headline_columns(recipes), names=names)
+        for line in _comparison_lines(comparison):
+            reporter.info(line)
+        reporter.info(f"written to {short_path(folder)}")
 
 
 def run_report(folder: Path, out: Path | None, *, num_layered: int, quiet: bool) -> None:
@@ -95,8 +104,9 @@ def run_report(folder: Path, out: Path | None, *, num_layered: int, quiet: bool)
     from cervseg_jax.report.page import write_report
 
     reporter = Reporter(quiet=quiet)
-    path = write_report(folder, out, num_layered=num_layered, reporter=reporter)
-    reporter.info(f"{short_path(path)}: {path.stat().st_size / 2**20:.1f} MiB")
+    with at_hand(folder) as place:
+        path = write_report(place.folder, out, num_layered=num_layered, reporter=reporter)
+        reporter.info(f"{short_path(path)}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def _comparison_lines(comparison: dict[str, Any]) -> list[str]:

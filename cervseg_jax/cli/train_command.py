@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from cervseg_jax.bucket import Place, at_hand
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
@@ -40,11 +41,9 @@ def run_train(
         mesh = train_mesh(config)
     resolved = dump_config(config)
     require_equal("the config", resolved)
-    folder = choose_run_folder(config_path, run_dir, fresh=fresh)
-    require_equal("the run folder", str(folder))
     with together():
-        if num_seeds and (folder / "config.yaml").exists():
-            raise ConfigError(f"{folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
+        home = choose_run_folder(config_path, run_dir, fresh=fresh)
+    require_equal("the run folder", str(home))
     reporter.info(_device_line())
     reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
     reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
@@ -56,22 +55,27 @@ def run_train(
         pairs = _checked_data(config, reporter)
     facts = {split: checked.facts for split, checked in pairs.items()}
     require_equal("the list of data files with their checksums", data_csv(facts))
-    if num_seeds is None:
-        _train_one(config, folder, pairs, allow_changes=allow_changes, reporter=reporter)
-    else:
-        losses = []
-        for seed in range(config.train.seed, config.train.seed + num_seeds):
-            own = load_config(config_path, [*overrides, f"train.seed={seed}"])
-            losses.append(
-                _train_one(own, seed_folder(folder, seed), pairs, allow_changes=allow_changes, reporter=reporter)
-            )
-        spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
-        reporter.info(f"{num_seeds} seeds: val_loss {statistics.mean(losses):.4f}{spread} (mean, standard deviation)")
-    reporter.info(f"next: cervseg-jax eval {short_path(folder)}")
+    with ExitStack() as stack:
+        with together():
+            place = stack.enter_context(at_hand(home, is_writer=is_writer()))
+            if num_seeds and (place.folder / "config.yaml").exists():
+                raise ConfigError(f"{place.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
+        if num_seeds is None:
+            _train_one(config, place, pairs, allow_changes=allow_changes, reporter=reporter)
+        else:
+            losses = []
+            for seed in range(config.train.seed, config.train.seed + num_seeds):
+                own = load_config(config_path, [*overrides, f"train.seed={seed}"])
+                part = place._replace(folder=seed_folder(place.folder, seed))
+                losses.append(_train_one(own, part, pairs, allow_changes=allow_changes, reporter=reporter))
+            spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
+            mean = statistics.mean(losses)
+            reporter.info(f"{num_seeds} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
+        reporter.info(f"next: cervseg-jax eval {short_path(place.folder)}")
 
 
 def _train_one(
-    config: Config, folder: Path, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
+    config: Config, place: Place, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
 ) -> float:
     """Trains in one run folder; returns the lowest validation loss."""
     from cervseg_jax.training.distributed import is_writer, together
@@ -80,6 +84,7 @@ def _train_one(
     from cervseg_jax.training.run_folder import locked, open_run_folder, record_data
     from cervseg_jax.weights import SEPARATION_FILE
 
+    folder, publish = place
     with ExitStack() as stack:
         with together():
             if is_writer():
@@ -87,11 +92,12 @@ def _train_one(
                 open_run_folder(folder, config, allow_changes=allow_changes)
                 facts = {split: checked.facts for split, checked in pairs.items()}
                 record_data(folder, facts, allow_changes=allow_changes)
+                publish()  # a bucket that cannot be written is better known now
             files = {split: checked.pairs for split, checked in pairs.items()}
             _check_instances(config, files["train"], reporter)
         reporter.info(f"run folder: {short_path(folder)}")
         stop = stack.enter_context(stop_requests())
-        result = train(config, folder, files, reporter=reporter, stop=stop)
+        result = train(config, folder, files, reporter=reporter, stop=stop, publish=publish)
     # New best weights take the parameters of the old ones away.
     is_tuned = (folder / "best" / SEPARATION_FILE).is_file()
     if is_writer() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
@@ -100,7 +106,7 @@ def _train_one(
         tune_run(folder, config, files["valid"], reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
-    reporter.info(f"masks of validation images: {folder / 'previews' / f'epoch_{best.epoch:04d}'}")
+    reporter.info(f"masks of validation images: {short_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
     return best.val_loss
 
 

@@ -3,7 +3,9 @@
 Orbax writes a state's folder under another name and renames it when complete. It does not notice later damage to
 the content, casts types silently and returns False instead of failing. Two seals close that: the SHA-256 of every
 file, written beside the folder when it is complete and checked before Orbax reads it, and the SHA-256 of every leaf
-inside the stored meta data, for a state whose save ended just before its files could be sealed.
+inside the stored meta data, for a state whose save ended just before its files could be sealed. In a bucket, which
+keeps checksums of its files itself and knows no renaming, Orbax marks what is complete with a file, and the second
+seal is the only one.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cervseg_jax.bucket import address_of
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import make_folder, write_json
 from cervseg_jax.training.distributed import first_problem, is_writer, require_shared
@@ -47,16 +51,19 @@ class Checkpoints:
         """Opens the folder, making it where it is missing.
 
         Args:
-          folder: an absolute path.
+          folder: an absolute path; that of a bucket's copy stands for the bucket, where the states are written.
           keep: number of states that are kept.
           keep_multiples_of: states whose number this divides are kept as well.
 
         Raises:
           ConfigError: if the folder cannot be made.
+          CheckpointError: if it cannot be used.
         """
-        # Orbax narrates every save, and logs tracebacks of failures that are one message here.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_orbax()
         self.folder = folder
+        address = address_of(folder)
+        self._is_local = address is None
+        self._name = address or str(folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_multiples_of,
@@ -64,8 +71,13 @@ class Checkpoints:
             # A folder that cannot be made in the background would hang the next save.
             async_options=ocp.AsyncOptions(timeout_secs=300, create_directories_asynchronously=False),
         )
-        require_shared(make_folder(folder))
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        if self._is_local:
+            require_shared(make_folder(folder))
+        try:
+            self._manager = ocp.CheckpointManager(self._name, options=options)
+        except Exception as error:  # noqa: BLE001 (Orbax raises many types)
+            raise CheckpointError(f"{self._name}: states cannot be kept there: {_first_line(error)}") from error
+        self._damaged: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._under_way: Future[None] | None = None
         self._last_save = time.monotonic()
@@ -73,7 +85,7 @@ class Checkpoints:
         sys.unraisablehook = self._report
 
     def save(self, number: int, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts saving a state; a number that is on disk already is left as it is.
+        """Starts saving a state; a number that is on disk already is left as it is, unless it was found damaged.
 
         Args:
           number: name of the state's folder; larger ones are newer.
@@ -84,20 +96,33 @@ class Checkpoints:
           CheckpointError: if this save, or the one before it in the background, failed.
         """
         self.wait()
-        if number in self._manager.all_steps():
+        if number in self._damaged:
+            self._remove(number)
+        elif number in self._manager.all_steps():
             return
-        self._require_space(state)
+        if self._is_local:
+            self._require_space(state)
         meta = json.loads(json.dumps(meta, allow_nan=False))
         sealed = meta | {SEAL: digest(state, meta), LEAVES: describe_leaves(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed))  # pyright: ignore
         try:
             saved = self._manager.save(number, args=items, force=True)
         except Exception as error:  # noqa: BLE001 (Orbax raises many types)
-            raise _unwritable(self.folder, error) from error
+            raise _unwritable(self._name, error) from error
         if not saved:
-            raise CheckpointError(f"{self.folder}: state {number} was not saved: a newer one is there already")
+            raise CheckpointError(f"{self._name}: state {number} was not saved: a newer one is there already")
         self._under_way = self._pool.submit(self._finish)
         self._last_save = time.monotonic()
+
+    def _remove(self, number: int) -> None:
+        """Removes a damaged state and its seal, so that it can be saved anew."""
+        if self._is_local and is_writer():
+            (self.folder / f"{number}{SEAL_SUFFIX}").unlink(missing_ok=True)
+        try:
+            self._manager.delete(number)
+        except Exception as error:  # noqa: BLE001 (Orbax raises many types)
+            raise _unwritable(self._name, error) from error
+        self._damaged.remove(number)
 
     def _require_space(self, state: TrainState) -> None:
         """Makes sure that a state fits on the disk: Orbax would find out in the middle, with pages of tracebacks."""
@@ -125,7 +150,7 @@ class Checkpoints:
         try:
             under_way.result()
         except Exception as error:  # noqa: BLE001
-            raise _unwritable(self.folder, error) from error
+            raise _unwritable(self._name, error) from error
 
     def close(self) -> None:
         """Ends the background threads; a save that is under way is completed.
@@ -137,7 +162,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:  # noqa: BLE001
-            raise _unwritable(self.folder, error) from error
+            raise _unwritable(self._name, error) from error
         finally:
             sys.unraisablehook = self._hook
 
@@ -149,7 +174,7 @@ class Checkpoints:
     def _finish(self) -> None:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        if is_writer():
+        if is_writer() and self._is_local:
             seal_files(self.folder)
 
     def restore_newest(self, target: TrainState, *, warn: Callable[[str], None]) -> Restored | None:
@@ -173,20 +198,22 @@ class Checkpoints:
             except Exception as error:  # noqa: BLE001 (damage surfaces as almost any type)
                 restored, problem = None, _first_line(error)
             if restored is None:
+                self._damaged.add(number)
                 problems.append(f"state {number}: {problem}")
                 continue
             for problem in problems:
-                warn(f"{self.folder}: {problem}; going back to state {number}")
+                warn(f"{self._name}: {problem}; going back to state {number}")
             return restored
         if problems:
             raise CheckpointError(
-                f"{self.folder}: no usable state:\n  " + "\n  ".join(problems) + "\nStart anew with --fresh"
+                f"{self._name}: no usable state:\n  " + "\n  ".join(problems) + "\nStart anew with --fresh"
             )
         return None
 
     def _problem_of_files(self, number: int) -> str:
         try:
-            check_files(self.folder, number)
+            if self._is_local:
+                check_files(self.folder, number)
         except (CheckpointError, OSError) as error:
             return _first_line(error)
         return ""
@@ -202,6 +229,13 @@ class Checkpoints:
         if digest(state, meta) != meta.pop(SEAL):
             raise CheckpointError("its content is damaged (checksum differs)")
         return Restored(state, meta)
+
+
+def _silence_orbax() -> None:
+    """Orbax narrates every save, and its abandoned writers print tracebacks of a failure that is one message here."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
 
 
 def digest(tree: Any, meta: dict[str, Any] | None = None) -> str:
@@ -287,8 +321,8 @@ def _file_hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def _unwritable(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{folder}: the state could not be saved: {_first_line(error)}; earlier states are kept")
+def _unwritable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{name}: the state could not be saved: {_first_line(error)}; earlier states are kept")
 
 
 def _first_line(error: Exception) -> str:

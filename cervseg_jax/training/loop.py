@@ -6,7 +6,7 @@ resume needs is in the checkpoint: the state, and `Progress` beside it.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def train(
     *,
     reporter: Reporter,
     stop: StopRequest,
+    publish: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Trains to the end, or continues what an earlier call in this folder left.
 
@@ -64,6 +65,7 @@ def train(
       pairs: the files, by split; "train" and "valid" are used.
       reporter: for messages.
       stop: polled after each step.
+      publish: called by each process before a state is saved, so that what the state knows of is safe first.
 
     Returns:
       The final progress.
@@ -111,7 +113,9 @@ def train(
                 out_of_memory_advice(config, compiled.facts),
                 InputWatch(reporter.warn) as watch,
             ):
-                run = _Run(config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler, watch)
+                run = _Run(
+                    config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler, watch, publish
+                )
                 state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
         checkpoints.wait()
@@ -146,6 +150,7 @@ class _Run:
     meter: StepMeter
     profiler: StepProfiler
     watch: InputWatch
+    publish: Callable[[], None]
 
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Trains until the last epoch or an early stop."""
@@ -304,6 +309,7 @@ class _Run:
         )
 
     def _save(self, state: TrainState, progress: Progress) -> None:
+        self.publish()
         # The state is the same before and after an epoch is closed; the number must not be.
         self.checkpoints.save(int(state.step) + progress.epoch, state, progress.to_json())
         self.wishes.saved()

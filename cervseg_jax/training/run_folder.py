@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from cervseg_jax.bucket import exists, is_address
 from cervseg_jax.config import config_differences, dump_config, load_config
 from cervseg_jax.data.source import PairFacts
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
@@ -44,13 +45,18 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
       fresh: take the first numbered sibling that does not exist yet.
 
     Returns:
-      An absolute path.
+      An absolute path, or an address in a bucket.
+
+    Raises:
+      ConfigError: if a bucket cannot be read.
     """
-    wanted = (run_dir or Path("runs") / config_path.stem).absolute()
-    if not fresh or not wanted.exists():
+    wanted = run_dir or Path("runs") / config_path.stem
+    if not is_address(wanted):
+        wanted = wanted.absolute()
+    if not fresh or not exists(wanted):
         return wanted
     number = 2
-    while (sibling := wanted.with_name(f"{wanted.name}-{number}")).exists():
+    while exists(sibling := wanted.with_name(f"{wanted.name}-{number}")):
         number += 1
     return sibling
 

@@ -87,6 +87,19 @@ def test_any_damage_to_the_newest_goes_back_to_the_one_before_or_is_harmless(fol
         assert "going back to state 1" in warnings[0]
 
 
+def test_a_damaged_state_is_replaced_when_its_number_is_saved_again(folder):
+    (folder / "2" / "meta" / "metadata").write_bytes(b"")
+    opened = Checkpoints(folder, keep=2)
+    assert opened.restore_newest(make_state(0), warn=lambda message: None).state.step == 1
+    opened.save(2, make_state(2), {"again": True})
+    opened.wait()
+    opened.close()
+    warnings = []
+    restored = restore(folder, warn=warnings.append)
+    assert (warnings, restored.meta) == ([], {"again": True})
+    assert digest(restored.state) == digest(make_state(2))
+
+
 def test_all_damaged_is_an_error_never_a_fresh_start(folder):
     for step in ("1", "2"):
         shutil.rmtree(folder / step / "state")

@@ -1,0 +1,223 @@
+"""Runs in a bucket: a server on this machine stands for it, with the real clients in front."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cervseg_jax.bucket import at_hand
+from cervseg_jax.errors import ConfigError
+from tests.bucket_server import Bucket
+from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
+from tests.test_several_processes import COMPARED, end_of, start
+
+RUN = "gs://mine/runs/a"
+
+
+@pytest.fixture
+def bucket():
+    server = Bucket()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def begin(bucket, tmp_path):
+    """Starts a command on a machine that has nothing but the data."""
+
+    def begin(*arguments):
+        return subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            env=ENVIRONMENT | bucket.environment | {"TMPDIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return begin
+
+
+@pytest.fixture
+def call(begin):
+    """Runs a command and returns (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        ((code, stdout, stderr),) = end_of([begin(*arguments)])
+        assert "Traceback" not in stderr
+        return code, stdout, without_greeting(stderr)
+
+    return call
+
+
+def without_greeting(stderr):
+    """What the program said; TensorStore looks for a user of the bucket and says that there is none."""
+    return "\n".join(line for line in stderr.splitlines() if "google_auth_provider.cc" not in line)
+
+
+@pytest.fixture(scope="module")
+def alone(finished, tmp_path_factory):
+    """The run of a folder."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    code, _, stderr = run_process("train", finished[0], "--run-dir", folder)
+    assert code == 0, stderr
+    return folder
+
+
+def fetched(bucket, folder: Path, prefix="runs/a/") -> Path:
+    """Writes what is in the bucket to a folder."""
+    for name, stored in bucket.objects.items():
+        path = folder / name.removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stored.data)
+    return folder
+
+
+def files_of(run: Path) -> set[str]:
+    names = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    return {name for name in names if not name.startswith("checkpoints/") and name != "run.lock"}
+
+
+def test_a_run_in_a_bucket_is_the_run_of_a_folder(finished, alone, bucket, call, tmp_path):
+    code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
+    assert (code, stderr) == (0, "")
+    assert f"next: cervseg-jax eval {RUN}\n" in stdout
+    copy = fetched(bucket, tmp_path / "fetched")
+    assert_same_run(copy, alone)
+    assert files_of(copy) == files_of(alone)
+    assert {name.split("/")[3] for name in bucket.objects if "/checkpoints/" in name} == {"6", "9"}
+
+    code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
+    assert code == 0, stderr
+    assert "all 3 epochs are done" in stdout
+    message = call("train", finished[0], "--run-dir", RUN, "--set", "train.batch_size=2")[2]
+    assert message.startswith(f"error: {RUN}: holds a run of another config:\n  train.batch_size: 4 -> 2\n")
+
+    code, stdout, stderr = call("eval", RUN)
+    assert (code, stderr) == (0, "")
+    assert f"written to {RUN}/eval/test" in stdout
+    summary = json.loads(bucket.objects["runs/a/eval/test/summary.json"].data)
+    assert summary["num_images"] == 5
+    code, stdout, stderr = call("report", RUN)
+    assert stdout.startswith(f"{RUN}/report.html: ")
+    images = finished[0].parent / "data" / "test" / "images"
+    assert call("infer", RUN, "--images", images, "--out", tmp_path / "masks")[0] == 0
+    assert len(list((tmp_path / "masks" / "masks").iterdir())) == 5
+
+    assert not list(tmp_path.glob("cervseg-jax-bucket-*"))
+    for name, stored in bucket.objects.items():
+        assert b"cervseg-jax-bucket" not in stored.data, name
+
+
+@pytest.mark.parametrize("moment", [b"best/contract.json", b"checkpoints/6/state", b"checkpoints/6/commit_success"])
+def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, call, tmp_path, moment):
+    """The machine is gone with its disk; another one goes on from what is in the bucket."""
+    process = begin("train", finished[0], "--run-dir", RUN)
+
+    def kill(method, request):
+        is_second_epoch = "runs/a/checkpoints/3/commit_success.txt" in bucket.objects
+        if method != "GET" and is_second_epoch and moment in request.replace(b"%2F", b"/"):
+            process.kill()
+
+    bucket.watch = kill
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    bucket.watch = lambda method, request: None
+    code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
+    assert code == 0, stderr
+    assert re.search("resumed from step (2, 1|4, 2) epochs finished", stdout)
+    assert_same_run(fetched(bucket, tmp_path / "fetched"), alone)
+
+
+def test_a_signal_saves_to_the_bucket(finished, alone, bucket, begin, call, tmp_path):
+    process = begin("train", finished[0], "--run-dir", RUN, "--set", "train.epochs=400")
+    saved = threading.Event()
+    bucket.watch = lambda method, request: b"3/commit_success.txt" in request and saved.set()
+    assert saved.wait(120)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 75, stderr
+    events = [json.loads(line) for line in bucket.objects["runs/a/log.jsonl"].data.splitlines()]
+    assert events[-1]["event"] == "interrupted"
+    done = len(rows_of(fetched(bucket, tmp_path / "fetched") / "metrics.csv"))
+    more = ("--set", f"train.epochs={done + 1}", "--allow-changes")
+    code, stdout, stderr = call("train", finished[0], "--run-dir", RUN, *more)
+    assert code == 0, stderr
+    assert f"resumed from step {events[-1]['step']}" in stdout
+
+
+def test_damage_in_the_bucket_is_seen(finished, bucket, call):
+    assert call("train", finished[0], "--run-dir", RUN)[0] == 0
+
+    def damage(number):
+        for name, stored in bucket.objects.items():
+            if f"/checkpoints/{number}/state/" in name and "/d/" in name:
+                broken = bytearray(stored.data)
+                broken[len(broken) // 2] ^= 255
+                bucket.objects[name] = stored._replace(data=bytes(broken))
+
+    damage(9)
+    more = ("--set", "train.epochs=4", "--allow-changes")
+    code, stdout, stderr = call("train", finished[0], "--run-dir", RUN, *more)
+    assert code == 0, stderr
+    assert f"warning: {RUN}/checkpoints: state 9: " in stderr
+    assert "; going back to state 6" in stderr
+    assert "resumed from step 4, 2 epochs finished" in stdout
+    for number in (6, 9, 12):
+        damage(number)
+    code, _, stderr = call("train", finished[0], "--run-dir", RUN, *more)
+    assert code == 4
+    assert f"error: {RUN}/checkpoints: no usable state:" in stderr
+
+
+def test_two_processes_share_nothing_but_the_bucket(finished, alone, bucket, tmp_path):
+    given = ("train", finished[0], "--run-dir", RUN, "--set", "train.epochs=1")
+    results = end_of(start(*given, more=bucket.environment))
+    assert [code for code, *_ in results] == [0, 0], results[0][2] + results[1][2]
+    (row,) = rows_of(fetched(bucket, tmp_path / "fetched") / "metrics.csv")
+    for name in COMPARED:
+        assert float(row[name]) == pytest.approx(float(rows_of(alone / "metrics.csv")[0][name]), rel=2e-2), name
+    more = ("--set", "train.epochs=2", "--allow-changes")
+    results = end_of(start(*given, *more, more=bucket.environment))
+    assert [code for code, *_ in results] == [0, 0], results[0][2] + results[1][2]
+    assert "resumed from step 2, 1 epochs finished" in results[0][1]
+
+
+def test_buckets_that_cannot_be_used(finished, bucket, call):
+    code, _, stderr = call("train", finished[0], "--run-dir", "gs://other/runs/a")
+    assert code == 2
+    assert stderr.startswith("error: gs://other/runs/a: cannot be read: ")
+    assert "does the bucket exist" in stderr
+    code, _, stderr = call("train", finished[0], "--run-dir", "gs://mine")
+    assert code == 2
+    assert "a run needs a folder in it" in stderr
+    code, _, stderr = call("eval", "gs://mine/runs/none")
+    assert code == 2
+    assert stderr == "error: gs://mine/runs/none: no such run folder"
+    bucket.is_writable = False
+    code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
+    assert code == 2
+    assert stderr.startswith(f"error: {RUN}: cannot be written: ")
+    assert "epoch 1" not in stdout
+
+
+def test_without_the_client_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'cervseg-jax[bucket]'")), at_hand(Path(RUN)):
+        pass
+
+
+def test_a_folder_is_its_own_copy(tmp_path):
+    with at_hand(tmp_path) as place:
+        assert place.folder == tmp_path
+        place.publish()
+    assert os.listdir(tmp_path) == []
