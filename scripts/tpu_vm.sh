@@ -10,8 +10,9 @@
 #     fetch             copy the runs to ./runs
 #     delete            delete the TPU
 #
-# Environment: NAME, ZONE, TYPE (v5litepod-8), VERSION (v2-alpha-tpuv5-lite), BUCKET (gs://...), SPOT (0),
-# RUNS (folder on the workers for runs; on a slice of several hosts it must be on a disk that they share),
+# Environment: NAME, ZONE, TYPE (v5litepod-8), VERSION (v2-alpha-tpuv5-lite), SPOT (0),
+# BUCKET (gs://..., with data in BUCKET/data; runs are written to BUCKET/runs),
+# RUNS (without a bucket: folder on the workers for runs; on a slice of several hosts on a disk that they share),
 # DRY_RUN=1 prints every command instead of running it, PAUSE (30) seconds between two tries.
 set -euo pipefail
 
@@ -63,10 +64,7 @@ setup() {
   act git -C "$source_tree" archive --format=tar.gz --output="$archive" HEAD
   act gcloud compute tpus tpu-vm scp "$archive" "$name:cervseg.tar.gz" --zone="$zone" --worker=all
   rm -f "$archive"
-  everywhere "mkdir -p cervseg && tar -xzf cervseg.tar.gz -C cervseg && python3 -m venv cervseg/.venv && cervseg/.venv/bin/pip install --quiet -e 'cervseg[tpu]' && cervseg/.venv/bin/cervseg-jax doctor"
-  if [[ -n $bucket ]]; then # what an earlier TPU has saved
-    everywhere "mkdir -p $runs && gcloud storage rsync --recursive $bucket/runs $runs || true"
-  fi
+  everywhere "mkdir -p cervseg && tar -xzf cervseg.tar.gz -C cervseg && python3 -m venv cervseg/.venv && cervseg/.venv/bin/pip install --quiet -e 'cervseg[tpu,bucket]' && cervseg/.venv/bin/cervseg-jax doctor"
 }
 
 data() {
@@ -80,16 +78,11 @@ run() {
   shift
   stem=$(basename "$config" .yaml)
   options=$([[ $# == 0 ]] || printf ' %q' "$@")
-  local train="cd cervseg; .venv/bin/cervseg-jax train $config --distributed --set runtime.require=tpu --run-dir $runs/$stem$options; code=\$?"
+  local home=${bucket:+$bucket/runs} # a TPU that is taken away takes its disk along
+  local train="cd cervseg; .venv/bin/cervseg-jax train $config --distributed --set runtime.require=tpu --run-dir ${home:-$runs}/$stem$options; code=\$?"
   # gcloud does not pass exit codes on; the first worker leaves its own in a file.
   local note="case \$(hostname) in *-w-0) echo \$code > $runs/$stem.exit ;; esac"
-  local copy=":"
-  if [[ -n $bucket ]]; then
-    # The runs go to the bucket all the time: a TPU that is taken away takes its disk along.
-    copy="case \$(hostname) in *-w-0) while true; do gcloud storage rsync --recursive $runs $bucket/runs > /dev/null 2>&1; sleep 120; done ;; esac"
-  fi
-  everywhere "mkdir -p $runs; rm -f $runs/$stem.exit; ($copy) & copier=\$!; $train; $note; kill \$copier 2> /dev/null; exit \$code" || true
-  if [[ -n $bucket ]]; then tpu ssh --worker=0 --command="gcloud storage rsync --recursive $runs $bucket/runs" || true; fi
+  everywhere "mkdir -p $runs; rm -f $runs/$stem.exit; $train; $note; exit \$code" || true
   if [[ ${DRY_RUN:-0} == 1 ]]; then return; fi
   code=$(tpu ssh --worker=0 --command="cat $runs/$stem.exit" | tail -n 1) || true
   [[ $code =~ ^[0-9]+$ ]] || code=1

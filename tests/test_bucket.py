@@ -118,7 +118,13 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(finished, alone, bucket, call,
         assert b"cervseg-jax-bucket" not in stored.data, name
 
 
-@pytest.mark.parametrize("moment", [b"best/contract.json", b"checkpoints/6/state", b"checkpoints/6/commit_success"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        b"checkpoints/6/commit_success",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (b"best/contract.json", b"checkpoints/6/state")),
+    ],
+)
 def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, call, tmp_path, moment):
     """The machine is gone with its disk; another one goes on from what is in the bucket."""
     process = begin("train", finished[0], "--run-dir", RUN)
@@ -138,6 +144,7 @@ def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, ca
     assert_same_run(fetched(bucket, tmp_path / "fetched"), alone)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_to_the_bucket(finished, alone, bucket, begin, call, tmp_path):
     process = begin("train", finished[0], "--run-dir", RUN, "--set", "train.epochs=400")
     saved = threading.Event()
@@ -155,6 +162,7 @@ def test_a_signal_saves_to_the_bucket(finished, alone, bucket, begin, call, tmp_
     assert f"resumed from step {events[-1]['step']}" in stdout
 
 
+@pytest.mark.slow
 def test_damage_in_the_bucket_is_seen(finished, bucket, call):
     assert call("train", finished[0], "--run-dir", RUN)[0] == 0
 

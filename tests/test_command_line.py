@@ -659,13 +659,16 @@ def test_usage_errors_are_exit_2():
     assert "Missing argument" in stderr
 
 
-def test_buckets_are_no_folders(tiny_config, tmp_path, monkeypatch):
+def test_buckets_are_no_folders(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, stderr = run("train", tiny_config, "--run-dir", "gs://bucket/runs/a", "--quiet")
-    assert code == 2
-    assert "is in a bucket (gs://)" in stderr
-    assert "mount the bucket" in stderr
-    assert not (tmp_path / "gs:").exists()
+    config, folder, _ = finished
+    message = refused(2, "train", config, "--run-dir", "s3://bucket/runs/a", "--quiet")
+    assert "is in a bucket (s3://)" in message
+    images = config.parent / "data" / "test" / "images"
+    message = refused(2, "infer", folder, "--images", images, "--out", "gs://bucket/masks", "--quiet")
+    assert "is in a bucket (gs://)" in message
+    assert "mount the bucket" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")

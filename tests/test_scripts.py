@@ -78,11 +78,14 @@ def test_other_failures_end_it_with_their_code(cloud):
     assert "not a preemption" in done.stderr
 
 
-def test_the_results_are_copied_through_the_bucket(cloud):
+def test_with_a_bucket_the_runs_are_in_it(cloud):
     _, calls = cloud("run", "configs/clustered.yaml", BUCKET="gs://mine")
     (train,) = [call for call in calls if "cervseg-jax train" in call]
-    assert "gcloud storage rsync --recursive $HOME/runs gs://mine/runs" in train
+    assert "--run-dir gs://mine/runs/clustered;" in train
     assert "--worker=all" in train
+    _, calls = cloud("run", "configs/clustered.yaml")
+    (train,) = [call for call in calls if "cervseg-jax train" in call]
+    assert "--run-dir $HOME/runs/clustered;" in train
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,6 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._under_way: Future[None] | None = None
         self._last_save = time.monotonic()
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = self._report
 
     def save(self, number: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving a state; a number that is on disk already is left as it is, unless it was found damaged.
@@ -163,13 +161,6 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:  # noqa: BLE001
             raise _unwritable(self._name, error) from error
-        finally:
-            sys.unraisablehook = self._hook
-
-    def _report(self, problem: Any) -> None:
-        # Writers that a failed save has left behind print a traceback each when they end.
-        if not (isinstance(problem.exc_value, RuntimeError) and str(problem.exc_value) == "Event loop is closed"):
-            self._hook(problem)
 
     def _finish(self) -> None:
         self._manager.wait_until_finished()
@@ -231,8 +222,21 @@ class Checkpoints:
         return Restored(state, meta)
 
 
+class _WithoutAbandoned:
+    """A hook for exceptions that nobody catches: not those of readers and writers that a failure has left behind."""
+
+    def __init__(self, hook: Callable[[Any], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, problem: Any) -> None:
+        if not (isinstance(problem.exc_value, RuntimeError) and str(problem.exc_value) == "Event loop is closed"):
+            self._hook(problem)
+
+
 def _silence_orbax() -> None:
-    """Orbax narrates every save, and its abandoned writers print tracebacks of a failure that is one message here."""
+    """Orbax narrates every save, and after a failure, which is one message here, tracebacks come as late as at exit."""
+    if not isinstance(sys.unraisablehook, _WithoutAbandoned):
+        sys.unraisablehook = _WithoutAbandoned(sys.unraisablehook)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)

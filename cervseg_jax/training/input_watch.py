@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 
 from cervseg_jax.data.batch import Batch
@@ -46,6 +47,13 @@ class InputWatch:
             return next(batches), time.monotonic() - start
         finally:
             self._since = None
+
+    def each(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields all batches, watched over as by `next`."""
+        with suppress(StopIteration):
+            while True:
+                batch, _ = self.next(batches)
+                yield batch
 
     def _watch(self) -> None:
         warned = 0.0

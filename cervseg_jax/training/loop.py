@@ -238,7 +238,9 @@ class _Run:
             return metrics
 
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
-            scores = evaluate(score, batches, each=advance, stop=lambda: self.wishes.agreed == Wish.STOP)
+            scores = evaluate(
+                score, self.watch.each(batches), each=advance, stop=lambda: self.wishes.agreed == Wish.STOP
+            )
         if scores is None:
             self._leave_if_asked(state, progress)
         assert scores is not None  # noqa: S101 (for the type checker)

@@ -25,6 +25,13 @@ def test_a_batch_that_does_not_come_is_reported_again_and_again():
     assert "data.root" in warnings[0]
 
 
+def test_batches_one_by_one_are_watched_too():
+    warnings = []
+    with InputWatch(warnings.append, patience_seconds=0.2) as watch:
+        assert list(watch.each(slow([0.0, 0.5, 0.0]))) == [0, 1, 2]
+    assert warnings
+
+
 def test_errors_of_the_input_pass_through():
     def broken():
         raise ValueError("image 7")

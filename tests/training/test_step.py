@@ -94,7 +94,8 @@ def test_eight_devices_equal_one(parts, shape, monkeypatch):
     np.testing.assert_allclose(other, losses, rtol=2e-5)
     assert np.abs(counts - other_counts).max() <= 3  # pixels at the threshold
     for path, value in one.model_state.items():
-        np.testing.assert_allclose(many.model_state[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+        # Which rounding differs depends on the processor: up to 1.2e-4 was seen.
+        np.testing.assert_allclose(many.model_state[path], value, rtol=3e-4, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("num_parts", [2, 4])
