@@ -2,7 +2,8 @@
 
 XLA computes the gradient of a kernel on CPUs at a fraction of the speed of the convolution itself. Here it is made of
 matrix products of blocks that stay in the cache, up to three times as fast. Convolutions from 16 channels or fewer to
-16 also run slowly there; with four idle filters more they run up to three times as fast.
+16 also run slowly on CPUs without AVX-512; with four idle filters more they run up to three times as fast. Where a
+register holds 16 numbers, idle filters would need a second one and take longer.
 `python scripts/benchmark_convolution.py` measures both. On other backends and for images divided over devices XLA's own
 is taken; `python scripts/compare_formulations.py` shows why on TPUs.
 """
@@ -11,6 +12,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ MIN_CHANNELS, MIN_PX = 8, 32 * 32
 BLOCK_BYTES = 2**18
 """Of a block and its shifted copies: they fit a core's second-level cache, the smallest that is common."""
 SLOW_FILTERS, MIN_SLOW_KERNEL, IDLE_FILTERS = 16, 7, 4
-"""Convolutions to so many filters, from as many channels or fewer, get idle filters."""
+"""Convolutions to so many filters, from as many channels or fewer, get idle filters on CPUs with narrow registers."""
 _is_for_cpu: ContextVar[bool] = ContextVar("is_for_cpu", default=False)
 
 
@@ -63,6 +65,15 @@ def _is_slow(images_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bo
     return size == other and size % 2 == 1 and is_large
 
 
+@functools.cache
+def has_wide_registers() -> bool:
+    """Whether this machine's CPU has registers of 16 float32 (AVX-512)."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_on_cpu(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """Convolves with "same" padding; equal to XLA's convolution and its gradients up to rounding.
@@ -80,7 +91,8 @@ def convolve_on_cpu(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.
 
 def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     size, _, channels, filters = kernel.shape
-    if filters == SLOW_FILTERS and channels <= filters and size >= MIN_SLOW_KERNEL:
+    is_slow = filters == SLOW_FILTERS and channels <= filters and size >= MIN_SLOW_KERNEL
+    if is_slow and not has_wide_registers():
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, IDLE_FILTERS)))
     convolved = lax.conv_general_dilated(
         images,

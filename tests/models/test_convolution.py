@@ -42,7 +42,11 @@ def arrays(rng, shape, kernel_size, channels, filters):
         ((1, 9, 2500), 5, 2, 2, 2),  # a row is more than a block
     ],
 )
-def test_values_and_gradients_equal_those_of_xla(shape, kernel_size, dilation, channels, filters, rng):
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_values_and_gradients_equal_those_of_xla(
+    shape, kernel_size, dilation, channels, filters, is_wide, rng, monkeypatch
+):
+    monkeypatch.setattr(convolution, "has_wide_registers", lambda: is_wide)
     images, kernel, cotangent = arrays(rng, shape, kernel_size, channels, filters)
     found, found_back = jax.vjp(lambda *given: convolve_on_cpu(*given, dilation), images, kernel)
     wanted, wanted_back = jax.vjp(lambda *given: plain(*given, dilation), images, kernel)
