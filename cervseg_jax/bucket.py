@@ -17,7 +17,7 @@ from cervseg_jax.errors import CervsegError, ConfigError
 
 SCHEME = "gs"
 STATES = "checkpoints"
-"""The folder of a run that is never copied."""
+"""The folder of resumable states in a run; never copied."""
 
 _NOT_COPIED = frozenset({STATES, "run.lock"})
 _PREFIX = "cervseg-jax-bucket-"
@@ -153,7 +153,8 @@ class _Copy:
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and _NOT_COPIED.isdisjoint(name.split("/")):
-                stamps[name] = path.stat().st_mtime_ns, path.stat().st_size
+                status = path.stat()
+                stamps[name] = status.st_mtime_ns, status.st_size
         return stamps
 
     def _here(self, names: Sequence[str]) -> list[str]:

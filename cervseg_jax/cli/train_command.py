@@ -44,22 +44,22 @@ def run_train(
     with together():
         home = choose_run_folder(config_path, run_dir, fresh=fresh)
     require_equal("the run folder", str(home))
-    reporter.info(_device_line())
-    reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
-    reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
-    for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
-        with together():
-            if is_writer() == turn:
-                _draw_data(config, reporter)
-    with together():
-        pairs = _checked_data(config, reporter)
-    facts = {split: checked.facts for split, checked in pairs.items()}
-    require_equal("the list of data files with their checksums", data_csv(facts))
     with ExitStack() as stack:
         with together():
             place = stack.enter_context(at_hand(home, is_writer=is_writer()))
             if num_seeds and (place.folder / "config.yaml").exists():
                 raise ConfigError(f"{place.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
+        reporter.info(_device_line())
+        reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
+        reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
+        for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
+            with together():
+                if is_writer() == turn:
+                    _draw_data(config, reporter)
+        with together():
+            pairs = _checked_data(config, reporter)
+        facts = {split: checked.facts for split, checked in pairs.items()}
+        require_equal("the list of data files with their checksums", data_csv(facts))
         if num_seeds is None:
             _train_one(config, place, pairs, allow_changes=allow_changes, reporter=reporter)
         else:

@@ -91,8 +91,8 @@ def convolve_on_cpu(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.
 
 def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     size, _, channels, filters = kernel.shape
-    is_slow = filters == SLOW_FILTERS and channels <= filters and size >= MIN_SLOW_KERNEL
-    if is_slow and not has_wide_registers():
+    is_few_to_16 = filters == SLOW_FILTERS and channels <= filters and size >= MIN_SLOW_KERNEL
+    if is_few_to_16 and not has_wide_registers():
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, IDLE_FILTERS)))
     convolved = lax.conv_general_dilated(
         images,

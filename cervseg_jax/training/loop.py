@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cervseg_jax.bucket import STATES
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
@@ -91,7 +92,7 @@ def train(
 
     every = config.train.keep_every_epochs
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        folder / STATES,
         keep=config.train.keep_checkpoints,
         # The number of an epoch's last state is steps plus epochs.
         keep_multiples_of=every and every * (steps_per_epoch(config, len(pairs["train"])) + 1),
