@@ -1,4 +1,4 @@
-"""Convolutions of the published U-Net as XLA computes them and in the formulation for CPUs, side by side.
+"""Convolutions and pooling of the published U-Net as XLA computes them and in the formulation for CPUs, side by side.
 
 Run: python scripts/benchmark_convolution.py [--size 256] [--batch-size 2] [--rounds 5]
 """
@@ -13,9 +13,9 @@ import numpy as np
 
 from cervseg_jax.bench.timing import time_in_turns
 from cervseg_jax.models.convolution import convolve_on_cpu
+from cervseg_jax.models.pooling import max_of_blocks
 
-LEVELS, BASE, KERNEL, DILATION = 4, 16, 9, 3
-"""Those levels of the U-Net whose gradients are computed by our formulation."""
+LEVELS, BASE, KERNEL, DILATION = 6, 16, 9, 3
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,6 +35,31 @@ def main(arguments: Sequence[str]) -> None:
             rates = _rates(shape, kernel, dilation, channels, filters, options.rounds)
             row = (f"{size}x{size}", f"{kernel}x{kernel}", dilation, f"{channels} to {filters}")
             print("| " + " | ".join(map(str, row)), *rates, "", sep=" | ")
+    print("\n| pooling of 2x2, with gradient | XLA / ours, ms |\n|---|---|")
+    for level in range(LEVELS - 1):
+        shape = (options.batch_size, options.size >> level, options.size >> level, BASE * 2**level)
+        print("| " + "x".join(map(str, shape)), _pooling(shape, options.rounds), "", sep=" | ")
+
+
+def _pooling(shape: tuple[int, ...], rounds: int) -> str:
+    rng = np.random.default_rng(0)
+    images = np.maximum(rng.standard_normal(shape, np.float32), 0)
+    cotangent = rng.standard_normal((shape[0], shape[1] // 2, shape[2] // 2, shape[3]), np.float32)
+
+    def xla(images: Any) -> jax.Array:
+        return jax.lax.reduce_window(images, -np.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    def with_gradient(pool: Callable[..., jax.Array]) -> Callable[..., Any]:
+        def both(images: Any, cotangent: Any) -> Any:
+            maxima, back = jax.vjp(pool, images)
+            return maxima, back(cotangent)
+
+        return both
+
+    pools = {"xla": xla, "ours": lambda images: max_of_blocks(images, 2)}
+    calls = {name: _call(with_gradient(pool), images, cotangent) for name, pool in pools.items()}
+    times = time_in_turns(calls, rounds=rounds)
+    return " / ".join(f"{1e3 * times[name].median:.1f}" for name in pools)
 
 
 def _rates(

@@ -14,7 +14,7 @@ from cervseg_jax.data.source import resize_image
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.models import Apply
-from cervseg_jax.models.convolution import formulation_for
+from cervseg_jax.models.formulation import formulation_for
 from cervseg_jax.training.sharding import batch_sharding, make_mesh, num_batch_shards, place, replicated
 from cervseg_jax.typing import ModelState, Params
 from cervseg_jax.weights import Network

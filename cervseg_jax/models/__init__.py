@@ -32,6 +32,7 @@ from cervseg_jax.models.convolution import SameConv2D
 from cervseg_jax.models.encoders import InputNorm
 from cervseg_jax.models.functional import Apply, functionalize
 from cervseg_jax.models.initial import INITIALIZERS, NUMPY_INITIALIZERS
+from cervseg_jax.models.pooling import BlockMaxPool
 
 __all__ = [
     "CUSTOM_OBJECTS",
@@ -47,6 +48,7 @@ __all__ = [
 
 
 _LAYERS = (
+    BlockMaxPool,
     HalfWordDropout,
     InputNorm,
     PatchEmbedding,

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from cervseg_jax.models.convolution import SameConv2D
+from cervseg_jax.models.pooling import BlockMaxPool
 
 KERAS_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Keras dtype policies by the program's precision names; weights stay float32 in both."""
@@ -103,7 +104,7 @@ class Layers:
 
     def max_pool(self, x: Any, size: int, name: str) -> Any:
         """Takes the maximum of blocks of `size` pixels."""
-        return keras.layers.MaxPooling2D(size, dtype=self.policy, name=name)(x)
+        return BlockMaxPool(size, dtype=self.policy, name=name)(x)
 
     def upsample(self, x: Any, factor: int, name: str, *, method: str = "bilinear") -> Any:
         """Enlarges with half-pixel centres, edges repeated."""

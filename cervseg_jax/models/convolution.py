@@ -1,49 +1,29 @@
 """Convolution, and the one choice of how it and its gradient are computed.
 
-XLA computes the gradient of a kernel on CPUs at a fraction of the speed of the convolution itself. Here it is made of
-matrix products of blocks that stay in the cache, up to three times as fast. Convolutions from 16 channels or fewer to
-16 also run slowly on CPUs without AVX-512; with four idle filters more they run up to three times as fast. Where a
-register holds 16 numbers, idle filters would need a second one and take longer.
-`python scripts/benchmark_convolution.py` measures both. On other backends and for images divided over devices XLA's own
-is taken; `python scripts/compare_formulations.py` shows why on TPUs.
+XLA computes the gradient of a kernel on CPUs at a fraction of the speed of a matrix product, and some convolutions too:
+those of few channels, and those of small images. Here they are made of matrix products of blocks that stay in the
+cache, up to four times as fast; `python scripts/benchmark_convolution.py` measures it. On other backends and for images
+divided over devices XLA's own is taken; `python scripts/compare_formulations.py` shows why on TPUs.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 from jax import lax
-from jax.sharding import Mesh
+
+from cervseg_jax.models.formulation import is_for_cpu
 
 LARGE_KERNEL = 5
 """Gradients of kernels from that size are slow in any case."""
-MIN_CHANNELS, MIN_PX = 8, 32 * 32
+MIN_CHANNELS, MIN_PX = 8, 8 * 8
 """Those of 3x3 are slow from so many input channels and pixels of an image."""
-BLOCK_BYTES = 2**18
-"""Of a block and its shifted copies: they fit a core's second-level cache, the smallest that is common."""
-SLOW_FILTERS, MIN_SLOW_KERNEL, IDLE_FILTERS = 16, 7, 4
-"""Convolutions to so many filters, from as many channels or fewer, get idle filters on CPUs with narrow registers."""
-_is_for_cpu: ContextVar[bool] = ContextVar("is_for_cpu", default=False)
-
-
-@contextlib.contextmanager
-def formulation_for(mesh: Mesh) -> Iterator[None]:
-    """Chooses, for all convolutions traced inside, what is fast on a mesh: our own formulation on a single CPU.
-
-    Args:
-      mesh: the devices that the program is for.
-    """
-    token = _is_for_cpu.set(mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
-    try:
-        yield
-    finally:
-        _is_for_cpu.reset(token)
+FEW_CHANNELS, SMALL_PX = 16, 64 * 64
+"""Convolutions by a large kernel between so few channels, or of images of so few pixels, are slow themselves."""
+BLOCK_BYTES = 2**21
+"""Of a block's shifted copies and products: large enough to keep two cores busy, small enough for a shared cache."""
 
 
 class SameConv2D(keras.layers.Conv2D):
@@ -52,7 +32,7 @@ class SameConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolves [b, h, w, c] with [k, k, c, f]."""
         is_plain = self.strides == (1, 1) and self.padding == "same" and self.groups == 1
-        if _is_for_cpu.get() and is_plain and _is_slow(inputs.shape, kernel.shape):
+        if is_for_cpu() and is_plain and _is_slow(inputs.shape, kernel.shape):
             return convolve_on_cpu(inputs, jnp.asarray(kernel), self.dilation_rate[0])
         return super().convolution_op(inputs, kernel)
 
@@ -63,15 +43,6 @@ def _is_slow(images_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bo
     size, other, _, _ = kernel_shape
     is_large = size >= LARGE_KERNEL or (size == 3 and channels >= MIN_CHANNELS and height * width >= MIN_PX)
     return size == other and size % 2 == 1 and is_large
-
-
-@functools.cache
-def has_wide_registers() -> bool:
-    """Whether this machine's CPU has registers of 16 float32 (AVX-512)."""
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -90,11 +61,11 @@ def convolve_on_cpu(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    size, _, channels, filters = kernel.shape
-    is_few_to_16 = filters == SLOW_FILTERS and channels <= filters and size >= MIN_SLOW_KERNEL
-    if is_few_to_16 and not has_wide_registers():
-        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, IDLE_FILTERS)))
-    convolved = lax.conv_general_dilated(
+    (_, height, width, _), (size, _, channels, filters) = images.shape, kernel.shape
+    is_of_few = size >= LARGE_KERNEL and max(channels, filters) <= FEW_CHANNELS
+    if is_of_few or height * width <= SMALL_PX:
+        return convolve_in_blocks(images, kernel, dilation)
+    return lax.conv_general_dilated(
         images,
         kernel,
         window_strides=(1, 1),
@@ -102,7 +73,6 @@ def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return convolved[..., :filters]
 
 
 def _forward(images: jax.Array, kernel: jax.Array, dilation: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -121,13 +91,51 @@ def _backward(
 convolve_on_cpu.defvjp(_forward, _backward)
 
 
+def convolve_in_blocks(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Convolves with "same" padding, in blocks of rows.
+
+    The result at [y, x] sums images[y + d * i, x + d * j] times the kernel's matrix [c, f] over taps (i, j). The images
+    are shifted down alone: one product [pixels, k * c] x [k * c, k * f] of k shifted copies sums over i for every j at
+    once. Its k results are then shifted across and added.
+
+    Args:
+      images: [b, h, w, c].
+      kernel: [k, k, c, f], k odd.
+      dilation: pixels between the kernel's taps.
+
+    Returns:
+      [b, h, w, f].
+    """
+    num_images, height, width, channels = images.shape
+    size, _, _, filters = kernel.shape
+    precise = jnp.promote_types(images.dtype, jnp.float32)
+    margin = dilation * (size // 2)
+    rows, num_blocks = _blocks(height, 4 * width * size * (channels + filters))
+    padded = _pad_rows(images, margin, rows * num_blocks - height + margin)
+    matrix = kernel.transpose(0, 2, 1, 3).reshape(size * channels, size * filters)
+
+    def convolve_block(_: None, index: jax.Array) -> tuple[None, jax.Array]:
+        image, top = index // num_blocks, index % num_blocks * rows
+        down = _shifted_down(padded, (image, top), (1, rows), size, dilation)
+        products = jnp.dot(down, matrix, preferred_element_type=precise).reshape(rows, width, -1)
+        products = jnp.pad(products, ((0, 0), (margin, margin), (0, 0)))
+        across = [
+            products[:, dilation * tap : dilation * tap + width, filters * tap : filters * (tap + 1)]
+            for tap in range(size)
+        ]
+        return None, sum(across[1:], across[0]).astype(images.dtype)
+
+    _, blocks = lax.scan(convolve_block, None, jnp.arange(num_images * num_blocks))
+    return blocks.reshape(num_images, -1, width, filters)[:, :height]
+
+
 def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int, dilation: int) -> jax.Array:
     """Computes the gradient of a "same" convolution by its kernel, in blocks of rows.
 
     The gradient at tap (i, j) sums images[y + d * i, x + d * j] * cotangent[y, x] over all pixels. With
-    y' = y + d * i it sums images[y', x + d * j] * cotangent[y' - d * i, x]: the images are shifted across alone, the
-    cotangent down alone. So k + k shifted copies of a block and one product [k * f, pixels] x [pixels, k * c] give all
-    k * k taps.
+    x' = x + d * j it sums images[y + d * i, x'] * cotangent[y, x' - d * j]: the images are shifted down alone, the
+    cotangent across alone. So k + k shifted copies of a block and one product [k * c, pixels] x [pixels, k * f] give
+    all k * k taps.
 
     Args:
       images: [b, h, w, c].
@@ -139,39 +147,58 @@ def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int
       [k, k, c, f], float32 or better.
     """
     num_images, height, width, channels = images.shape
-    filters, taps = cotangent.shape[-1], range(kernel_size)
+    filters = cotangent.shape[-1]
     precise = jnp.promote_types(images.dtype, jnp.float32)
     margin = dilation * (kernel_size // 2)
-    pixel_bytes = images.dtype.itemsize * kernel_size * (channels + filters)
-    rows = max(1, BLOCK_BYTES // (pixel_bytes * num_images * width))
-    num_blocks = -(-(height + 2 * margin) // rows)
-    rest = num_blocks * rows - height - 2 * margin
-    # Behind a barrier, as XLA would pad anew in each block.
-    images, cotangent = lax.optimization_barrier(
-        (
-            jnp.pad(images, ((0, 0), (margin, margin + rest), (margin, margin), (0, 0))),
-            jnp.pad(cotangent.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (2 * margin, 2 * margin + rest), (0, 0))),
-        )
-    )
+    rows, num_blocks = _blocks(height, 4 * num_images * width * kernel_size * (channels + filters))
+    rest = rows * num_blocks - height
+    padded = _pad_rows(images, margin, rest + margin)
+    cotangent = lax.optimization_barrier(jnp.pad(cotangent, ((0, 0), (0, rest), (margin, margin), (0, 0))))
 
     def add_block(total: jax.Array, top: jax.Array) -> tuple[jax.Array, None]:
+        down = _shifted_down(padded, (0, top), (num_images, rows), kernel_size, dilation)
+        shape = (num_images, rows, width, filters)
         across = [
-            lax.dynamic_slice(images, (0, top, dilation * tap, 0), (num_images, rows, width, channels)) for tap in taps
+            lax.dynamic_slice(cotangent, (0, top, 2 * margin - dilation * tap, 0), shape) for tap in range(kernel_size)
         ]
-        down = [
-            lax.dynamic_slice(
-                cotangent, (0, 0, top + 2 * margin - dilation * tap, 0), (filters, num_images, rows, width)
-            )
-            for tap in taps
-        ]
-        product = jnp.einsum(
-            "fbyx,byxc->fc",
-            jnp.concatenate(down, 0),
-            jnp.concatenate(across, -1),
-            preferred_element_type=precise,
-        )
-        return total + product, None
+        across = jnp.concatenate(across, -1).reshape(num_images * rows * width, -1)
+        return total + jnp.einsum("pc,pf->cf", down, across, preferred_element_type=precise), None
 
-    start = jnp.zeros((kernel_size * filters, kernel_size * channels), precise)
-    total, _ = lax.scan(add_block, start, rows * jnp.arange(num_blocks), unroll=2)
-    return total.reshape(kernel_size, filters, kernel_size, channels).transpose(0, 2, 3, 1)
+    start = jnp.zeros((kernel_size * channels, kernel_size * filters), precise)
+    total, _ = lax.scan(add_block, start, rows * jnp.arange(num_blocks))
+    return total.reshape(kernel_size, channels, kernel_size, filters).transpose(0, 2, 1, 3)
+
+
+def _blocks(height: int, row_bytes: int) -> tuple[int, int]:
+    """Divides an image's rows; returns the rows of a block and the number of blocks."""
+    num_blocks = -(-height // max(1, BLOCK_BYTES // row_bytes))
+    return -(-height // num_blocks), num_blocks
+
+
+def _pad_rows(images: jax.Array, above: int, below: int) -> jax.Array:
+    # Behind a barrier, as XLA would pad anew in each block.
+    return lax.optimization_barrier(jnp.pad(images, ((0, 0), (above, below), (0, 0), (0, 0))))
+
+
+def _shifted_down(
+    padded: jax.Array, start: tuple[Any, Any], sizes: tuple[int, int], kernel_size: int, dilation: int
+) -> jax.Array:
+    """Returns rows of images as each tap of a column sees them.
+
+    Args:
+      padded: [b, h, w, c].
+      start: first image and row.
+      sizes: number of images and rows.
+      kernel_size: number of taps.
+      dilation: rows between taps.
+
+    Returns:
+      [images * rows * w, k * c].
+    """
+    (image, top), (num_images, rows) = start, sizes
+    _, _, width, channels = padded.shape
+    copies = [
+        lax.dynamic_slice(padded, (image, top + dilation * tap, 0, 0), (num_images, rows, width, channels))
+        for tap in range(kernel_size)
+    ]
+    return jnp.concatenate(copies, -1).reshape(num_images * rows * width, -1)

@@ -18,7 +18,7 @@ from cervseg_jax.heads import num_maps
 from cervseg_jax.inference.predict import WeightedPredict, make_predict
 from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply, build_model, functionalize
-from cervseg_jax.models.convolution import formulation_for
+from cervseg_jax.models.formulation import formulation_for
 from cervseg_jax.sections import Config
 from cervseg_jax.training.meter import StepFacts, out_of_memory_advice
 from cervseg_jax.training.optimizer import make_optimizer

@@ -12,7 +12,7 @@ import numpy as np
 from cervseg_jax.data.batch import Batch, abstract_batch
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import functionalize
-from cervseg_jax.models.convolution import formulation_for
+from cervseg_jax.models.formulation import formulation_for
 from cervseg_jax.sections import MeshConfig
 from cervseg_jax.training.optimizer import make_optimizer
 from cervseg_jax.training.sharding import make_mesh
