@@ -1,9 +1,10 @@
 """Convolution, and the one choice of how it and its gradient are computed.
 
-XLA computes the gradient of a kernel on CPUs at a fraction of the speed of a matrix product, and some convolutions too:
-those of few channels, and those of small images. Here they are made of matrix products of blocks that stay in the
-cache, up to four times as fast; `python scripts/benchmark_convolution.py` measures it. On other backends and for images
-divided over devices XLA's own is taken; `python scripts/compare_formulations.py` shows why on TPUs.
+XLA computes the gradient of a kernel on CPUs at a fraction of the speed of a matrix product, and so it does some
+convolutions by large kernels: those of few channels and those of small images. Here they are made of matrix products of
+blocks that stay in the cache, up to three times as fast; `python scripts/benchmark_convolution.py` measures it. On
+other backends and for images divided over devices XLA's own is taken; `python scripts/compare_formulations.py` shows
+why on TPUs.
 """
 
 import functools
@@ -21,7 +22,7 @@ LARGE_KERNEL = 5
 MIN_CHANNELS, MIN_PX = 8, 8 * 8
 """Those of 3x3 are slow from so many input channels and pixels of an image."""
 FEW_CHANNELS, SMALL_PX = 16, 64 * 64
-"""Convolutions by a large kernel between so few channels, or of images of so few pixels, are slow themselves."""
+"""Convolutions by large kernels in float32 are slow themselves between so few channels, or for so few pixels."""
 BLOCK_BYTES = 2**21
 """Of a block's shifted copies and products: large enough to keep two cores busy, small enough for a shared cache."""
 
@@ -62,8 +63,8 @@ def convolve_on_cpu(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.
 
 def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     (_, height, width, _), (size, _, channels, filters) = images.shape, kernel.shape
-    is_of_few = size >= LARGE_KERNEL and max(channels, filters) <= FEW_CHANNELS
-    if is_of_few or height * width <= SMALL_PX:
+    is_slow = max(channels, filters) <= FEW_CHANNELS or height * width <= SMALL_PX
+    if size >= LARGE_KERNEL and is_slow and images.dtype != jnp.bfloat16:
         return convolve_in_blocks(images, kernel, dilation)
     return lax.conv_general_dilated(
         images,
