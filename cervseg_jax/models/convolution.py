@@ -23,8 +23,8 @@ MIN_CHANNELS, MIN_PX = 8, 8 * 8
 """Those of 3x3 are slow from so many input channels and pixels of an image."""
 FEW_CHANNELS, SMALL_PX = 16, 64 * 64
 """Convolutions by large kernels in float32 are slow themselves between so few channels, or for so few pixels."""
-BLOCK_BYTES = 2**21
-"""Of a block's shifted copies and products: large enough to keep two cores busy, small enough for a shared cache."""
+BLOCK_VALUES = 2**19
+"""In a block's shifted copies and products: enough to keep two cores busy, few enough for a shared cache."""
 
 
 class SameConv2D(keras.layers.Conv2D):
@@ -65,7 +65,7 @@ def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     (_, height, width, _), (size, _, channels, filters) = images.shape, kernel.shape
     is_slow = max(channels, filters) <= FEW_CHANNELS or height * width <= SMALL_PX
     if size >= LARGE_KERNEL and is_slow and images.dtype != jnp.bfloat16:
-        return convolve_in_blocks(images, kernel, dilation)
+        return _convolve_in_blocks(images, kernel, dilation)
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -92,39 +92,30 @@ def _backward(
 convolve_on_cpu.defvjp(_forward, _backward)
 
 
-def convolve_in_blocks(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """Convolves with "same" padding, in blocks of rows.
+def _convolve_in_blocks(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Convolves as `convolve_on_cpu` says, in blocks of rows.
 
     The result at [y, x] sums images[y + d * i, x + d * j] times the kernel's matrix [c, f] over taps (i, j). The images
     are shifted down alone: one product [pixels, k * c] x [k * c, k * f] of k shifted copies sums over i for every j at
     once. Its k results are then shifted across and added.
-
-    Args:
-      images: [b, h, w, c].
-      kernel: [k, k, c, f], k odd.
-      dilation: pixels between the kernel's taps.
-
-    Returns:
-      [b, h, w, f].
     """
     num_images, height, width, channels = images.shape
     size, _, _, filters = kernel.shape
-    precise = jnp.promote_types(images.dtype, jnp.float32)
     margin = dilation * (size // 2)
-    rows, num_blocks = _blocks(height, 4 * width * size * (channels + filters))
+    rows, num_blocks = _blocks(height, width * size * (channels + filters))
     padded = _pad_rows(images, margin, rows * num_blocks - height + margin)
     matrix = kernel.transpose(0, 2, 1, 3).reshape(size * channels, size * filters)
 
     def convolve_block(_: None, index: jax.Array) -> tuple[None, jax.Array]:
         image, top = index // num_blocks, index % num_blocks * rows
         down = _shifted_down(padded, (image, top), (1, rows), size, dilation)
-        products = jnp.dot(down, matrix, preferred_element_type=precise).reshape(rows, width, -1)
+        products = jnp.dot(down, matrix).reshape(rows, width, -1)
         products = jnp.pad(products, ((0, 0), (margin, margin), (0, 0)))
         across = [
             products[:, dilation * tap : dilation * tap + width, filters * tap : filters * (tap + 1)]
             for tap in range(size)
         ]
-        return None, sum(across[1:], across[0]).astype(images.dtype)
+        return None, sum(across[1:], across[0])
 
     _, blocks = lax.scan(convolve_block, None, jnp.arange(num_images * num_blocks))
     return blocks.reshape(num_images, -1, width, filters)[:, :height]
@@ -151,7 +142,7 @@ def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int
     filters = cotangent.shape[-1]
     precise = jnp.promote_types(images.dtype, jnp.float32)
     margin = dilation * (kernel_size // 2)
-    rows, num_blocks = _blocks(height, 4 * num_images * width * kernel_size * (channels + filters))
+    rows, num_blocks = _blocks(height, num_images * width * kernel_size * (channels + filters))
     rest = rows * num_blocks - height
     padded = _pad_rows(images, margin, rest + margin)
     cotangent = lax.optimization_barrier(jnp.pad(cotangent, ((0, 0), (0, rest), (margin, margin), (0, 0))))
@@ -170,9 +161,9 @@ def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int
     return total.reshape(kernel_size, channels, kernel_size, filters).transpose(0, 2, 1, 3)
 
 
-def _blocks(height: int, row_bytes: int) -> tuple[int, int]:
-    """Divides an image's rows; returns the rows of a block and the number of blocks."""
-    num_blocks = -(-height // max(1, BLOCK_BYTES // row_bytes))
+def _blocks(height: int, row_values: int) -> tuple[int, int]:
+    """Divides rows of so many values each; returns the rows of a block and the number of blocks."""
+    num_blocks = -(-height // max(1, BLOCK_VALUES // row_values))
     return -(-height // num_blocks), num_blocks
 
 

@@ -1,7 +1,7 @@
 """Maximum of blocks, and its gradient.
 
-XLA makes the gradient on CPUs of four arrays of indices and a scatter. Here it is one pass over the blocks, five to ten
-times as fast, with the same result: `python scripts/benchmark_convolution.py` measures both.
+XLA makes the gradient on CPUs of four arrays of indices and a scatter. Here it is one pass over the blocks, three to
+six times as fast, with the same result: `python scripts/benchmark_convolution.py` measures both.
 """
 
 import functools
