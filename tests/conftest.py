@@ -1,9 +1,20 @@
 """Eight CPU devices for all tests, and small datasets."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers get the variables of the process that starts them
+    # Compiling takes most of the tests' time: what they compile themselves is optimised less, and compiled once. The
+    # commands that they run in processes of their own are compiled as users' are.
+    cache = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 import cervseg_jax  # noqa: F401, I001 (selects the backend before anything imports Keras)
 

@@ -1,6 +1,5 @@
 """The commands as a user runs them, in processes of their own."""
 
-import atexit
 import contextlib
 import csv
 import fcntl
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,15 +26,9 @@ from cervseg_jax.losses import LOSSES
 from cervseg_jax.weights import save_weights
 from tests.conftest import ROOT, draw_discs
 
-CACHE = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "KERAS_BACKEND")},
-    "JAX_PLATFORMS": "cpu",
-    # The processes of these tests compile the same functions again and again.
-    "JAX_COMPILATION_CACHE_DIR": CACHE,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
 }
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 COMMAND = [
     sys.executable,
     "-W",
