@@ -1,10 +1,10 @@
 """Convolution, and the one choice of how it and its gradient are computed.
 
 XLA computes the gradient of a kernel on CPUs at a fraction of the speed of a matrix product, and so it does some
-convolutions by large kernels: those of few channels and those of small images. Here they are made of matrix products of
-blocks that stay in the cache, up to three times as fast; `python scripts/benchmark_convolution.py` measures it. On
-other backends and for images divided over devices XLA's own is taken; `python scripts/compare_formulations.py` shows
-why on TPUs.
+convolutions by large kernels: those of few channels and those of small images. Here the gradient is made of matrix
+products of blocks that stay in the cache, and those convolutions give two rows at once, up to three times as fast;
+`python scripts/benchmark_convolution.py` measures it. On other backends and for images divided over devices XLA's own
+is taken; `python scripts/compare_formulations.py` shows why on TPUs.
 """
 
 import functools
@@ -17,6 +17,7 @@ from jax import lax
 
 from cervseg_jax.models.formulation import is_for_cpu
 
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 LARGE_KERNEL = 5
 """Gradients of kernels from that size are slow in any case."""
 MIN_CHANNELS, MIN_PX = 8, 8 * 8
@@ -24,7 +25,7 @@ MIN_CHANNELS, MIN_PX = 8, 8 * 8
 FEW_CHANNELS, SMALL_PX = 16, 64 * 64
 """Convolutions by large kernels in float32 are slow themselves between so few channels, or for so few pixels."""
 BLOCK_VALUES = 2**19
-"""In a block's shifted copies and products: enough to keep two cores busy, few enough for a shared cache."""
+"""In a block's shifted copies: enough to keep two cores busy, few enough for a shared cache."""
 
 
 class SameConv2D(keras.layers.Conv2D):
@@ -65,14 +66,14 @@ def _convolve(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     (_, height, width, _), (size, _, channels, filters) = images.shape, kernel.shape
     is_slow = max(channels, filters) <= FEW_CHANNELS or height * width <= SMALL_PX
     if size >= LARGE_KERNEL and is_slow and images.dtype != jnp.bfloat16:
-        return _convolve_in_blocks(images, kernel, dilation)
+        return _convolve_pairs_of_rows(images, kernel, dilation)
     return lax.conv_general_dilated(
         images,
         kernel,
         window_strides=(1, 1),
         padding="SAME",
         rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=LAYOUT,
     )
 
 
@@ -92,33 +93,30 @@ def _backward(
 convolve_on_cpu.defvjp(_forward, _backward)
 
 
-def _convolve_in_blocks(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """Convolves as `convolve_on_cpu` says, in blocks of rows.
+def _convolve_pairs_of_rows(images: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Convolves as `convolve_on_cpu` says, two rows of the result at once.
 
-    The result at [y, x] sums images[y + d * i, x + d * j] times the kernel's matrix [c, f] over taps (i, j). The images
-    are shifted down alone: one product [pixels, k * c] x [k * c, k * f] of k shifted copies sums over i for every j at
-    once. Its k results are then shifted across and added.
+    Rows y and y + d see the same rows of the images but one. With a kernel of k + 1 rows and the filters of both, XLA's
+    convolution reads each pixel for twice as many filters, and multiplies 1 / k more.
     """
     num_images, height, width, channels = images.shape
     size, _, _, filters = kernel.shape
     margin = dilation * (size // 2)
-    rows, num_blocks = _blocks(height, width * size * (channels + filters))
-    padded = _pad_rows(images, margin, rows * num_blocks - height + margin)
-    matrix = kernel.transpose(0, 2, 1, 3).reshape(size * channels, size * filters)
-
-    def convolve_block(_: None, index: jax.Array) -> tuple[None, jax.Array]:
-        image, top = index // num_blocks, index % num_blocks * rows
-        down = _shifted_down(padded, (image, top), (1, rows), size, dilation)
-        products = jnp.dot(down, matrix).reshape(rows, width, -1)
-        products = jnp.pad(products, ((0, 0), (margin, margin), (0, 0)))
-        across = [
-            products[:, dilation * tap : dilation * tap + width, filters * tap : filters * (tap + 1)]
-            for tap in range(size)
-        ]
-        return None, sum(across[1:], across[0])
-
-    _, blocks = lax.scan(convolve_block, None, jnp.arange(num_images * num_blocks))
-    return blocks.reshape(num_images, -1, width, filters)[:, :height]
+    num_pairs = -(-height // (2 * dilation))
+    padded = jnp.pad(images, ((0, 0), (margin, margin + 2 * dilation * num_pairs - height), (0, 0), (0, 0)))
+    # Every d-th row is an image of its own, without dilation.
+    images = padded.reshape(num_images, -1, dilation, width, channels).swapaxes(1, 2)
+    both = [jnp.pad(kernel, ((row, 1 - row), (0, 0), (0, 0), (0, 0))) for row in (0, 1)]
+    pairs = lax.conv_general_dilated(
+        images.reshape(num_images * dilation, -1, width, channels),
+        jnp.concatenate(both, -1),
+        (2, 1),
+        ((0, 0), (margin, margin)),
+        rhs_dilation=(1, dilation),
+        dimension_numbers=LAYOUT,
+    )
+    rows = pairs.reshape(num_images, dilation, num_pairs, width, 2, filters).transpose(0, 2, 4, 1, 3, 5)
+    return rows.reshape(num_images, -1, width, filters)[:, :height]
 
 
 def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int, dilation: int) -> jax.Array:
@@ -142,55 +140,28 @@ def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int
     filters = cotangent.shape[-1]
     precise = jnp.promote_types(images.dtype, jnp.float32)
     margin = dilation * (kernel_size // 2)
-    rows, num_blocks = _blocks(height, num_images * width * kernel_size * (channels + filters))
+    row_values = num_images * width * kernel_size * (channels + filters)
+    num_blocks = -(-height // max(1, BLOCK_VALUES // row_values))
+    rows = -(-height // num_blocks)
     rest = rows * num_blocks - height
-    padded = _pad_rows(images, margin, rest + margin)
-    cotangent = lax.optimization_barrier(jnp.pad(cotangent, ((0, 0), (0, rest), (margin, margin), (0, 0))))
+    # Behind a barrier, as XLA would pad anew in each block.
+    images, cotangent = lax.optimization_barrier(
+        (
+            jnp.pad(images, ((0, 0), (margin, rest + margin), (0, 0), (0, 0))),
+            jnp.pad(cotangent, ((0, 0), (0, rest), (margin, margin), (0, 0))),
+        )
+    )
+
+    def copies(array: jax.Array, corners: list[tuple[Any, Any]]) -> jax.Array:
+        shape = (num_images, rows, width, array.shape[-1])
+        shifted = [lax.dynamic_slice(array, (0, *corner, 0), shape) for corner in corners]
+        return jnp.concatenate(shifted, -1).reshape(num_images * rows * width, -1)
 
     def add_block(total: jax.Array, top: jax.Array) -> tuple[jax.Array, None]:
-        down = _shifted_down(padded, (0, top), (num_images, rows), kernel_size, dilation)
-        shape = (num_images, rows, width, filters)
-        across = [
-            lax.dynamic_slice(cotangent, (0, top, 2 * margin - dilation * tap, 0), shape) for tap in range(kernel_size)
-        ]
-        across = jnp.concatenate(across, -1).reshape(num_images * rows * width, -1)
+        down = copies(images, [(top + dilation * tap, 0) for tap in range(kernel_size)])
+        across = copies(cotangent, [(top, 2 * margin - dilation * tap) for tap in range(kernel_size)])
         return total + jnp.einsum("pc,pf->cf", down, across, preferred_element_type=precise), None
 
     start = jnp.zeros((kernel_size * channels, kernel_size * filters), precise)
     total, _ = lax.scan(add_block, start, rows * jnp.arange(num_blocks))
     return total.reshape(kernel_size, channels, kernel_size, filters).transpose(0, 2, 1, 3)
-
-
-def _blocks(height: int, row_values: int) -> tuple[int, int]:
-    """Divides rows of so many values each; returns the rows of a block and the number of blocks."""
-    num_blocks = -(-height // max(1, BLOCK_VALUES // row_values))
-    return -(-height // num_blocks), num_blocks
-
-
-def _pad_rows(images: jax.Array, above: int, below: int) -> jax.Array:
-    # Behind a barrier, as XLA would pad anew in each block.
-    return lax.optimization_barrier(jnp.pad(images, ((0, 0), (above, below), (0, 0), (0, 0))))
-
-
-def _shifted_down(
-    padded: jax.Array, start: tuple[Any, Any], sizes: tuple[int, int], kernel_size: int, dilation: int
-) -> jax.Array:
-    """Returns rows of images as each tap of a column sees them.
-
-    Args:
-      padded: [b, h, w, c].
-      start: first image and row.
-      sizes: number of images and rows.
-      kernel_size: number of taps.
-      dilation: rows between taps.
-
-    Returns:
-      [images * rows * w, k * c].
-    """
-    (image, top), (num_images, rows) = start, sizes
-    _, _, width, channels = padded.shape
-    copies = [
-        lax.dynamic_slice(padded, (image, top + dilation * tap, 0, 0), (num_images, rows, width, channels))
-        for tap in range(kernel_size)
-    ]
-    return jnp.concatenate(copies, -1).reshape(num_images * rows * width, -1)
