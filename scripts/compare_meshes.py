@@ -76,7 +76,7 @@ def _measure(options: Any) -> None:
         "levels": options.levels,
         "kernel_size": 9,
         "dilation": 3,
-        "batch_norm": True,
+        "batch_norm": options.batch_norm,
     }
     model = build_model("unet", image_size=size, args=args | {"dropout_rate": 0.1})
     apply, params, model_state = functionalize(model)

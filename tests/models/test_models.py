@@ -116,9 +116,11 @@ def test_a_gradient_reaches_every_parameter_and_steps_lower_the_loss(name, args,
     value, gradients = value_and_gradients(params)
     silent = [path for path, gradient in gradients.items() if not np.abs(gradient).max() > 0]
     assert silent == []
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients.values()))
-    lower = jax.tree.map(lambda p, g: p - 1e-2 * g / norm, params, gradients)
-    assert value_and_gradients(lower)[0] < value
+    steepness = float(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients.values()))
+    expected = 1e-3 * float(value)  # so little that the loss is nearly straight
+    lower = jax.tree.map(lambda p, g: p - expected / steepness * g, params, gradients)
+    # BatchNorm over the few pixels of the deepest networks bends the loss and makes it noisy: they reach 0.6 of it.
+    assert float(value - value_and_gradients(lower)[0]) == pytest.approx(expected, rel=0.6)
 
 
 @pytest.mark.parametrize(("name", "args"), GRADIENT_CASES)
