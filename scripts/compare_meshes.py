@@ -69,6 +69,9 @@ def _measure(options: Any) -> None:
 
     if options.precision == "float64":  # all that is float32 otherwise
         jnp.float32, KERAS_DTYPES["float32"] = jnp.float64, "float64"
+    import keras  # after the package, which selects the backend
+
+    keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     size = tuple(options.size)
     args = {
