@@ -26,9 +26,7 @@ from cervseg_jax.losses import LOSSES
 from cervseg_jax.weights import save_weights
 from tests.conftest import ROOT, draw_discs
 
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "KERAS_BACKEND")},
-}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "KERAS_BACKEND")}
 COMMAND = [
     sys.executable,
     "-W",
