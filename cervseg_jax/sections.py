@@ -64,9 +64,12 @@ class DataConfig(Section):
     """Where to get the data; shown when `data.root` is missing."""
     mask_rule: Literal["half_range", "any_nonzero"] = "half_range"
     on_bad_file: Literal["fail", "skip"] = "fail"
-    threads: Positive = 2
-    """Threads that decode and augment."""
+    threads: Positive | None = None
+    """Threads that read, augment and write images; None: one for each CPU core that the process may use, at most 16."""
     prefetch_batches: Positive = 4
+    """Batches that training reads ahead, or as many as there are threads, if these are more."""
+    cache_gib: NonNegative = 2.0
+    """Training keeps decoded images of the network's size in memory, up to so many GiB; 0: none."""
 
 
 class OperationConfig(Section):

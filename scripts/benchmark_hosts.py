@@ -20,6 +20,7 @@ from pathlib import Path
 from cervseg_jax.config import load_config
 from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
 from cervseg_jax.data.pipeline import train_batches
+from cervseg_jax.data.samples import sample_loader
 from cervseg_jax.data.source import find_pairs
 from cervseg_jax.sections import Config
 
@@ -59,7 +60,8 @@ def _input_rate(config: Config, hosts: int, host: int, steps: int) -> float:
     share = config.train.batch_size
     wide = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": hosts * share})})
     pairs = find_pairs(config.data)[0]["train"]
-    batches = train_batches(wide, pairs, start_step=0, images=range(host * share, (host + 1) * share))
+    images = range(host * share, (host + 1) * share)
+    batches = train_batches(wide, pairs, start_step=0, load=sample_loader(config), images=images)
     for _ in range(WARM_BATCHES):
         next(batches)
     start = time.perf_counter()

@@ -22,6 +22,7 @@ LAYERS = (
         "peers",
         "yaml12",
         "sections",
+        "threads",
         "files",
         "bucket",
         "console",

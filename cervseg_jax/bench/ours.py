@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, abstract_batch
 from cervseg_jax.data.pipeline import train_batches
-from cervseg_jax.data.source import Pair
+from cervseg_jax.data.source import Pair, num_threads
 from cervseg_jax.inference.predict import make_predict
 from cervseg_jax.sections import Config
 from cervseg_jax.training.compiled import configured_network, configured_optimizer, lower_train_step, step_flops
@@ -89,10 +90,12 @@ def prepare_ours(config: Config) -> Ours:
     return Ours(lambda: advance(device_batch), lambda batches: advance(place(next(batches), placement)), forward, facts)
 
 
-def input_batches(config: Config, pairs: list[Pair]) -> Iterator[Batch]:
-    """Returns the recipe's training input, warm: its threads run and have read ahead."""
-    batches = train_batches(config, pairs, start_step=0)
-    for _ in range(2 + config.data.prefetch_batches):
+def input_batches(config: Config, pairs: list[Pair], load: Callable[[Pair], Sample]) -> Iterator[Batch]:
+    """Returns the recipe's training input, warm: `load` has seen every pair, threads run and have read ahead."""
+    for pair in pairs:
+        load(pair)
+    batches = train_batches(config, pairs, start_step=0, load=load)
+    for _ in range(2 + max(num_threads(config.data), config.data.prefetch_batches)):
         next(batches)
     return batches
 

@@ -14,6 +14,7 @@ from cervseg_jax.bench.timing import Timing, product_call, time_in_turns
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
+from cervseg_jax.data.samples import sample_cache, sample_loader
 from cervseg_jax.data.source import Pair, find_pairs
 from cervseg_jax.sections import Config, SyntheticConfig
 
@@ -28,6 +29,8 @@ DEFAULT_RECIPE: dict[str, Any] = {
     "train": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-4, "loss": "bce_dice"},
 }
 """The published network at a size that two cores can time; its images are drawn."""
+INPUT_IMAGES = 64
+"""Images of the dataset that the input is timed with."""
 INPUT_BATCHES = 8
 """Batches of one timing of the input."""
 
@@ -62,9 +65,13 @@ def measure_all(
             calls[f"matrix product, {precision}"], flops[f"matrix product, {precision}"] = product_call(precision)
             facts[precision] = dict(ours.facts)
             if precision == precisions[0]:
-                batches = input_batches(config, pairs)
-                calls["input alone"] = functools.partial(_drain, batches)
-                batches_per_call["input alone"] = INPUT_BATCHES
+                batches = input_batches(config, pairs, sample_cache(config))
+                for name, source in (
+                    ("input alone, from files", input_batches(config, pairs, sample_loader(config))),
+                    ("input alone, from memory", batches),
+                ):
+                    calls[name] = functools.partial(_drain, source)
+                    batches_per_call[name] = INPUT_BATCHES
                 calls[f"train step with input, {precision}"] = functools.partial(ours.fed_step, batches)
         for name in against:
             reporter.info(f"preparing {name} ...")
@@ -105,7 +112,7 @@ def _with_images(config: Config, folder: Path) -> tuple[Config, list[Pair]]:
         drawn = SyntheticConfig(train=16, valid=1, test=1, size=(height, width), seed=0)
         data = data.model_copy(update={"root": folder / "drawn", "synthetic": drawn, "split": None})
         ensure_synthetic_dataset(data.root, drawn)
-    return config.model_copy(update={"data": data}), find_pairs(data, needed=("train",))[0]["train"]
+    return config.model_copy(update={"data": data}), find_pairs(data, needed=("train",))[0]["train"][:INPUT_IMAGES]
 
 
 def _drain(batches: Iterator[Batch]) -> None:

@@ -1,6 +1,5 @@
 """Can this dataset be trusted? What is wrong with it, and what that does to a score."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from cervseg_jax.data.similarity import near_pairs, perceptual_hash
 from cervseg_jax.data.source import list_images, split_folders
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import sha256_of
+from cervseg_jax.threads import default_threads
 
 MAX_EXAMPLES = 5
 OTHER_IMAGE_AGREEMENT, OTHER_IMAGE_DISPLACEMENT = 0.15, 0.04
@@ -105,7 +105,7 @@ def audit(dataset: Path, *, progress: Callable[[str, int], Any]) -> Report:
         finally:
             advance()
 
-    with progress("auditing", len(pairs)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress("auditing", len(pairs)) as advance, ThreadPoolExecutor(default_threads()) as pool:
         for result in pool.map(look, pairs):
             (unreadable if isinstance(result, str) else looks).append(result)  # pyright: ignore[reportArgumentType]
     _add(findings, "unreadable", unreadable, "files cannot be used", "they are missing from every score")

@@ -15,6 +15,7 @@ from cervseg_jax.data.synthetic import Scene, draw_scene
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_json, write_png, write_text
 from cervseg_jax.sections import SyntheticConfig
+from cervseg_jax.threads import default_threads
 
 DATASET_FILE = "dataset.json"
 
@@ -110,7 +111,7 @@ def _instances(scene: Scene, size: tuple[int, int]) -> np.ndarray:
 
 
 def _for_all(work: Callable[[int], None], count: int) -> None:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(default_threads()) as pool:
         for _ in pool.map(work, range(count)):
             pass
 

@@ -8,10 +8,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
+from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
-from cervseg_jax.data.source import Pair, load_sample
-from cervseg_jax.heads import needs_instances
+from cervseg_jax.data.source import Pair, num_threads
 from cervseg_jax.sections import Config
 
 
@@ -21,7 +20,12 @@ def steps_per_epoch(config: Config, num_images: int) -> int:
 
 
 def train_batches(
-    config: Config, pairs: Sequence[Pair], *, start_step: int, images: range | None = None
+    config: Config,
+    pairs: Sequence[Pair],
+    *,
+    start_step: int,
+    load: Callable[[Pair], Sample],
+    images: range | None = None,
 ) -> Iterator[Batch]:
     """Yields shuffled, augmented training batches without end.
 
@@ -32,6 +36,7 @@ def train_batches(
       config: the recipe.
       pairs: the training pairs.
       start_step: number of batches to skip, at no cost.
+      load: reads a pair: `sample_loader` or `sample_cache`.
       images: which images of each batch to make, for a process that has a share of it; None: all.
 
     Returns:
@@ -41,18 +46,23 @@ def train_batches(
       DataError: from the iterator, if a file has become unreadable.
     """
     operations = [(AUGMENTATIONS[op.name], op.probability, op.args) for op in config.augment.operations]
-    load = _loader(config, pairs)
 
     def augment(element: Element, rng: np.random.Generator) -> Element:
         return element._replace(sample=apply_operations(element.sample, rng, operations))
 
-    elements = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle().map(load).random_map(augment)
+    elements = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle()
+    elements = elements.map(_element_loader(pairs, load)).random_map(augment)
     batch = _batch_maker(config, elements, config.train.batch_size, images)
     return _read_ahead(grain.MapDataset.range(start_step, sys.maxsize).map(batch), config)
 
 
 def eval_batches(
-    config: Config, pairs: Sequence[Pair], *, batch_size: int, images: range | None = None
+    config: Config,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    load: Callable[[Pair], Sample],
+    images: range | None = None,
 ) -> Iterator[Batch]:
     """Yields the pairs once, in order, without augmentation; the last batch is padded.
 
@@ -60,6 +70,7 @@ def eval_batches(
       config: the recipe.
       pairs: what to evaluate.
       batch_size: images per batch.
+      load: as for `train_batches`.
       images: as for `train_batches`.
 
     Returns:
@@ -68,7 +79,7 @@ def eval_batches(
     Raises:
       DataError: from the iterator, if a file has become unreadable.
     """
-    elements = grain.MapDataset.range(len(pairs)).map(_loader(config, pairs))
+    elements = grain.MapDataset.range(len(pairs)).map(_element_loader(pairs, load))
     batch = _batch_maker(config, elements, batch_size, images)
     return _read_ahead(grain.MapDataset.range(math.ceil(len(pairs) / batch_size)).map(batch), config)
 
@@ -97,19 +108,12 @@ def _batch_maker(
     return batch
 
 
-def _loader(config: Config, pairs: Sequence[Pair]):
-    def load(index: int) -> Element:
-        sample = load_sample(
-            pairs[index],
-            image_size=config.model.image_size,
-            mask_rule=config.data.mask_rule,
-            with_instances=needs_instances(config.model.heads),
-        )
-        return Element(sample, int(index))
-
-    return load
+def _element_loader(pairs: Sequence[Pair], load: Callable[[Pair], Sample]) -> Callable[[int], Element]:
+    return lambda index: Element(load(pairs[index]), int(index))
 
 
 def _read_ahead(dataset: grain.MapDataset, config: Config) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch_batches)
+    threads = num_threads(config.data)
+    # A thread makes a whole batch: with fewer batches than threads, threads would be idle.
+    options = grain.ReadOptions(threads, prefetch_buffer_size=max(threads, config.data.prefetch_batches))
     return iter(dataset.to_iter_dataset(options))

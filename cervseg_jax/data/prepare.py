@@ -6,7 +6,6 @@ image keeps both whole.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from cervseg_jax.data.source import first_few
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import make_folder, refuse_filled_folder, sha256_of, write_json, write_text
+from cervseg_jax.threads import default_threads
 
 DATASET_FILE = "dataset.json"
 RECORDS, PLAN = ".records", "plan"
@@ -155,7 +155,7 @@ def _for_all(work: Callable[[Any], Any], entries: Sequence[Any], each: Callable[
         finally:
             each()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(default_threads()) as pool:
         return [result for result in pool.map(guarded, entries) if result is not None]
 
 

@@ -5,7 +5,6 @@ variants, and the variants, not the sources, are divided afterwards. The distort
 A dataset made like this says nothing about images that training never saw; `audit` shows why.
 """
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from cervseg_jax.data.collect import Item, collect, read_truth
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.reference_style import offline_variants
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_json
+from cervseg_jax.threads import default_threads
 
 SIZE = 512
 SPLIT_SEED, TRAIN_SHARE, VALID_SHARE = 137, 0.8, 0.15
@@ -62,7 +62,7 @@ def build_reference_dataset(
 
     for name in ("images", "masks"):
         make_folder(out / "all" / name)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(default_threads()) as pool:
         numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(items))
         names = sorted(name for several in pool.map(names_of, numbers) for name in several)
     counts = _divide(out, names)

@@ -24,6 +24,7 @@ from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import sha256_of
 from cervseg_jax.sections import DataConfig, SplitConfig
+from cervseg_jax.threads import default_threads
 
 SPLITS = ("train", "valid", "test")
 
@@ -200,13 +201,18 @@ def check_pairs(
         finally:
             each()
 
-    with ThreadPoolExecutor(data.threads) as pool:
+    with ThreadPoolExecutor(num_threads(data)) as pool:
         results = list(pool.map(check, pairs))
     facts = [result for result in results if isinstance(result, PairFacts)]
     problems = [result for result in results if isinstance(result, str)]
     if problems and (data.on_bad_file == "fail" or not facts):
         raise DataError(_bad_files_message(problems, len(pairs)))
     return CheckedPairs(facts, problems)
+
+
+def num_threads(data: DataConfig) -> int:
+    """Returns how many threads decode and augment."""
+    return default_threads() if data.threads is None else data.threads
 
 
 def load_sample(

@@ -1,6 +1,5 @@
 """What a dataset holds: counts, sizes, nuclei, stains; as numbers and as pictures."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from cervseg_jax.data.source import list_images, split_folders
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_json, write_png
 from cervseg_jax.plots import TRUTH_COLOUR, draw_outline, draw_sheet, save_figure
+from cervseg_jax.threads import default_threads
 
 NUM_SAMPLES = 12
 COLUMNS = 4
@@ -54,7 +54,7 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
     folders = split_folders(dataset)
     paths = {split: list_images(folder / "images") for split, folder in folders.items()}
     facts: dict[str, list[ImageFacts]] = {}
-    with progress("counting", sum(map(len, paths.values()))) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress("counting", sum(map(len, paths.values()))) as advance, ThreadPoolExecutor(default_threads()) as pool:
 
         def measure(path: Path) -> ImageFacts:
             try:

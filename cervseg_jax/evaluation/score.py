@@ -14,6 +14,7 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
+from cervseg_jax.data.samples import sample_loader
 from cervseg_jax.data.source import Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
 from cervseg_jax.evaluation.batches import evaluate
 from cervseg_jax.evaluation.nuclei import (
@@ -160,7 +161,7 @@ def _batch_scores(network: Network, config: Config, pairs: Sequence[Pair], repor
     with reporter.progress("loss", math.ceil(len(pairs) / batch_size)) as advance:
         scores = evaluate(
             lambda batch: step(state, jax.device_put(batch, sharding)),
-            eval_batches(config, pairs, batch_size=batch_size),
+            eval_batches(config, pairs, batch_size=batch_size, load=sample_loader(config)),
             each=advance,
         )
     assert scores is not None  # noqa: S101 (no `stop` was given)

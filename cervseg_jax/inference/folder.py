@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.data.source import list_images
+from cervseg_jax.data.source import list_images, num_threads
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
 from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
 from cervseg_jax.heads import Head
@@ -41,8 +41,6 @@ from cervseg_jax.training.interrupt import stop_requests
 from cervseg_jax.training.sharding import require_devices
 from cervseg_jax.weights import load_network
 
-NUM_THREADS = 4
-"""Threads that read and write files while the device computes."""
 MUCH_LARGER = 4
 """Images whose side is so many times the network's lose what nuclei look like."""
 DONE = ".done"
@@ -116,9 +114,10 @@ def infer_files(
     warned: list[Job] = []
     is_tiled = config.infer.tiled is not None
     # Whole images are read ahead, a batch and more; of large ones, one is enough.
-    ahead = 1 if is_tiled else 2 * config.infer.batch_size
+    threads = num_threads(config.data)
+    ahead = 1 if is_tiled else max(2 * config.infer.batch_size, threads)
     with (
-        ThreadPoolExecutor(NUM_THREADS) as pool,
+        ThreadPoolExecutor(threads) as pool,
         reporter.progress("images", len(jobs), done=len(jobs) - len(todo)) as advance,
         tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work,
         stop_requests() as stop,

@@ -18,6 +18,7 @@ from cervseg_jax.bucket import STATES
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from cervseg_jax.data.samples import SampleCache, sample_cache
 from cervseg_jax.data.source import Pair
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
 from cervseg_jax.evaluation.batches import Scores, evaluate
@@ -115,7 +116,19 @@ def train(
                 InputWatch(reporter.warn) as watch,
             ):
                 run = _Run(
-                    config, folder, pairs, compiled, checkpoints, reporter, wishes, log, meter, profiler, watch, publish
+                    config=config,
+                    folder=folder,
+                    pairs=pairs,
+                    load=sample_cache(config),
+                    compiled=compiled,
+                    checkpoints=checkpoints,
+                    reporter=reporter,
+                    wishes=wishes,
+                    log=log,
+                    meter=meter,
+                    profiler=profiler,
+                    watch=watch,
+                    publish=publish,
                 )
                 state, progress = run.epochs(state, progress)
             reason = _end_reason(config, progress) or "finished"
@@ -143,6 +156,7 @@ class _Run:
     config: Config
     folder: Path
     pairs: Mapping[str, Sequence[Pair]]
+    load: SampleCache
     compiled: Compiled
     checkpoints: Checkpoints
     reporter: Reporter
@@ -156,7 +170,11 @@ class _Run:
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Trains until the last epoch or an early stop."""
         batches = train_batches(
-            self.config, self.pairs["train"], start_step=int(state.step), images=self.compiled.images
+            self.config,
+            self.pairs["train"],
+            start_step=int(state.step),
+            load=self.load,
+            images=self.compiled.images,
         )
         while _end_reason(self.config, progress) is None:
             start = time.monotonic()
@@ -231,7 +249,7 @@ class _Run:
 
     def _validate(self, state: TrainState, progress: Progress) -> Scores:
         pairs, batch_size = self.pairs["valid"], self.config.train.batch_size
-        batches = eval_batches(self.config, pairs, batch_size=batch_size, images=self.compiled.images)
+        batches = eval_batches(self.config, pairs, batch_size=batch_size, load=self.load, images=self.compiled.images)
 
         def score(batch: Batch) -> StepMetrics:
             metrics = self.compiled.eval_step(state, self._placed(batch))

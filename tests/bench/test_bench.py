@@ -36,7 +36,13 @@ def test_the_table_and_the_json_say_the_same(tiny_config, tmp_path):
     assert code == 0, stderr
     facts = json.loads(path.read_text())
     names = set(facts["rows"])
-    assert {"train step, float32", "forward, float32", "input alone", "train step with input, float32"} < names
+    assert {
+        "train step, float32",
+        "forward, float32",
+        "input alone, from files",
+        "input alone, from memory",
+        "train step with input, float32",
+    } < names
     assert {"train step, keras", "forward, keras"} < names
     for name, row in facts["rows"].items():
         assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
