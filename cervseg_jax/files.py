@@ -84,10 +84,10 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_text(path: Path, text: str | Iterable[str]) -> None:
+def write_text(path: Path, text: str | Iterable[str], *, durable: bool = True) -> None:
     """Writes UTF-8 text as `write_bytes` does, whole or in pieces; file names that are no UTF-8 keep their bytes."""
     pieces = [text] if isinstance(text, str) else text
-    _write_pieces(path, (piece.encode("utf-8", "surrogateescape") for piece in pieces), durable=True)
+    _write_pieces(path, (piece.encode("utf-8", "surrogateescape") for piece in pieces), durable=durable)
 
 
 def read_text(path: Path) -> str:

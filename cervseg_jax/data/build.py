@@ -61,7 +61,7 @@ def build_source(entry: Seen, part: Part, source: Path, out: Path, recipe: Recip
         if moved is not None:
             make_folder(folder / "labelme")
             document = labelme_document(moved, image_path=f"../images/{stem}.png", shape=labels.shape)
-            write_text(folder / "labelme" / f"{stem}.json", document)
+            write_text(folder / "labelme" / f"{stem}.json", document, durable=False)
         for name, made in samples:
             _write_sample(folder, name, made, separates=truth.separates)
             records.append(

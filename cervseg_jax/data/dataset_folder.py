@@ -44,7 +44,7 @@ def write_scenes(
         scene = draw_scene(shape=size, seed=seed, index=index)
         write_png(folder / "images" / f"{stem}.png", scene.image)
         document = labelme_document(scene.outlines, image_path=f"../images/{stem}.png", shape=size)
-        write_text(folder / "labelme" / f"{stem}.json", document)
+        write_text(folder / "labelme" / f"{stem}.json", document, durable=False)
         write_png(folder / "instances" / f"{stem}.png", _instances(scene, size))
         each()
 

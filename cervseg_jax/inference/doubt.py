@@ -20,16 +20,20 @@ def doubt(maps: np.ndarray) -> float:
     Returns:
       Bits per pixel in [0, 1]; of all pixels where none may be nucleus.
     """
-    inside = everywhere = 0.0
-    num_inside = 0
     # In stripes, so that maps on disk are never in memory whole.
-    for top in range(0, maps.shape[0], STRIPE_ROWS):
-        probs = np.clip(np.asarray(maps[top : top + STRIPE_ROWS, :, 0], np.float64), 1e-7, 1 - 1e-7)
-        entropy = -(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs))
-        everywhere += float(entropy.sum())
-        inside += float(entropy[probs >= POSSIBLE].sum())
-        num_inside += np.count_nonzero(probs >= POSSIBLE)
-    return inside / num_inside if num_inside else everywhere / (maps.shape[0] * maps.shape[1])
+    stripes = [maps[top : top + STRIPE_ROWS, :, 0] for top in range(0, maps.shape[0], STRIPE_ROWS)]
+    bits, num_possible = 0.0, 0
+    for stripe in stripes:
+        possible = stripe[stripe >= POSSIBLE]
+        bits += _entropy(possible)
+        num_possible += possible.size
+    return bits / num_possible if num_possible else sum(map(_entropy, stripes)) / (maps.shape[0] * maps.shape[1])
+
+
+def _entropy(probs: np.ndarray) -> float:
+    """Bits of all pixels together."""
+    probs = np.clip(probs.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs)).sum())
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

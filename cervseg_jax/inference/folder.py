@@ -183,7 +183,7 @@ class _Finisher(NamedTuple):
             nuclei = find_nuclei(maps, image, self.heads, self.rules, labels=labels)
         result = Result(job.name, job.path, image, maps, _cut(maps, self.config), nuclei)
         write_results(self.out, result, self.outputs, self.settings)
-        write_text(self.out / DONE / f"{job.name}.csv", csv_text([], [image_row(result)]))
+        write_text(self.out / DONE / f"{job.name}.csv", csv_text([], [image_row(result)]), durable=False)
         if isinstance(image, Slide):
             image.close()
 

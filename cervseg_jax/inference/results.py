@@ -85,14 +85,16 @@ def _colour(folder: Path, result: Result, settings: Settings) -> None:
 def _geojson(folder: Path, result: Result, settings: Settings) -> None:
     nuclei = _nuclei(result)
     write_text(
-        folder / f"{result.name}.geojson", geojson_document(result.name, nuclei.polygons, _table(result, settings))
+        folder / f"{result.name}.geojson",
+        geojson_document(result.name, nuclei.polygons, _table(result, settings)),
+        durable=False,
     )
 
 
 def _labelme(folder: Path, result: Result, settings: Settings) -> None:
     nuclei = _nuclei(result)
     text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=result.path.name)
-    write_text(folder / f"{result.name}.json", text)
+    write_text(folder / f"{result.name}.json", text, durable=False)
 
 
 def _rois(folder: Path, result: Result, settings: Settings) -> None:
@@ -103,13 +105,13 @@ def _coco(folder: Path, result: Result, settings: Settings) -> None:
     nuclei = _nuclei(result)
     image = coco_image(1, result.path.name, nuclei.labels.shape)
     entries = coco_annotations(nuclei.labels, nuclei.table, image_id=1, first_id=1)
-    write_text(folder / f"{result.name}.json", coco_document([image], entries))
+    write_text(folder / f"{result.name}.json", coco_document([image], entries), durable=False)
 
 
 def _measurements(folder: Path, result: Result, settings: Settings) -> None:
     table = _table(result, settings)
     rows = ([result.name, *(_number(value.item()) for value in row)] for row in zip(*table.values(), strict=True))
-    write_text(folder / f"{result.name}.csv", csv_text(["image", *table], rows))
+    write_text(folder / f"{result.name}.csv", csv_text(["image", *table], rows), durable=False)
 
 
 def _table(result: Result, settings: Settings) -> Mapping[str, np.ndarray]:
