@@ -31,8 +31,8 @@ DEFAULT_RECIPE: dict[str, Any] = {
 """The published network at a size that two cores can time; its images are drawn."""
 INPUT_IMAGES = 64
 """Images of the dataset that the input is timed with."""
-INPUT_BATCHES = 8
-"""Batches of one timing of the input."""
+INPUT_BATCHES = 32
+"""Batches of one timing of the input: many more than are read ahead, as the other input refills meanwhile."""
 
 
 def measure_all(
