@@ -11,8 +11,8 @@ import numpy as np
 
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, abstract_batch
-from cervseg_jax.data.pipeline import train_batches
-from cervseg_jax.data.source import Pair, num_threads
+from cervseg_jax.data.pipeline import batches_ahead, train_batches
+from cervseg_jax.data.source import Pair
 from cervseg_jax.inference.predict import make_predict
 from cervseg_jax.sections import Config
 from cervseg_jax.training.compiled import configured_network, configured_optimizer, lower_train_step, step_flops
@@ -95,7 +95,7 @@ def input_batches(config: Config, pairs: list[Pair], load: Callable[[Pair], Samp
     for pair in pairs:
         load(pair)
     batches = train_batches(config, pairs, start_step=0, load=load)
-    for _ in range(2 + max(num_threads(config.data), config.data.prefetch_batches)):
+    for _ in range(2 + batches_ahead(config.data)):
         next(batches)
     return batches
 

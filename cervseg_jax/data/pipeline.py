@@ -11,7 +11,7 @@ import numpy as np
 from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.data.source import Pair, num_threads
-from cervseg_jax.sections import Config
+from cervseg_jax.sections import Config, DataConfig
 
 
 def steps_per_epoch(config: Config, num_images: int) -> int:
@@ -112,8 +112,12 @@ def _element_loader(pairs: Sequence[Pair], load: Callable[[Pair], Sample]) -> Ca
     return lambda index: Element(load(pairs[index]), int(index))
 
 
-def _read_ahead(dataset: grain.MapDataset, config: Config) -> Iterator[Batch]:
-    threads = num_threads(config.data)
+def batches_ahead(data: DataConfig) -> int:
+    """Returns how many batches are read ahead."""
     # A thread makes a whole batch: with fewer batches than threads, threads would be idle.
-    options = grain.ReadOptions(threads, prefetch_buffer_size=max(threads, config.data.prefetch_batches))
+    return max(num_threads(data), data.prefetch_batches)
+
+
+def _read_ahead(dataset: grain.MapDataset, config: Config) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads(config.data), prefetch_buffer_size=batches_ahead(config.data))
     return iter(dataset.to_iter_dataset(options))

@@ -211,7 +211,7 @@ def check_pairs(
 
 
 def num_threads(data: DataConfig) -> int:
-    """Returns how many threads decode and augment."""
+    """Returns how many threads work on images."""
     return default_threads() if data.threads is None else data.threads
 
 
