@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from cervseg_jax.components import bind, lookup, nearest
 from cervseg_jax.data.split import compile_group_pattern
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import is_in_bucket
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.sections import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
@@ -94,7 +95,12 @@ def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:
         for section in sections:
             values = values.get(section) if isinstance(values, dict) else None
         if isinstance(values, dict) and isinstance(values.get(key), str):
-            values[key] = str((base / Path(values[key]).expanduser()).resolve())
+            values[key] = _absolute(values[key], base)
+
+
+def _absolute(text: str, base: Path) -> str:
+    path = Path(text).expanduser()
+    return text if is_in_bucket(path) else str((base / path).resolve())
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -104,7 +110,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected section.key=value, for example train.epochs=5")
     value = parse_yaml(text, source=f"--set {override}")
     if tuple(keys) in PATH_KEYS and isinstance(value, str):
-        value = str(Path(value).expanduser().resolve())
+        value = _absolute(value, Path.cwd())
     node = raw
     for key in keys[:-1]:
         child = node.get(key)

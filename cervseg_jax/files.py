@@ -24,17 +24,31 @@ def make_folder(path: Path) -> Path:
     Raises:
       ConfigError: if that is impossible.
     """
-    scheme = next((part for part in path.parts if part in BUCKET_SCHEMES), None)
-    if scheme is not None:  # would become a folder of that name
-        raise ConfigError(
-            f"{path}: is in a bucket ({scheme}//); runs alone can be in one, and at gs:// only: write to a folder, or "
-            "mount the bucket"
-        )
+    refuse_bucket(path)  # would become a folder of that name
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: the folder cannot be made: {error.strerror}") from None
     return path
+
+
+def is_in_bucket(path: Path) -> bool:
+    """Whether a path is an address such as `gs://mine/data`."""
+    return path.parts[:1] != () and path.parts[0] in BUCKET_SCHEMES
+
+
+def refuse_bucket(path: Path) -> None:
+    """Makes sure that a path is one of this machine.
+
+    Raises:
+      ConfigError: if an address of a bucket is in it.
+    """
+    scheme = next((part for part in path.parts if part in BUCKET_SCHEMES), None)
+    if scheme is not None:
+        raise ConfigError(
+            f"{path}: is in a bucket ({scheme}//); runs alone can be in one, and at gs:// only: copy to or from a "
+            "folder, or mount the bucket"
+        )
 
 
 def refuse_filled_folder(path: Path, *, shown: str) -> None:

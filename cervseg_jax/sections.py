@@ -123,7 +123,7 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Validation, previews and the best weights use a moving average of the weights with this decay; None: none."""
     init_from: Path | None = None
-    """A run whose best weights a new training starts from."""
+    """A run, in a folder or a bucket, whose best weights a training begins with; one that goes on does not need it."""
     norm_warmup: bool = True
     """BatchNorm's running statistics follow faster in the first thousand steps than a momentum of 0.99 lets them."""
     loss: str = "bce_soft_dice"

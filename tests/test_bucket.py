@@ -118,6 +118,31 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(finished, alone, bucket, call,
         assert b"cervseg-jax-bucket" not in stored.data, name
 
 
+def test_a_run_in_a_bucket_is_exported_compared_and_started_from(finished, alone, bucket, call, tmp_path):
+    for path in alone.rglob("*"):
+        if path.is_file() and path.name != "run.lock":
+            bucket.put(f"runs/a/{path.relative_to(alone)}", path.read_bytes(), {})
+    code, stdout, stderr = call("export", RUN)
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith(f"{RUN}/export/stablehlo/")
+    assert "runs/a/export/stablehlo/contract.json" in bucket.objects
+    code, stdout, stderr = call("compare", RUN, alone, "--out", tmp_path / "compared")
+    assert code == 0, stderr
+    assert json.loads((tmp_path / "compared" / "comparison.json").read_text())["num_images"] == 5
+
+    stored = dict(bucket.objects)
+    start = ("--set", f"train.init_from={RUN}", "--set", "train.epochs=1")
+    code, _, stderr = call("train", finished[0], "--run-dir", tmp_path / "more", *start)
+    assert code == 0, stderr
+    first, more = rows_of(alone / "metrics.csv"), rows_of(tmp_path / "more" / "metrics.csv")
+    assert float(more[0]["loss"]) < float(first[0]["loss"])
+    assert bucket.objects == stored
+    start = ("--set", "train.init_from=gs://mine/runs/none")
+    code, _, stderr = call("train", finished[0], "--run-dir", tmp_path / "none", *start)
+    assert code == 4
+    assert "error: gs://mine/runs/none/best: holds no trained weights" in stderr
+
+
 @pytest.mark.parametrize(
     "moment",
     [

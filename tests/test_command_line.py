@@ -139,6 +139,20 @@ def test_a_changed_config_is_refused_with_the_difference(finished):
     assert "--fresh" in message
 
 
+def test_what_changes_no_weight_may_change(finished, tmp_path):
+    config, folder, _ = finished
+    given = ("train", config, "--run-dir", tmp_path, "--set")
+    code, _, stderr = run(*given, "train.epochs=2", "--set", "data.threads=1", "--set", "data.cache_gib=0")
+    assert code == 0, stderr
+    others = ("--set", "data.threads=3", "--set", "train.log_steps=1", "--set", "train.keep_checkpoints=1")
+    assert "\n  train.epochs: 2 -> 3\nUse --fresh" in refused(2, *given, "train.epochs=3", *others)
+    code, stdout, stderr = run(*given, "train.epochs=2", *others)
+    assert code == 0, stderr
+    assert "all 2 epochs are done" in stdout
+    assert run(*given, "train.epochs=3", *others, "--allow-changes")[0] == 0
+    assert_same_run(tmp_path, folder)
+
+
 def test_changed_data_are_refused(finished, tmp_path):
     config, folder, _ = finished
     shutil.copytree(folder, tmp_path / "run")
@@ -168,6 +182,21 @@ def test_names_that_are_no_utf8(finished, tmp_path):
     assert code == 1, stderr
     assert [os.fsencode(path.name) for path in (tmp_path / "out" / "masks").iterdir()] == [b"sp ace\xff\xe9.png"]
     assert b"bad\xfe.png" in (tmp_path / "out" / "failed.csv").read_bytes()
+
+
+def test_a_training_starts_from_the_weights_of_another_run(finished, tmp_path):
+    config, folder, _ = finished
+    source = shutil.copytree(folder, tmp_path / "source")
+    given = ("train", config, "--run-dir", tmp_path / "run", "--set", f"train.init_from={source}")
+    code, _, stderr = run(*given, "--set", "train.epochs=1")
+    assert code == 0, stderr
+    (row,) = rows_of(tmp_path / "run" / "metrics.csv")
+    assert float(row["loss"]) < float(rows_of(folder / "metrics.csv")[0]["loss"])
+    shutil.rmtree(source)  # a run that has begun does without
+    code, stdout, stderr = run(*given, "--set", "train.epochs=2", "--allow-changes")
+    assert code == 0, stderr
+    assert "1 epochs finished" in stdout
+    assert "holds no trained weights" in refused(4, *given[:3], tmp_path / "other", *given[4:])
 
 
 def test_fresh_starts_beside(finished):
@@ -658,6 +687,14 @@ def test_buckets_are_no_folders(finished, tmp_path, monkeypatch):
     message = refused(2, "infer", folder, "--images", images, "--out", "gs://bucket/masks", "--quiet")
     assert "is in a bucket (gs://)" in message
     assert "mount the bucket" in message
+    for arguments in (
+        ("train", config, "--run-dir", tmp_path / "run", "--set", "data.root=gs://bucket/data"),
+        ("infer", folder, "--images", "gs://bucket/images", "--out", tmp_path / "masks"),
+        ("stats", "gs://bucket/data"),
+        ("audit", "gs://bucket/data"),
+        ("prepare", "gs://bucket/data", "--out", tmp_path / "data"),
+    ):
+        assert "is in a bucket (gs://)" in refused(2, *arguments, "--quiet")
     assert list(tmp_path.iterdir()) == []
 
 

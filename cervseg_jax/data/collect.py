@@ -12,6 +12,7 @@ from cervseg_jax.data.formats import is_coco, read_coco, read_geojson
 from cervseg_jax.data.labelme import read_labelme
 from cervseg_jax.data.source import images_by_stem, list_images
 from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.files import refuse_bucket
 
 CLUSTERED_SUBSETS = ("difficult", "normal", "sample", "test-difficult", "test-normal", "test-sample")
 PATCH_SUBSETS = ("train", "test")
@@ -64,6 +65,7 @@ def collect(source: Path) -> tuple[list[Item], list[str]]:
       ConfigError: if there is no such folder, or nothing in it is understood.
       DataError: if names are ambiguous.
     """
+    refuse_bucket(source)
     if not source.is_dir():
         raise ConfigError(f"{source}: no such folder")
     problems: list[str] = []

@@ -63,8 +63,8 @@ def prepare(
     if out == source or source.is_relative_to(out):
         raise ConfigError(f"--out: {out} holds the source; the dataset needs a folder of its own")
     facts = _facts(source, recipe)
-    _claim(out, facts, is_resumed)
     items, problems = collect(source)
+    _claim(out, facts, is_resumed)
     with progress("looking at images", len(items)) as advance:
         seen = _for_all(lambda item: _look(item), items, advance, problems)
     if problems and recipe.on_bad_file == "fail":

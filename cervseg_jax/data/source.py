@@ -22,7 +22,7 @@ from cervseg_jax.data.decode import (
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import sha256_of
+from cervseg_jax.files import refuse_bucket, sha256_of
 from cervseg_jax.sections import DataConfig, SplitConfig
 from cervseg_jax.threads import default_threads
 
@@ -90,6 +90,7 @@ def find_pairs(
         "fail".
     """
     root = data.root
+    refuse_bucket(root)
     if not root.is_dir():
         raise ConfigError(f"data.root: no such folder: {root}" + (f"\n{data.origin}" if data.origin else ""))
     if whole:
@@ -134,6 +135,7 @@ def split_folders(dataset: Path) -> dict[str, Path]:
     Raises:
       ConfigError: if it is neither.
     """
+    refuse_bucket(dataset)
     folders = {split: dataset / split for split in SPLITS if (dataset / split / "images").is_dir()}
     if not folders and (dataset / "images").is_dir():
         return {"all": dataset}
@@ -148,6 +150,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
       ConfigError: if there is no such folder, or it cannot be listed.
     """
+    refuse_bucket(folder)
     try:
         return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     except (FileNotFoundError, NotADirectoryError):

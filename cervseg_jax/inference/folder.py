@@ -18,7 +18,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import list_images, num_threads
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
-from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
+from cervseg_jax.files import csv_text, make_folder, read_text, refuse_bucket, write_json, write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.inference.nuclei import find_nuclei
 from cervseg_jax.inference.predict_any import infer_predictor, predict_any, room
@@ -262,6 +262,7 @@ def plan_jobs(inputs: Sequence[Path]) -> list[Job]:
     """
     paths: list[Path] = []
     for given in inputs:
+        refuse_bucket(given)
         if given.is_dir():
             found = list_images(given)
             if not found:

@@ -132,6 +132,11 @@ class Checkpoints:
             )
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no state was ever saved."""
+        return not self._manager.all_steps()
+
+    @property
     def age_seconds(self) -> float:
         """Time since the last save began, or these were opened."""
         return time.monotonic() - self._last_save

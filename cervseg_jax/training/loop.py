@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cervseg_jax.bucket import STATES
+from cervseg_jax.bucket import STATES, at_hand
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
@@ -85,12 +85,6 @@ def train(
     mesh = train_mesh(config)
     apply, params, model_state = configured_network(config)
     check_rate_factors(config.train.rate_factors, params)
-    if config.train.init_from is not None:
-        params, model_state = load_arrays(config.train.init_from / "best", params, model_state)
-    state = create_state(params, model_state, optimizer, with_ema=config.train.ema_decay is not None)
-    state = place(state, state_sharding(mesh, state))
-    progress = Progress(PlateauState(config.train.learning_rate))
-
     every = config.train.keep_every_epochs
     checkpoints = Checkpoints(
         folder / STATES,
@@ -99,6 +93,12 @@ def train(
         keep_multiples_of=every and every * (steps_per_epoch(config, len(pairs["train"])) + 1),
     )
     try:
+        if config.train.init_from is not None and checkpoints.is_empty:
+            with at_hand(config.train.init_from) as start:
+                params, model_state = load_arrays(start.folder / "best", params, model_state)
+        state = create_state(params, model_state, optimizer, with_ema=config.train.ema_decay is not None)
+        state = place(state, state_sharding(mesh, state))
+        progress = Progress(PlateauState(config.train.learning_rate))
         restored = checkpoints.restore_newest(state, warn=reporter.warn)
         if restored is not None:
             state, progress = restored.state, Progress.from_json(restored.meta)

@@ -35,6 +35,22 @@ REPORTED_PACKAGES = (
     "orbax-checkpoint",
 )
 
+FREE_KEYS = frozenset(
+    {
+        "data.threads",
+        "data.prefetch_batches",
+        "data.cache_gib",
+        "train.keep_checkpoints",
+        "train.keep_every_epochs",
+        "train.save_minutes",
+        "train.log_steps",
+        "train.trackers",
+        "runtime.require",
+        "runtime.profile_steps",
+    }
+)
+"""Keys that say how the work is done and not what comes out: a run may go on with other values."""
+
 
 def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -> Path:
     """Returns the folder of a run.
@@ -79,7 +95,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
     Args:
       folder: absolute path.
       config: the recipe; written to `config.yaml`.
-      allow_changes: continue a run under a changed config.
+      allow_changes: continue a run under a changed config; `FREE_KEYS` may differ in any case.
 
     Raises:
       ConfigError: if the folder holds something else, or a run of another config.
@@ -87,7 +103,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
     path = folder / "config.yaml"
     if path.exists():
         try:
-            changes = config_differences(load_config(path), config)
+            changes = _differences_that_count(load_config(path), config)
         except ConfigError as error:
             raise CheckpointError(f"{folder}: its config.yaml cannot be used: {error}") from None
         if changes and not allow_changes:
@@ -104,6 +120,10 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
         write_json(folder / "env.json", _environment())
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _differences_that_count(old: Config, new: Config) -> list[str]:
+    return [change for change in config_differences(old, new) if change.partition(":")[0] not in FREE_KEYS]
 
 
 def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow_changes: bool) -> None:
