@@ -2,9 +2,11 @@
 
 Each lineage is one run folder: the training is started, killed after a random time, started again, and so on until it
 has had its share of kills; then it may finish. Weights must be equal to the last bit and the histories apart from the
-clock.
+clock. Of several processes one is killed, or all with `--all`. STOP freezes one, as a host that no longer answers, and
+kills it once the others have ended.
 
-Run: python scripts/kill_campaign.py OUT [--signal KILL|TERM] [--kills 50] [--lineages 5] [--processes 1] [--seed 0]
+Run: python scripts/kill_campaign.py OUT [--signal KILL|TERM|STOP] [--kills 50] [--lineages 5] [--processes 1] [--all]
+  [--seed 0]
 """
 
 import argparse
@@ -45,7 +47,7 @@ infer:
   num_infer_images: 2
 """
 CLOCK = ("seconds", "images_per_second", "input_wait")
-ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143, 134}}
+ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143, 134}, "STOP": {0, 137, 134}}
 """Exit codes of disturbed trainings: done, or gone; 143 before there is anything to save, and 134 five minutes later of
 a process that has waited in vain for that one to join."""
 
@@ -58,8 +60,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--lineages", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--all", action="store_true", help="the signal goes to all processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.signal == "STOP" and (options.all or options.processes < 2):
+        parser.error("--signal STOP needs a process that goes on: --processes 2, without --all")
     out: Path = options.out.absolute()
     out.mkdir(parents=True)
     (out / "recipe.yaml").write_text(CONFIG)
@@ -77,10 +82,14 @@ def main(arguments: Sequence[str]) -> None:
         while len(codes) < per_lineage:
             processes = _start(out, f"lineage-{number}", options.processes)
             time.sleep(rng.uniform(0.3 * startup, longest))
-            victim = rng.choice(processes)
+            victims = processes if options.all else [rng.choice(processes)]
             before = [process.poll() for process in processes]
-            victim.send_signal(getattr(signal, f"SIG{options.signal}"))
+            for victim in victims:
+                victim.send_signal(getattr(signal, f"SIG{options.signal}"))
             began = time.monotonic()
+            if options.signal == "STOP":
+                _end([process for process in processes if process not in victims])
+                victims[0].kill()
             ended = _end(processes)
             exits.append(time.monotonic() - began)
             if any(code is None for code in before):
