@@ -1,8 +1,10 @@
 """Probabilities from images, in batches of one compiled shape."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import cv2
@@ -103,27 +105,33 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
 def predict_images(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Streams images of any size through a network, resized to its own.
 
+    A batch is predicted while the images of the next one are read and the maps of the one before are used.
+
     Args:
       predictor: the network.
-      images: uint8 [h, w, 3], RGB; read as needed.
+      images: uint8 [h, w, 3], RGB; read as needed, up to two batches ahead.
 
     Yields:
       Float32 probabilities of each image in its own size, [h, w, maps], in order.
     """
-    waiting: list[np.ndarray] = []
-    for image in images:
-        waiting.append(image)
-        if len(waiting) == predictor.batch_size:
-            yield from _predict_batch(predictor, waiting)
-            waiting = []
-    if waiting:
-        yield from _predict_batch(predictor, waiting)
+    images = iter(images)
+    under_way: list[tuple[list[np.ndarray], Future[np.ndarray]]] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="predict") as pool:
+        while batch := list(itertools.islice(images, predictor.batch_size)):
+            under_way.append((batch, pool.submit(predictor.predict, _stacked(batch, predictor))))
+            if len(under_way) == 2:
+                yield from _in_own_size(*under_way.pop(0))
+        for last in under_way:
+            yield from _in_own_size(*last)
 
 
-def _predict_batch(predictor: Predictor, images: list[np.ndarray]) -> Iterator[np.ndarray]:
+def _stacked(images: Sequence[np.ndarray], predictor: Predictor) -> np.ndarray:
     resized = [resize_image(image, predictor.image_size) for image in images]
-    batch = np.stack(resized + [resized[0]] * (predictor.batch_size - len(resized)))
-    for image, probs in zip(images, predictor.predict(batch), strict=False):
+    return np.stack(resized + [resized[0]] * (predictor.batch_size - len(resized)))
+
+
+def _in_own_size(images: Sequence[np.ndarray], predicted: Future[np.ndarray]) -> Iterator[np.ndarray]:
+    for image, probs in zip(images, predicted.result(), strict=False):
         height, width = image.shape[:2]
         if probs.shape[:2] != (height, width):
             # OpenCV drops an axis of length one.
