@@ -331,7 +331,8 @@ def _file_hashes(folder: Path) -> dict[str, str]:
 
 
 def _unwritable(name: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{name}: the state could not be saved: {_first_line(error)}; earlier states are kept")
+    hint = "; has another process ended?" if jax.process_count() > 1 else ""
+    return CheckpointError(f"{name}: the state could not be saved: {_first_line(error)}{hint}; earlier states are kept")
 
 
 def _first_line(error: Exception) -> str:
