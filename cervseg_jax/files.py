@@ -34,7 +34,7 @@ def make_folder(path: Path) -> Path:
 
 def is_in_bucket(path: Path) -> bool:
     """Whether a path is an address such as `gs://mine/data`."""
-    return path.parts[:1] != () and path.parts[0] in BUCKET_SCHEMES
+    return not BUCKET_SCHEMES.isdisjoint(path.parts[:1])
 
 
 def refuse_bucket(path: Path) -> None:

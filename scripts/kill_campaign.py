@@ -104,7 +104,8 @@ def main(arguments: Sequence[str]) -> None:
             if set(final) == {0}:
                 break
         is_equal = set(final) == {0} and _equal(out / "straight", out / f"lineage-{number}")
-        allowed = ALLOWED[options.signal] | ({LEFT_ALONE} if options.processes > 1 else set())
+        may_be_left = options.processes > 1 and options.signal != "TERM"  # after SIGTERM all save together
+        allowed = ALLOWED[options.signal] | ({LEFT_ALONE} if may_be_left else set())
         odd = [code for several in codes for code in several if code not in allowed]
         failures += not is_equal or bool(odd)
         rows.append(
