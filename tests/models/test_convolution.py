@@ -35,7 +35,9 @@ def arrays(rng, shape, kernel_size, channels, filters):
     ("shape", "kernel_size", "dilation", "channels", "filters"),
     [
         ((2, 80, 80), 9, 3, 16, 16),  # the published first level: few channels
-        ((2, 65, 66), 5, 1, 17, 17),  # neither few channels nor few pixels: XLA's convolution, our gradient
+        ((2, 130, 66), 5, 1, 17, 17),  # neither few channels nor few pixels: XLA's convolution of even and odd rows
+        ((1, 65, 66), 5, 1, 3, 17),  # the same of all rows
+        ((1, 4, 16), 9, 3, 8, 8),  # even and odd rows of images smaller than the kernel
         ((2, 30, 47), 9, 3, 3, 16),
         ((2, 33, 40), 3, 1, 8, 12),
         ((1, 33, 20), 7, 2, 12, 16),
@@ -56,8 +58,10 @@ def test_values_and_gradients_equal_those_of_xla(
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * float(np.abs(other).max()))
 
 
-def test_the_kernels_gradient_equals_a_loop_over_taps(rng):
-    images, kernel, cotangent = (value.astype(np.float64) for value in arrays(rng, (2, 11, 13), 5, 3, 4))
+@pytest.mark.parametrize(("channels", "filters"), [(3, 4), (8, 9)])
+def test_the_kernels_gradient_equals_a_loop_over_taps(channels, filters, rng):
+    given = arrays(rng, (2, 11, 13), 5, channels, filters)
+    images, kernel, cotangent = (value.astype(np.float64) for value in given)
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     wanted = np.zeros_like(kernel)
     for i in range(5):
@@ -68,8 +72,18 @@ def test_the_kernels_gradient_equals_a_loop_over_taps(rng):
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("kernel_size", "share"), [(5, 8 / 10), (7, 11 / 14), (9, 14 / 18)])
+def test_large_kernels_multiply_less(kernel_size, share, rng):
+    images, kernel, _ = arrays(rng, (1, 128, 96), kernel_size, 32, 32)
+    ours, theirs = (
+        jax.jit(convolve, static_argnums=2).lower(images, kernel, 1).cost_analysis()["flops"]
+        for convolve in (convolve_on_cpu, plain)
+    )
+    assert share < ours / theirs < 1.1 * share
+
+
 def test_bfloat16_is_summed_in_float32(rng):
-    images, _, cotangent = arrays(rng, (2, 40, 40), 5, 4, 4)
+    images, _, cotangent = arrays(rng, (2, 40, 40), 5, 8, 8)
     rounded = [jnp.asarray(value, jnp.bfloat16) for value in (images, cotangent)]
     found = kernel_gradient(*rounded, kernel_size=5, dilation=1)
     wanted = kernel_gradient(*(value.astype(jnp.float32) for value in rounded), kernel_size=5, dilation=1)
