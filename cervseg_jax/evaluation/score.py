@@ -37,11 +37,12 @@ from cervseg_jax.evaluation.pixels import (
 )
 from cervseg_jax.evaluation.subsets import find_subsets, summarise_subsets
 from cervseg_jax.files import csv_text, make_folder, write_json, write_labels, write_png, write_text
-from cervseg_jax.inference.doubt import doubt, rank_correlation
+from cervseg_jax.inference.doubt import doubt
 from cervseg_jax.inference.instances import separate
 from cervseg_jax.inference.predict import Predictor
 from cervseg_jax.inference.predict_any import infer_predictor, predict_any
 from cervseg_jax.inference.tune import MAX_IMAGES, load_rules
+from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
 from cervseg_jax.sections import Config, SeparationConfig

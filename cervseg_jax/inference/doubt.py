@@ -1,7 +1,6 @@
 """Which images to look at first."""
 
 import numpy as np
-from scipy.stats import spearmanr
 
 STRIPE_ROWS = 512
 POSSIBLE = 0.25
@@ -34,12 +33,3 @@ def _entropy(probs: np.ndarray) -> float:
     """Bits of all pixels together."""
     probs = np.clip(probs.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(-(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs)).sum())
-
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation over the places where both are defined; NaN for fewer than three or equal values."""
-    defined = ~(np.isnan(one) | np.isnan(other))
-    one, other = one[defined], other[defined]
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    return float(spearmanr(one, other)[0])  # pyright: ignore[reportArgumentType]

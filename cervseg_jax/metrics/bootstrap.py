@@ -1,11 +1,11 @@
-"""Confidence intervals by resampling, and tests of paired differences."""
+"""Confidence intervals by resampling, tests of paired differences, and correlation."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t, wilcoxon
+from scipy.stats import norm, spearmanr, t, wilcoxon
 
 NUM_RESAMPLES = 2000
 
@@ -138,3 +138,12 @@ def compare_paired(one: np.ndarray, other: np.ndarray, groups: Sequence[str]) ->
 
 def _quotient(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation over the places where both are defined; NaN for fewer than three or equal values."""
+    defined = ~(np.isnan(one) | np.isnan(other))
+    one, other = one[defined], other[defined]
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(spearmanr(one, other)[0])  # pyright: ignore[reportArgumentType]

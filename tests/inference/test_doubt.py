@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.inference.doubt import doubt, rank_correlation
+from cervseg_jax.inference.doubt import doubt
 
 
 def test_doubt_is_the_mean_entropy_where_nuclei_may_be():
@@ -22,9 +22,3 @@ def test_doubt_of_a_large_map_is_that_of_its_stripes():
     probs = np.random.default_rng(0).beta(0.3, 0.9, (1300, 40, 1))
     bits = -(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs))
     assert doubt(probs) == pytest.approx(bits[probs >= 0.25].mean(), rel=1e-4)
-
-
-def test_rank_correlation_leaves_undefined_values_out():
-    assert rank_correlation(np.array([1.0, 2, 3, 9]), np.array([5.0, 4, 1, np.nan])) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(np.array([1.0, 2]), np.array([1.0, 2])))
-    assert np.isnan(rank_correlation(np.array([1.0, 1, 1]), np.array([1.0, 2, 3])))

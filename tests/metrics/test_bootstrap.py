@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cervseg_jax.metrics.bootstrap import bootstrap_mean, bootstrap_sums, compare_paired
+from cervseg_jax.metrics.bootstrap import bootstrap_mean, bootstrap_sums, compare_paired, rank_correlation
 
 
 @pytest.mark.parametrize("num_groups", [10, 30])
@@ -100,3 +100,9 @@ def test_equal_methods_have_no_p_value():
     result = compare_paired(np.ones(5), np.ones(5), list("abcde"))
     assert np.isnan(result.p_value)
     assert result.difference.mean == result.difference.low == result.difference.high == 0
+
+
+def test_rank_correlation_leaves_undefined_values_out():
+    assert rank_correlation(np.array([1.0, 2, 3, 9]), np.array([5.0, 4, 1, np.nan])) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(np.array([1.0, 2]), np.array([1.0, 2])))
+    assert np.isnan(rank_correlation(np.array([1.0, 1, 1]), np.array([1.0, 2, 3])))
