@@ -154,8 +154,9 @@ def _part_images(images: jax.Array, kernel_size: int, dilation: int) -> tuple[ja
     """Returns even rows, odd rows and their sums, each with the rows that its part of the kernel needs around it."""
     num_images, height, width, channels = images.shape
     num_pairs = -(-height // (2 * dilation))
-    num_even, num_odd = -(-kernel_size // 2), kernel_size // 2
-    top = dilation * (kernel_size // 2) + dilation  # the first row of `odd` is one above the margin
+    num_odd = kernel_size // 2
+    num_even = num_odd + 1
+    top = dilation * num_even  # the margin, and the row above it that `odd` begins with
     rest = 2 * dilation * (num_pairs + num_even) - top - height
     padded = jnp.pad(images, ((0, 0), (top, rest), (0, 0), (0, 0)))
     pairs = padded.reshape(num_images, -1, 2, dilation, width, channels)
@@ -200,12 +201,8 @@ def kernel_gradient(images: jax.Array, cotangent: jax.Array, *, kernel_size: int
     precise = jnp.promote_types(images.dtype, jnp.float32)
     kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, channels, filters), precise)
     parts, kernels = _part_images(images, kernel_size, dilation), jax.eval_shape(_part_kernel, kernel)
-    results = [
-        jax.ShapeDtypeStruct(
-            (*cotangent.shape[:1], part.shape[1] - dilation * (one.shape[0] - 1), *cotangent.shape[2:]), cotangent.dtype
-        )
-        for part, one in zip(parts, kernels, strict=True)
-    ]
+    convolve = functools.partial(_convolve_rows, dilation=dilation)
+    results = [jax.eval_shape(convolve, *given) for given in zip(parts, kernels, strict=True)]
     join = functools.partial(_join_rows, height=images.shape[1], dilation=dilation)
     (cotangents,) = jax.linear_transpose(join, results)(cotangent)
     gradients = tuple(
