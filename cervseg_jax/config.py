@@ -14,7 +14,7 @@ from cervseg_jax.data.split import compile_group_pattern
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import is_in_bucket
 from cervseg_jax.heads import needs_instances
-from cervseg_jax.sections import Config
+from cervseg_jax.schema import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
 PATH_KEYS: tuple[tuple[str, ...], ...] = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cervseg_jax.bucket import address_of
+from cervseg_jax.runs.bucket import address_of
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Time between two progress lines where stdout is not a terminal."""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cervseg_jax.data import reference_style
+from cervseg_jax.annotations.outlines import draw_instances
+from cervseg_jax.curation import reference_style
+from cervseg_jax.curation.dataset_folder import write_scenes
+from cervseg_jax.curation.reference_dataset import build_reference_dataset
+from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.augment import AUGMENTATIONS, Sample
-from cervseg_jax.data.dataset_folder import write_scenes
-from cervseg_jax.data.outlines import draw_instances
-from cervseg_jax.data.reference_dataset import build_reference_dataset
-from cervseg_jax.data.synthetic import draw_scene
 
 SIDE = 512
 NUM_SOURCES = 48

@@ -17,12 +17,12 @@ import numpy as np
 
 from cervseg_jax.bench.timing import time_in_turns
 from cervseg_jax.console import Reporter
+from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.decode import decode_image
-from cervseg_jax.data.synthetic import draw_scene
-from cervseg_jax.inference.folder import infer_files
-from cervseg_jax.inference.predict_any import infer_predictor
-from cervseg_jax.training.run_folder import load_run_config
-from cervseg_jax.weights import load_network
+from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.runs.weights import load_network
+from cervseg_jax.segmentation.folder import infer_files
+from cervseg_jax.segmentation.maps import infer_predictor
 
 SIDE = 512
 PROGRAM = str(Path(sys.executable).with_name("cervseg-jax"))

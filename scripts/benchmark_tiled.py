@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cervseg_jax.data.outlines import draw_instances
-from cervseg_jax.data.synthetic import draw_scene
+from cervseg_jax.annotations.outlines import draw_instances
+from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.files import make_folder, write_png
 
 FIELD = 250
@@ -27,9 +27,9 @@ PLAIN_LOOP = """
 import sys, cv2, functools, numpy as np
 from pathlib import Path
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.inference.predict_any import infer_predictor
-from cervseg_jax.training.run_folder import load_run_config
-from cervseg_jax.weights import load_network
+from cervseg_jax.segmentation.maps import infer_predictor
+from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.runs.weights import load_network
 run, path, out = map(Path, sys.argv[1:])
 network = load_network(run / "best")
 predictor = infer_predictor([network], load_run_config(run, []))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
-from cervseg_jax.training.topology import topology_devices
+from cervseg_jax.bench.topology import topology_devices
 
 BASE, KERNEL, DILATION = 16, 9, 3
 LEVELS = 3

@@ -21,14 +21,14 @@ from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.source import Pair, find_pairs, read_instances
 from cervseg_jax.evaluation.nuclei import columns_of, join_nucleus_scores, score_nuclei
 from cervseg_jax.files import write_png
-from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import make_predictor, predict_images
-from cervseg_jax.inference.tune import DEPTHS, tune
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
 from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_instance_outlines, draw_sheet
-from cervseg_jax.sections import Config
-from cervseg_jax.training.run_folder import load_run_config
-from cervseg_jax.weights import Network, load_network
+from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.runs.weights import Network, load_network
+from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.predict import make_predictor, predict_images
+from cervseg_jax.segmentation.tuning import DEPTHS, tune
+from cervseg_jax.segmentation.watershed import separate
 
 
 class Way(NamedTuple):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cervseg_jax.models import MODELS, build_model
-from cervseg_jax.models.blocks import num_params
+from cervseg_jax.models.layers.blocks import num_params
 from cervseg_jax.plots import draw_family_curves
 
 NARROWER = {

@@ -30,11 +30,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from cervseg_jax.engine.optimizer import make_optimizer
+from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder
-from cervseg_jax.training.checkpoint import Checkpoints, Restored, digest
-from cervseg_jax.training.optimizer import make_optimizer
-from cervseg_jax.training.state import TrainState, create_state
+from cervseg_jax.runs.checkpoint import Checkpoints, Restored, digest
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
 HANG_SECONDS = 60

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cervseg_jax.bucket import at_hand
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.runs.bucket import at_hand
 from tests.bucket_server import Bucket
 from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
 from tests.test_several_processes import COMPARED, end_of, start

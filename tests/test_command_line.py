@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cervseg_jax.annotations.labelme import read_labelme
+from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.config import load_config
-from cervseg_jax.data.labelme import read_labelme
-from cervseg_jax.data.outlines import draw_instances
 from cervseg_jax.losses import LOSSES
-from cervseg_jax.weights import save_weights
+from cervseg_jax.runs.weights import save_weights
 from tests.conftest import ROOT, draw_discs
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "KERAS_BACKEND")}

@@ -132,10 +132,10 @@ PROBE = """
 import sys
 from cervseg_jax.cli import main
 from cervseg_jax.cli import app as commands
-from cervseg_jax.peers import Peers
+from cervseg_jax.runtime.processes import Peers
 
 def probe(*_, peers, **__):
-    from cervseg_jax.training.distributed import join, require_equal, require_shared
+    from cervseg_jax.runtime.distributed import join, require_equal, require_shared
     from pathlib import Path
     join(peers)
     require_equal("the text", f"same {peers.process_id if 'text' in WHAT else ''}")

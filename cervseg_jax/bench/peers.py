@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from cervseg_jax.bench.ours import random_batch
+from cervseg_jax.engine.experiment import configured_loss
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.models import build_model, check_model_args
-from cervseg_jax.sections import Config
-from cervseg_jax.training.compiled import configured_loss
+from cervseg_jax.schema import Config
 
 FIT_BATCHES = 3
 """Batches of a call of `fit` and `predict`, so that their own start counts little."""

@@ -12,11 +12,11 @@ from cervseg_jax.bench.ours import input_batches, peak_memory_bytes, prepare_our
 from cervseg_jax.bench.peers import PEERS
 from cervseg_jax.bench.timing import Timing, product_call, time_in_turns
 from cervseg_jax.console import Reporter
+from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
 from cervseg_jax.data.batch import Batch
-from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
 from cervseg_jax.data.samples import sample_cache, sample_loader
 from cervseg_jax.data.source import Pair, find_pairs
-from cervseg_jax.sections import Config, SyntheticConfig
+from cervseg_jax.schema import Config, SyntheticConfig
 
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT_RECIPE: dict[str, Any] = {

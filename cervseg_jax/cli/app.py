@@ -62,7 +62,7 @@ def train(
 ) -> None:
     """Train a network; the same command continues a run that was stopped."""
     from cervseg_jax.cli.train_command import run_train
-    from cervseg_jax.peers import Peers
+    from cervseg_jax.runtime.processes import Peers
 
     run_train(
         config,

@@ -11,7 +11,7 @@ from cervseg_jax.components import lookup
 from cervseg_jax.config import build_config, load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.files import write_json
-from cervseg_jax.training.sharding import require_devices
+from cervseg_jax.runtime.mesh import require_devices
 
 COLUMNS = ("", "s per batch", "range", "images/s", "GFLOP/s", "of the product")
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cervseg_jax.bucket import all_at_hand, at_hand
 from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.errors import FindingsError
+from cervseg_jax.runs.bucket import all_at_hand, at_hand
 
 
 def run_infer(
@@ -22,9 +22,9 @@ def run_infer(
     quiet: bool,
 ) -> None:
     """Makes masks, nuclei and measurements."""
-    from cervseg_jax.inference.folder import infer_files
-    from cervseg_jax.inference.results import DEFAULT_OUTPUTS, OUTPUTS
-    from cervseg_jax.training.run_folder import load_run_config
+    from cervseg_jax.runs.folder import load_run_config
+    from cervseg_jax.segmentation.folder import infer_files
+    from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
 
     reporter = Reporter(quiet=quiet)
     chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
@@ -50,8 +50,8 @@ def run_infer(
 
 def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) -> None:
     """Writes the network for other programs."""
-    from cervseg_jax.inference.export_model import export_network
-    from cervseg_jax.weights import load_network
+    from cervseg_jax.runs.weights import load_network
+    from cervseg_jax.segmentation.export import export_network
 
     with at_hand(run) as place:
         network = load_network(place.folder / "best")
@@ -67,7 +67,7 @@ def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) ->
 
 def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], quiet: bool) -> None:
     """Draws images."""
-    from cervseg_jax.data.dataset_folder import write_scenes
+    from cervseg_jax.curation.dataset_folder import write_scenes
 
     reporter = Reporter(quiet=quiet)
     with reporter.progress("drawing", num_images) as advance:

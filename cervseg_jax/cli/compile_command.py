@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cervseg_jax.bench.topology import compile_for, largest_batch
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import FindingsError
 from cervseg_jax.files import write_json
-from cervseg_jax.training.topology import compile_for, largest_batch
 
 
 def run_compile(

@@ -58,8 +58,8 @@ def prepare(
     if style == "reference":
         run_prepare_reference(source, out, seed=seed, quiet=quiet)
         return
-    from cervseg_jax.data.geometry import Geometry
-    from cervseg_jax.data.recipe import Recipe
+    from cervseg_jax.curation.geometry import Geometry
+    from cervseg_jax.curation.recipe import Recipe
 
     recipe = Recipe(
         geometry=Geometry(padding, size, tile),

@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.collect import collect
-from cervseg_jax.data.prepare import prepare
-from cervseg_jax.data.recipe import Recipe
+from cervseg_jax.curation.collect import collect
+from cervseg_jax.curation.prepare import prepare
+from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.files import make_folder, write_json
 
@@ -16,7 +16,7 @@ MAX_REMARKS = 10
 
 def run_prepare_reference(source: Path, out: Path, *, seed: int, quiet: bool) -> None:
     """Repeats the reference implementation's dataset recipe."""
-    from cervseg_jax.data.reference_dataset import build_reference_dataset
+    from cervseg_jax.curation.reference_dataset import build_reference_dataset
 
     reporter = Reporter(quiet=quiet)
     with reporter.progress("20 variants each", len(collect(source)[0])) as advance:
@@ -27,7 +27,7 @@ def run_prepare_reference(source: Path, out: Path, *, seed: int, quiet: bool) ->
 
 def run_audit(dataset: Path, out: Path | None, *, quiet: bool) -> None:
     """Audits a dataset."""
-    from cervseg_jax.data.audit import audit
+    from cervseg_jax.curation.audit import audit
 
     reporter = Reporter(quiet=quiet)
     report = audit(dataset.absolute(), progress=reporter.progress)
@@ -42,7 +42,7 @@ def run_audit(dataset: Path, out: Path | None, *, quiet: bool) -> None:
 
 def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None:
     """Makes a dataset."""
-    from cervseg_jax.data.statistics import write_statistics
+    from cervseg_jax.curation.statistics import write_statistics
 
     if recipe.folds == 1 or (recipe.folds and recipe.fold >= recipe.folds):
         raise ConfigError(f"--fold: must be one of 0 .. {recipe.folds - 1} with at least 2 --folds, got {recipe.fold}")
@@ -76,7 +76,7 @@ def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None
 
 def run_stats(dataset: Path, out: Path | None, *, quiet: bool) -> None:
     """Counts what a dataset holds."""
-    from cervseg_jax.data.statistics import write_statistics
+    from cervseg_jax.curation.statistics import write_statistics
 
     reporter = Reporter(quiet=quiet)
     target = make_folder(out or dataset)

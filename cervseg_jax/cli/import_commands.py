@@ -39,8 +39,8 @@ def run_import_weights(file: Path, config_path: Path, out: Path, overrides: Sequ
     import jax.numpy as jnp
 
     from cervseg_jax.reference.weights import import_weights
-    from cervseg_jax.training.run_folder import open_run_folder
-    from cervseg_jax.weights import save_weights
+    from cervseg_jax.runs.folder import open_run_folder
+    from cervseg_jax.runs.weights import save_weights
 
     folder = out.absolute()
     refuse_filled_folder(folder, shown=f"--out: {out}")

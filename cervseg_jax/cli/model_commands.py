@@ -7,14 +7,14 @@ from typing import Any
 
 import keras
 
+from cervseg_jax.bench.cost import measure_cost
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_json, write_text
 from cervseg_jax.models import MODELS, build_model, check_model_args
-from cervseg_jax.models.blocks import num_params
 from cervseg_jax.models.encoders import ENCODERS
 from cervseg_jax.models.graph import stages_of
+from cervseg_jax.models.layers.blocks import num_params
 from cervseg_jax.plots import Box, draw_stages
-from cervseg_jax.training.measure import measure_cost
 from cervseg_jax.yaml12 import parse_yaml
 
 COLUMNS = ("model", "input", "parameters", "forward GFLOPs", "step GFLOPs", "activations MiB", "step s", "paper")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cervseg_jax.bucket import all_at_hand, at_hand
 from cervseg_jax.console import Reporter, short_path
+from cervseg_jax.runs.bucket import all_at_hand, at_hand
 
 SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
 SHOWN_NUCLEUS_SCORES = (
@@ -41,7 +41,7 @@ def run_eval(
 ) -> None:
     """Scores a run."""
     from cervseg_jax.evaluation.score import score_run
-    from cervseg_jax.training.run_folder import load_run_config, member_runs
+    from cervseg_jax.runs.folder import load_run_config, member_runs
 
     reporter = Reporter(quiet=quiet)
     summaries = []

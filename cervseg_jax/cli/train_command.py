@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from cervseg_jax.bucket import Place, at_hand
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
-from cervseg_jax.peers import Peers
-from cervseg_jax.sections import Config
+from cervseg_jax.runs.bucket import Place, at_hand
+from cervseg_jax.runtime.processes import Peers
+from cervseg_jax.schema import Config
 
 
 def run_train(
@@ -30,9 +30,9 @@ def run_train(
 ) -> None:
     """Trains as `config_path` says: once, or with several seeds one after the other."""
     config = load_config(config_path, overrides)
-    from cervseg_jax.training.distributed import is_writer, join, require_equal, together
-    from cervseg_jax.training.run_folder import choose_run_folder, data_csv, seed_folder
-    from cervseg_jax.training.sharding import require_devices, train_mesh
+    from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_folder
+    from cervseg_jax.runtime.distributed import is_writer, join, require_equal, together
+    from cervseg_jax.runtime.mesh import require_devices, train_mesh
 
     join(peers)
     reporter = Reporter(quiet=quiet, is_silent=not is_writer())
@@ -78,11 +78,11 @@ def _train_one(
     config: Config, place: Place, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
 ) -> float:
     """Trains in one run folder; returns the lowest validation loss."""
-    from cervseg_jax.training.distributed import is_writer, together
-    from cervseg_jax.training.interrupt import stop_requests
+    from cervseg_jax.runs.folder import locked, open_run_folder, record_data
+    from cervseg_jax.runs.weights import SEPARATION_FILE
+    from cervseg_jax.runtime.distributed import is_writer, together
+    from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
-    from cervseg_jax.training.run_folder import locked, open_run_folder, record_data
-    from cervseg_jax.weights import SEPARATION_FILE
 
     folder, publish = place
     with ExitStack() as stack:
@@ -101,7 +101,7 @@ def _train_one(
     # New best weights take the parameters of the old ones away.
     is_tuned = (folder / "best" / SEPARATION_FILE).is_file()
     if is_writer() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
-        from cervseg_jax.inference.tune import tune_run
+        from cervseg_jax.segmentation.tuning import tune_run
 
         tune_run(folder, config, files["valid"], reporter=reporter)
     best = result.progress.best
@@ -114,7 +114,7 @@ def _draw_data(config: Config, reporter: Reporter) -> None:
     """Makes the synthetic data if the config asks for them."""
     synthetic = config.data.synthetic
     if synthetic is not None:
-        from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset
+        from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
 
         count = synthetic.train + synthetic.valid + synthetic.test
         with reporter.progress("drawing synthetic images", count) as advance:

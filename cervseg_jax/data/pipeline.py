@@ -11,7 +11,7 @@ import numpy as np
 from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.data.source import Pair, num_threads
-from cervseg_jax.sections import Config, DataConfig
+from cervseg_jax.schema import Config, DataConfig
 
 
 def steps_per_epoch(config: Config, num_images: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.source import Pair, load_sample
 from cervseg_jax.heads import needs_instances
-from cervseg_jax.sections import Config
+from cervseg_jax.schema import Config
 
 
 def sample_loader(config: Config) -> Callable[[Pair], Sample]:

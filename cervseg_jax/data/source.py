@@ -23,8 +23,8 @@ from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import refuse_bucket, sha256_of
-from cervseg_jax.sections import DataConfig, SplitConfig
-from cervseg_jax.threads import default_threads
+from cervseg_jax.runtime.threads import default_threads
+from cervseg_jax.schema import DataConfig, SplitConfig
 
 SPLITS = ("train", "valid", "test")
 

@@ -14,7 +14,7 @@ from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.evaluation.score import score_run
 from cervseg_jax.files import read_text
 from cervseg_jax.metrics.bootstrap import Comparison, compare_paired
-from cervseg_jax.training.run_folder import load_run_config, member_runs
+from cervseg_jax.runs.folder import load_run_config, member_runs
 
 COMPARED = ("dice", "iou", "soft_dice", "brier", "pq", "aji", "f1_50", "pq_touching")
 LEVEL = 0.05

@@ -11,7 +11,7 @@ from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.source import SPLITS, Pair, PairFacts, check_pairs, find_pairs, first_few
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import read_text
-from cervseg_jax.sections import Config, DataConfig
+from cervseg_jax.schema import Config, DataConfig
 
 
 class Part(NamedTuple):

@@ -16,7 +16,10 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.samples import sample_loader
 from cervseg_jax.data.source import Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
-from cervseg_jax.evaluation.batches import evaluate
+from cervseg_jax.engine.experiment import configured_loss, step_rules
+from cervseg_jax.engine.scores import evaluate
+from cervseg_jax.engine.state import TrainState
+from cervseg_jax.engine.step import make_eval_step
 from cervseg_jax.evaluation.nuclei import (
     NucleusScores,
     join_nucleus_scores,
@@ -37,21 +40,18 @@ from cervseg_jax.evaluation.pixels import (
 )
 from cervseg_jax.evaluation.subsets import find_subsets, summarise_subsets
 from cervseg_jax.files import csv_text, make_folder, write_json, write_labels, write_png, write_text
-from cervseg_jax.inference.doubt import doubt
-from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.predict import Predictor
-from cervseg_jax.inference.predict_any import infer_predictor, predict_any
-from cervseg_jax.inference.tune import MAX_IMAGES, load_rules
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
-from cervseg_jax.sections import Config, SeparationConfig
-from cervseg_jax.training.compiled import configured_loss, step_rules
-from cervseg_jax.training.run_folder import load_run_config
-from cervseg_jax.training.sharding import batch_sharding, make_mesh, replicated, require_devices
-from cervseg_jax.training.state import TrainState
-from cervseg_jax.training.step import make_eval_step
-from cervseg_jax.weights import Network, load_network
+from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.runs.weights import Network, load_network
+from cervseg_jax.runtime.mesh import batch_sharding, make_mesh, replicated, require_devices
+from cervseg_jax.schema import Config, SeparationConfig
+from cervseg_jax.segmentation.maps import infer_predictor, predict_any
+from cervseg_jax.segmentation.predict import Predictor
+from cervseg_jax.segmentation.tuning import MAX_IMAGES, load_rules
+from cervseg_jax.segmentation.uncertainty import doubt
+from cervseg_jax.segmentation.watershed import separate
 
 PREDICTIONS = ("masks", "probabilities", "instances")
 """Folders of what was predicted, one PNG per image; probabilities times 255."""

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from cervseg_jax.metrics.label_maps import Overlaps, centroids, overlaps, touching
+from cervseg_jax.label_maps import Overlaps, centroids, overlaps, touching
 from cervseg_jax.metrics.pixel import ratio
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

@@ -12,7 +12,7 @@ import keras
 
 from cervseg_jax.components import bind, lookup
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.models import (
+from cervseg_jax.models.families import (
     attention_unet,
     basnet,
     deeplab_v3plus,
@@ -26,13 +26,13 @@ from cervseg_jax.models import (
     unet3plus,
     xception_like_unet,
 )
-from cervseg_jax.models.attention import PatchEmbedding, PatchExpanding, PatchMerging, SwinTransformerBlock
-from cervseg_jax.models.blocks import HalfWordDropout, Layers, UpsampleConv2x2
-from cervseg_jax.models.convolution import SameConv2D
 from cervseg_jax.models.encoders import InputNorm
 from cervseg_jax.models.functional import Apply, functionalize
 from cervseg_jax.models.initial import INITIALIZERS, NUMPY_INITIALIZERS
-from cervseg_jax.models.pooling import BlockMaxPool
+from cervseg_jax.models.layers.attention import PatchEmbedding, PatchExpanding, PatchMerging, SwinTransformerBlock
+from cervseg_jax.models.layers.blocks import HalfWordDropout, Layers, UpsampleConv2x2
+from cervseg_jax.models.layers.convolution import SameConv2D
+from cervseg_jax.models.layers.pooling import BlockMaxPool
 
 __all__ = [
     "CUSTOM_OBJECTS",

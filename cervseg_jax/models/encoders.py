@@ -14,7 +14,7 @@ from keras import ops
 from pydantic import Field
 
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.models.blocks import Layers
+from cervseg_jax.models.layers.blocks import Layers
 
 EncoderName = Literal[
     "densenet121",

@@ -15,10 +15,10 @@ import numpy as np
 from cervseg_jax.data.source import first_few
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.models import build_with_layers, check_model_args
-from cervseg_jax.models.blocks import Layers
 from cervseg_jax.models.encoders import InputNorm, true_variance
+from cervseg_jax.models.layers.blocks import Layers
 from cervseg_jax.reference.hdf5 import StoredLayer, read_layers
-from cervseg_jax.sections import ModelConfig
+from cervseg_jax.schema import ModelConfig
 
 _KINDS = {"same_conv2d": "conv2d", "upsample_conv2x2": "conv2d_transpose", "input_norm": "normalization"}
 """Our classes whose weights another class of Keras 2 holds."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from cervseg_jax.data.source import SPLITS
 from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.files import read_text
-from cervseg_jax.sections import Config
-from cervseg_jax.training.run_folder import load_run_config
+from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.schema import Config
 
 
 class PartFacts(NamedTuple):

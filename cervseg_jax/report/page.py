@@ -11,8 +11,8 @@ from cervseg_jax.pages import page
 from cervseg_jax.report import gallery, sections
 from cervseg_jax.report.cards import data_card, model_card
 from cervseg_jax.report.facts import InferenceFacts, RunFacts, read_inference, read_run
-from cervseg_jax.training.run_folder import member_runs
-from cervseg_jax.training.writers import rate_drops
+from cervseg_jax.runs.folder import member_runs
+from cervseg_jax.runs.history import rate_drops
 
 
 def write_report(folder: Path, out: Path | None, *, num_layered: int, reporter: Reporter) -> Path:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cervseg_jax.bucket import address_of
 from cervseg_jax.pages import figure, table
 from cervseg_jax.report.facts import InferenceFacts, PartFacts, RunFacts, split_counts
 from cervseg_jax.report.words import RESEARCH_ONLY, inference_verdict, scored, verdict
+from cervseg_jax.runs.bucket import address_of
 
 PIXEL_SCORES = {
     "dice": "Dice",

@@ -14,31 +14,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from cervseg_jax.bucket import STATES, at_hand
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.samples import SampleCache, sample_cache
 from cervseg_jax.data.source import Pair
+from cervseg_jax.engine.experiment import Compiled, compile_run, configured_network, configured_optimizer
+from cervseg_jax.engine.plateau import PlateauState, stops_early, update_best, update_plateau
+from cervseg_jax.engine.schedule import rate_factor
+from cervseg_jax.engine.scores import Scores, evaluate
+from cervseg_jax.engine.state import TrainState, create_state
+from cervseg_jax.engine.step import StepMetrics, check_rate_factors
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
-from cervseg_jax.evaluation.batches import Scores, evaluate
-from cervseg_jax.sections import Config
-from cervseg_jax.training.checkpoint import Checkpoints
-from cervseg_jax.training.compiled import Compiled, compile_run, configured_network, configured_optimizer
-from cervseg_jax.training.distributed import is_writer
-from cervseg_jax.training.input_watch import InputWatch
-from cervseg_jax.training.interrupt import StopRequest, Wish, Wishes
+from cervseg_jax.runs.bucket import STATES, at_hand
+from cervseg_jax.runs.checkpoint import Checkpoints
+from cervseg_jax.runs.folder import EventLog
+from cervseg_jax.runs.history import write_history
+from cervseg_jax.runs.progress import Progress, finite
+from cervseg_jax.runs.weights import load_arrays, save_weights
+from cervseg_jax.runtime.distributed import is_writer
+from cervseg_jax.runtime.mesh import place, state_sharding, to_host, train_mesh
+from cervseg_jax.runtime.signals import StopRequest, Wish, Wishes
+from cervseg_jax.schema import Config
 from cervseg_jax.training.meter import StepMeter, StepProfiler, out_of_memory_advice
-from cervseg_jax.training.plateau import PlateauState, stops_early, update_best, update_plateau
 from cervseg_jax.training.preview import write_previews
-from cervseg_jax.training.progress import Progress, finite
-from cervseg_jax.training.run_folder import EventLog
-from cervseg_jax.training.schedule import rate_factor
-from cervseg_jax.training.sharding import place, state_sharding, to_host, train_mesh
-from cervseg_jax.training.state import TrainState, create_state
-from cervseg_jax.training.step import StepMetrics, check_rate_factors
-from cervseg_jax.training.writers import write_history
-from cervseg_jax.weights import load_arrays, save_weights
+from cervseg_jax.training.watchdog import InputWatch
 
 
 @dataclass(frozen=True)

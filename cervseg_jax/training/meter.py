@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import jax
 
+from cervseg_jax.engine.step import StepMetrics
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.sections import Config
-from cervseg_jax.training.progress import finite
-from cervseg_jax.training.run_folder import EventLog
-from cervseg_jax.training.step import StepMetrics
+from cervseg_jax.runs.folder import EventLog
+from cervseg_jax.runs.progress import finite
+from cervseg_jax.schema import Config
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,

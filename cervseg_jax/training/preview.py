@@ -10,15 +10,15 @@ import numpy as np
 
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.source import Pair
+from cervseg_jax.engine.experiment import Compiled
+from cervseg_jax.engine.state import TrainState
 from cervseg_jax.files import make_folder, write_png
-from cervseg_jax.inference.predict import Predictor
-from cervseg_jax.inference.predict_any import predict_any
 from cervseg_jax.plots import TRUTH_COLOUR, draw_overlay, draw_sheet
-from cervseg_jax.sections import Config
-from cervseg_jax.training.compiled import Compiled
-from cervseg_jax.training.distributed import is_writer
-from cervseg_jax.training.sharding import num_batch_shards
-from cervseg_jax.training.state import TrainState
+from cervseg_jax.runtime.distributed import is_writer
+from cervseg_jax.runtime.mesh import num_batch_shards
+from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.maps import predict_any
+from cervseg_jax.segmentation.predict import Predictor
 
 
 def write_previews(folder: Path, config: Config, compiled: Compiled, state: TrainState, pairs: Sequence[Pair]) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 
-from cervseg_jax.data.labelme import labelme_document
-from cervseg_jax.data.outlines import draw_instances, rasterise
+from cervseg_jax.annotations.labelme import labelme_document
+from cervseg_jax.annotations.outlines import draw_instances, rasterise
 
 
 def whole(points, shape):

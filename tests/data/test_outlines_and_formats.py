@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from skimage.draw import polygon2mask
 
-from cervseg_jax.data.formats import read_coco, read_geojson
-from cervseg_jax.data.labelme import labelme_document, read_labelme
-from cervseg_jax.data.outlines import enclosed_area, from_pixel_centres, rasterise, trace
+from cervseg_jax.annotations.formats import read_coco, read_geojson
+from cervseg_jax.annotations.labelme import labelme_document, read_labelme
+from cervseg_jax.annotations.outlines import enclosed_area, from_pixel_centres, rasterise, trace
 from cervseg_jax.errors import DataError
 from tests.conftest import SHARED
 

@@ -7,21 +7,21 @@ import cv2
 import numpy as np
 import pytest
 
+from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.audit import audit, source_of
-from cervseg_jax.data.collect import collect
-from cervseg_jax.data.dataset_folder import write_scenes
-from cervseg_jax.data.geometry import Geometry, pieces
-from cervseg_jax.data.outlines import draw_instances
-from cervseg_jax.data.prepare import prepare
-from cervseg_jax.data.recipe import Recipe
-from cervseg_jax.data.reference_dataset import build_reference_dataset
-from cervseg_jax.data.registration import registration
-from cervseg_jax.data.similarity import near_pairs, perceptual_hash
+from cervseg_jax.curation.audit import audit, source_of
+from cervseg_jax.curation.collect import collect
+from cervseg_jax.curation.dataset_folder import write_scenes
+from cervseg_jax.curation.geometry import Geometry, pieces
+from cervseg_jax.curation.prepare import prepare
+from cervseg_jax.curation.recipe import Recipe
+from cervseg_jax.curation.reference_dataset import build_reference_dataset
+from cervseg_jax.curation.registration import registration
+from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
+from cervseg_jax.curation.statistics import touching_nuclei, write_statistics
+from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.source import find_pairs
-from cervseg_jax.data.statistics import touching_nuclei, write_statistics
-from cervseg_jax.data.synthetic import draw_scene
 from cervseg_jax.errors import ConfigError, DataError
 from tests.conftest import SHARED
 
@@ -178,7 +178,7 @@ def test_same_input_same_dataset_whatever_the_order(drawn, tmp_path):
 
 def test_interrupted_work_is_taken_up(drawn, tmp_path, monkeypatch):
     make(drawn, tmp_path / "straight")
-    from cervseg_jax.data import prepare as module
+    from cervseg_jax.curation import prepare as module
 
     build, calls = module.build_source, []
 

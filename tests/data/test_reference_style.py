@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from cervseg_jax.data import reference_style as style
+from cervseg_jax.curation import reference_style as style
 
 
 @pytest.fixture(scope="module")

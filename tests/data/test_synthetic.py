@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cervseg_jax.data.dataset_folder import ensure_synthetic_dataset, write_scenes
-from cervseg_jax.data.outlines import draw_instances
-from cervseg_jax.data.synthetic import STAINS, draw_scene
+from cervseg_jax.annotations.outlines import draw_instances
+from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset, write_scenes
+from cervseg_jax.curation.synthetic import STAINS, draw_scene
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.sections import SyntheticConfig
+from cervseg_jax.schema import SyntheticConfig
 
 SCENES = [draw_scene(shape=(256, 256), seed=0, index=index) for index in range(24)]
 

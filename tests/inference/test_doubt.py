@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.inference.doubt import doubt
+from cervseg_jax.segmentation.uncertainty import doubt
 
 
 def test_doubt_is_the_mean_entropy_where_nuclei_may_be():

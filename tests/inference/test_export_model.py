@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.inference import export_model
-from cervseg_jax.inference.export_model import FORMATS, export_network
 from cervseg_jax.models import functionalize
-from cervseg_jax.weights import Contract, Network
+from cervseg_jax.runs.weights import Contract, Network
+from cervseg_jax.segmentation import export as export_model
+from cervseg_jax.segmentation.export import FORMATS, export_network
 from tests.models.test_models import SHAPE_CASES, build
 
 FIXED = {"deeplab_v3plus", "swin_unet", "trans_unet"}

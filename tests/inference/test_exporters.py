@@ -9,20 +9,20 @@ import roifile
 import shapely
 from scipy.ndimage import gaussian_filter, label
 
-from cervseg_jax.data.formats import read_coco, read_geojson
-from cervseg_jax.data.labelme import read_labelme
-from cervseg_jax.data.outlines import draw_instances
-from cervseg_jax.inference.exporters.documents import (
+from cervseg_jax.annotations.documents import (
     coco_annotations,
     coco_document,
     coco_image,
     geojson_document,
     labelme_with_masks,
 )
-from cervseg_jax.inference.exporters.imagej import roi_zip
-from cervseg_jax.inference.exporters.outlines import polygons_of
-from cervseg_jax.inference.instances import numbered
-from cervseg_jax.inference.measure import measure
+from cervseg_jax.annotations.formats import read_coco, read_geojson
+from cervseg_jax.annotations.imagej import roi_zip
+from cervseg_jax.annotations.labelme import read_labelme
+from cervseg_jax.annotations.outlines import draw_instances
+from cervseg_jax.annotations.polygons import polygons_of
+from cervseg_jax.segmentation.morphometry import measure
+from cervseg_jax.segmentation.watershed import numbered
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
 from cervseg_jax.data.targets import target_maps
-from cervseg_jax.inference.instances import clean, hills, numbered, separate
 from cervseg_jax.metrics.instance import aji, count_instances
-from cervseg_jax.sections import SeparationConfig
+from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.segmentation.watershed import clean, hills, numbered, separate
 
 RULES = SeparationConfig(min_area_px=20)
 

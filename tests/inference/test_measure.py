@@ -7,7 +7,7 @@ from skimage.color import rgb2hed
 from skimage.feature import graycomatrix, graycoprops
 from skimage.measure import perimeter_crofton, regionprops
 
-from cervseg_jax.inference.measure import GREY_LEVELS, in_micrometres, measure
+from cervseg_jax.segmentation.morphometry import GREY_LEVELS, in_micrometres, measure
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.inference import nuclei
-from cervseg_jax.inference.nuclei import find_nuclei
-from cervseg_jax.sections import SeparationConfig
+from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.segmentation import nuclei
+from cervseg_jax.segmentation.nuclei import find_nuclei
 
 RULES = SeparationConfig(min_area_px=10)
 

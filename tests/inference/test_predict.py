@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.data.source import resize_image
-from cervseg_jax.inference.predict import Predictor, predict_images
+from cervseg_jax.segmentation.predict import Predictor, predict_images
 
 
 def brightness(images):

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from cervseg_jax.inference import results
-from cervseg_jax.inference.results import Result, Settings, write_results
+from cervseg_jax.segmentation import outputs as results
+from cervseg_jax.segmentation.outputs import Result, Settings, write_results
 
 
 class Slide:

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from cervseg_jax.data.slides import Slide, is_slide
 from cervseg_jax.errors import DataError
-from cervseg_jax.inference.slides import Slide, is_slide
-from cervseg_jax.inference.tiling import predict_tiled
+from cervseg_jax.segmentation.tiling import predict_tiled
 
 tifffile = pytest.importorskip("tifffile", reason="the extra `slides` is not installed")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.data.targets import target_maps
-from cervseg_jax.inference.symmetries import with_symmetries
+from cervseg_jax.segmentation.tta import with_symmetries
 
 HEADS = ("mask", "distance", "hover")
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.inference.instances import separate
-from cervseg_jax.inference.tiling import fade, predict_tiled, tile_starts
-from cervseg_jax.sections import SeparationConfig
+from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.segmentation.tiling import fade, predict_tiled, tile_starts
+from cervseg_jax.segmentation.watershed import separate
 
 
 def stitched(predict, image, *, tile_size=(32, 48), overlap_px=8, batch_size=3):

@@ -5,8 +5,8 @@ import pytest
 
 from cervseg_jax.data.targets import target_maps
 from cervseg_jax.errors import CheckpointError
-from cervseg_jax.inference.tune import load_rules, save_rules, tune
-from cervseg_jax.sections import SeparationConfig
+from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.segmentation.tuning import load_rules, save_rules, tune
 
 
 def test_the_grid_finds_what_the_maps_need(rng):

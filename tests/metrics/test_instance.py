@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, center_of_mass, distance_transform_edt
 
-from cervseg_jax.metrics import instance, label_maps
+from cervseg_jax import label_maps
+from cervseg_jax.metrics import instance
 from cervseg_jax.metrics.instance import INSTANCE_METRICS, count_instances
 
 NUM_PAIRS = 1000

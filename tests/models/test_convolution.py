@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-from cervseg_jax.models import build_model, convolution, functionalize
-from cervseg_jax.models.convolution import SameConv2D, convolve_on_cpu, kernel_gradient
-from cervseg_jax.models.formulation import formulation_for
-from cervseg_jax.sections import MeshConfig
-from cervseg_jax.training.sharding import make_mesh
+from cervseg_jax.models import build_model, functionalize
+from cervseg_jax.models.layers import convolution
+from cervseg_jax.models.layers.backend import formulation_for
+from cervseg_jax.models.layers.convolution import SameConv2D, convolve_on_cpu, kernel_gradient
+from cervseg_jax.runtime.mesh import make_mesh
+from cervseg_jax.schema import MeshConfig
 
 
 def plain(images, kernel, dilation):

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from cervseg_jax.models.blocks import HalfWordDropout
+from cervseg_jax.models.layers.blocks import HalfWordDropout
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(0.05, 32), (0.35, 33), (0.9, 1)])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from cervseg_jax.data.batch import Batch
+from cervseg_jax.engine.optimizer import make_optimizer
+from cervseg_jax.engine.state import create_state
+from cervseg_jax.engine.step import StepRules, make_train_step
 from cervseg_jax.losses import LOSSES, dice_coef
 from cervseg_jax.models import build_model, functionalize
-from cervseg_jax.models.blocks import KERAS_DTYPES
-from cervseg_jax.training.optimizer import make_optimizer
-from cervseg_jax.training.state import create_state
-from cervseg_jax.training.step import StepRules, make_train_step
+from cervseg_jax.models.layers.blocks import KERAS_DTYPES
 
 ARGS = {"base_filters": 4, "levels": 5, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.05}
 VARIANTS = {

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cervseg_jax.engine.optimizer import make_optimizer
+from cervseg_jax.engine.state import create_state
+from cervseg_jax.engine.step import StepRules, make_train_step
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import MODELS, build_model, functionalize
-from cervseg_jax.models.blocks import BATCH_NORM_MOMENTUM, UpsampleConv2x2, num_params
 from cervseg_jax.models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from cervseg_jax.training.optimizer import make_optimizer
-from cervseg_jax.training.state import create_state
-from cervseg_jax.training.step import StepRules, make_train_step
+from cervseg_jax.models.layers.blocks import BATCH_NORM_MOMENTUM, UpsampleConv2x2, num_params
 
 SMALL = {
     "attention_unet": [

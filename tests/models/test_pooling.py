@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 
-from cervseg_jax.models import pooling
-from cervseg_jax.models.formulation import formulation_for
-from cervseg_jax.models.pooling import BlockMaxPool, max_of_blocks
-from cervseg_jax.sections import MeshConfig
-from cervseg_jax.training.sharding import make_mesh
+from cervseg_jax.models.layers import pooling
+from cervseg_jax.models.layers.backend import formulation_for
+from cervseg_jax.models.layers.pooling import BlockMaxPool, max_of_blocks
+from cervseg_jax.runtime.mesh import make_mesh
+from cervseg_jax.schema import MeshConfig
 
 
 def plain(images, size):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cervseg_jax.engine.optimizer import make_optimizer
+from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.training.checkpoint import Checkpoints, digest
-from cervseg_jax.training.optimizer import make_optimizer
-from cervseg_jax.training.state import TrainState, create_state
+from cervseg_jax.runs.checkpoint import Checkpoints, digest
 from tests.conftest import ROOT
 
 

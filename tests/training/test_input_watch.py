@@ -2,7 +2,7 @@
 
 import time
 
-from cervseg_jax.training.input_watch import InputWatch
+from cervseg_jax.training.watchdog import InputWatch
 
 
 def slow(seconds):

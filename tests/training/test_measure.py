@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from cervseg_jax.bench.cost import NUM_TIMED, measure_cost
 from cervseg_jax.models import build_model
-from cervseg_jax.models.blocks import num_params
-from cervseg_jax.training.measure import NUM_TIMED, measure_cost
+from cervseg_jax.models.layers.blocks import num_params
 
 
 def test_the_operations_are_those_of_the_convolutions():

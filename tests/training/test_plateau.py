@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.training.plateau import BestState, PlateauState, stops_early, update_best, update_plateau
+from cervseg_jax.engine.plateau import BestState, PlateauState, stops_early, update_best, update_plateau
 
 RULES = {"factor": 0.3, "patience": 4, "min_delta": 1e-4, "min_learning_rate": 0.0}
 

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from cervseg_jax.training import checkpoint, loop
+from cervseg_jax.runs import checkpoint
+from cervseg_jax.training import loop
 from tests.test_command_line import assert_same_run, run, run_process
 
 

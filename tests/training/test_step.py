@@ -9,23 +9,9 @@ import pytest
 
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, Element, collate
-from cervseg_jax.errors import ConfigError
-from cervseg_jax.heads import num_maps
-from cervseg_jax.losses import LOSSES
-from cervseg_jax.models import build_model, functionalize
-from cervseg_jax.sections import MeshConfig, RuntimeConfig
-from cervseg_jax.training import sharding
-from cervseg_jax.training.optimizer import make_optimizer, scale_by_adam_epsilon_hat
-from cervseg_jax.training.sharding import (
-    batch_sharding,
-    make_mesh,
-    replicated,
-    require_devices,
-    state_sharding,
-    to_host,
-)
-from cervseg_jax.training.state import create_state
-from cervseg_jax.training.step import (
+from cervseg_jax.engine.optimizer import make_optimizer, scale_by_adam_epsilon_hat
+from cervseg_jax.engine.state import create_state
+from cervseg_jax.engine.step import (
     StepRules,
     check_rate_factors,
     make_eval_step,
@@ -33,6 +19,20 @@ from cervseg_jax.training.step import (
     objective,
     stream_key,
 )
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import num_maps
+from cervseg_jax.losses import LOSSES
+from cervseg_jax.models import build_model, functionalize
+from cervseg_jax.runtime import mesh as sharding
+from cervseg_jax.runtime.mesh import (
+    batch_sharding,
+    make_mesh,
+    replicated,
+    require_devices,
+    state_sharding,
+    to_host,
+)
+from cervseg_jax.schema import MeshConfig, RuntimeConfig
 from tests.conftest import ROOT
 
 SIZE = (32, 48)

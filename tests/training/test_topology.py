@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cervseg_jax.bench import topology
 from cervseg_jax.cli import compile_command
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.sections import MeshConfig
-from cervseg_jax.training import topology
-from cervseg_jax.training.sharding import make_mesh
+from cervseg_jax.runtime.mesh import make_mesh
+from cervseg_jax.schema import MeshConfig
 
 
 def test_collectives_of_a_real_module():

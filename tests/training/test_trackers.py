@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from cervseg_jax.training import trackers
-from cervseg_jax.training.run_folder import EventLog
+from cervseg_jax.runs import trackers
+from cervseg_jax.runs.folder import EventLog
 from tests.test_command_line import refused, run
 
 

@@ -1,0 +1,1 @@
+"""Readers and writers of annotation formats, and the outlines they share."""

@@ -1,0 +1,48 @@
+"""Outlines of nuclei as polygons with holes, along pixel edges: rasterised again they give the same pixels."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cervseg_jax.annotations.outlines import rasterise, signed_area, trace
+from cervseg_jax.label_maps import bounding_boxes
+
+
+class Polygon(NamedTuple):
+    """An outer ring with its holes; float [n, 2] each with x and y, not closed."""
+
+    outer: np.ndarray
+    holes: list[np.ndarray]
+
+
+def polygons_of(labels: np.ndarray) -> list[list[Polygon]]:
+    """Traces every nucleus.
+
+    Args:
+      labels: integer labels [h, w], 0 for background.
+
+    Returns:
+      For each nucleus, in the order of the labels, its polygons; more than one where its pixels meet at corners alone.
+      No ring crosses or touches itself.
+    """
+    found = np.unique(labels[labels > 0])
+    traced = []
+    for label, (top, left, bottom, right) in zip(found, bounding_boxes(labels), strict=True):
+        rings = trace(labels[top:bottom, left:right] == label, top=int(top), left=int(left))
+        outer = [Polygon(ring, []) for ring in rings if signed_area(ring) > 0]
+        for ring in rings:
+            if signed_area(ring) < 0:
+                next(polygon for polygon in outer if _contains(polygon.outer, ring)).holes.append(ring)
+        traced.append(outer)
+    return traced
+
+
+def _contains(outer: np.ndarray, hole: np.ndarray) -> bool:
+    """Whether a hole lies within a ring: whether the ring's area holds a pixel of the hole."""
+    x, y = hole.min(axis=0)
+    width, height = (hole.max(axis=0) - (x, y)).astype(int)
+    inner = rasterise([hole - (x, y)], shape=(height, width))
+    row, column = np.argwhere(inner.inside)[0] + (inner.top, inner.left)
+    own = rasterise([outer - (x, y)], shape=(height, width))
+    row, column = row - own.top, column - own.left
+    return 0 <= row < own.inside.shape[0] and 0 <= column < own.inside.shape[1] and bool(own.inside[row, column])

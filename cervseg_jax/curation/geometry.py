@@ -1,0 +1,111 @@
+"""Padding, resizing and cutting of images together with their outlines and label maps.
+
+A transform is `position' = scale * position + shift`, per axis, on positions in the image (pixel edges at integers). It
+is applied to outlines exactly; they are rasterised afterwards, so that a resize never blurs or thickens a nucleus.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from cervseg_jax.annotations.outlines import Rings
+from cervseg_jax.data.augment import border_colour
+from cervseg_jax.data.source import resize_image, resize_mask
+
+Padding = Literal["none", "square", "square_reference"]
+
+
+class Geometry(NamedTuple):
+    """What is done to each source image, in this order."""
+
+    padding: Padding = "none"
+    """`square` centres the image on the median colour of its border, `square_reference` on its pixel (2, 2)."""
+    size: tuple[int, int] | None = None
+    """Height and width after resizing; None keeps the scale."""
+    tile: tuple[int, int] | None = None
+    """Height and width of the pieces that it is cut into; None keeps it whole."""
+
+
+class Affine(NamedTuple):
+    """Scale and shift of x and y."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    def then(self, scale: tuple[float, float], shift: tuple[float, float]) -> "Affine":
+        """Returns this transform followed by another one."""
+        return Affine(
+            (self.scale[0] * scale[0], self.scale[1] * scale[1]),
+            (self.shift[0] * scale[0] + shift[0], self.shift[1] * scale[1] + shift[1]),
+        )
+
+    def apply(self, rings: Rings) -> Rings:
+        """Returns transformed rings."""
+        return [ring * self.scale + self.shift for ring in rings]
+
+    def __str__(self) -> str:
+        """Returns the transform as the manifest shows it."""
+        return f"x*{self.scale[0]:.6g}{self.shift[0]:+.6g} y*{self.scale[1]:.6g}{self.shift[1]:+.6g}"
+
+
+class Piece(NamedTuple):
+    """An image after the geometry, or one tile of it."""
+
+    suffix: str
+    """Addition to the stem; empty for a whole image."""
+    image: np.ndarray
+    labels: np.ndarray | None
+    """int32 [h, w], where the source has a label map instead of outlines."""
+    transform: Affine
+    """From the source's positions to this piece's."""
+
+
+def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> Iterator[Piece]:
+    """Applies the geometry to an image.
+
+    Args:
+      image: uint8 [h, w, 3].
+      labels: int32 [h, w] or None.
+      geometry: what to do.
+
+    Yields:
+      The whole image, or its tiles row by row. Tiles that would stick out are filled with the border's colour.
+    """
+    transform = Affine()
+    if geometry.padding != "none":
+        height, width = image.shape[:2]
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        row, column = min(2, height - 1), min(2, width - 1)
+        colour = image[row, column] if geometry.padding == "square_reference" else border_colour(image)
+        image = _placed(image, (side, side), top, left, colour)
+        labels = None if labels is None else _placed(labels, (side, side), top, left, 0)
+        transform = transform.then((1.0, 1.0), (float(left), float(top)))
+    if geometry.size is not None:
+        height, width = image.shape[:2]
+        transform = transform.then((geometry.size[1] / width, geometry.size[0] / height), (0.0, 0.0))
+        image = resize_image(image, geometry.size)
+        labels = None if labels is None else resize_mask(labels, geometry.size)
+    if geometry.tile is None:
+        yield Piece("", image, labels, transform)
+        return
+    (height, width), (rows, columns) = image.shape[:2], geometry.tile
+    colour = border_colour(image)
+    for row, top in enumerate(range(0, height, rows)):
+        for column, left in enumerate(range(0, width, columns)):
+            window = (slice(top, top + rows), slice(left, left + columns))
+            yield Piece(
+                f"_r{row:02d}_c{column:02d}",
+                _placed(image[window], geometry.tile, 0, 0, colour),
+                None if labels is None else _placed(labels[window], geometry.tile, 0, 0, 0),
+                transform.then((1.0, 1.0), (-float(left), -float(top))),
+            )
+
+
+def _placed(picture: np.ndarray, shape: tuple[int, int], top: int, left: int, colour: object) -> np.ndarray:
+    """Puts a picture on a canvas of one colour."""
+    canvas = np.empty((*shape, *picture.shape[2:]), picture.dtype)
+    canvas[:] = np.round(np.asarray(colour))
+    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas

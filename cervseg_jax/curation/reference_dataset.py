@@ -1,0 +1,115 @@
+"""The reference implementation's dataset recipe, repeated with its defects, for comparison.
+
+Outlines are painted with `fillPoly`, padded and resized pictures are saved as JPEG, masks too; each source becomes 20
+variants, and the variants, not the sources, are divided afterwards. The distortions of image and mask do not match.
+A dataset made like this says nothing about images that training never saw; `audit` shows why.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cervseg_jax.curation.collect import Item, collect, read_truth
+from cervseg_jax.curation.reference_style import offline_variants
+from cervseg_jax.data.decode import read_image
+from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_json
+from cervseg_jax.runtime.threads import default_threads
+
+SIZE = 512
+SPLIT_SEED, TRAIN_SHARE, VALID_SHARE = 137, 0.8, 0.15
+FIRST_NUMBER = 10001
+
+
+def build_reference_dataset(
+    source: Path, out: Path, *, seed: int, each: Callable[[], None] = lambda: None
+) -> dict[str, int]:
+    """Makes the 20 variants of each source and divides them.
+
+    Args:
+      source: annotated images, see `collect`.
+      out: a new folder.
+      seed: seed of the distortions; the reference has none.
+      each: called after each source.
+
+    Returns:
+      Number of images by split.
+
+    Raises:
+      ConfigError: if `out` is there already, or nothing in `source` is understood.
+      DataError: if a file is bad.
+    """
+    refuse_filled_folder(out, shown=f"--out: {out}")
+    items, _ = collect(source.absolute())
+
+    def names_of(number: int) -> list[str]:
+        pictures = _pictures(items[number - FIRST_NUMBER])
+        streams = np.random.default_rng([seed, number]).spawn(2)  # image and mask are distorted differently
+        made = [
+            offline_variants(picture, is_mask=is_mask, random=stream)
+            for picture, is_mask, stream in zip(pictures, (False, True), streams, strict=True)
+        ]
+        names = []
+        for (prefix, image), (_, mask) in zip(*made, strict=True):
+            names.append(f"{prefix}{number}.jpg")
+            _write_jpeg(out / "all" / "images" / names[-1], image)
+            _write_jpeg(out / "all" / "masks" / names[-1], mask)
+        each()
+        return names
+
+    for name in ("images", "masks"):
+        make_folder(out / "all" / name)
+    with ThreadPoolExecutor(default_threads()) as pool:
+        numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(items))
+        names = sorted(name for several in pool.map(names_of, numbers) for name in several)
+    counts = _divide(out, names)
+    write_json(out / "dataset.json", {"kind": "reference_style", "source": str(source.absolute()), "seed": seed})
+    return counts
+
+
+def _pictures(item: Item) -> tuple[np.ndarray, np.ndarray]:
+    """Image (BGR) and mask (0 or 255) as squares of 512 pixels."""
+    image = read_image(item.image_path)[:, :, ::-1]
+    height, width = image.shape[:2]
+    truth = read_truth(item, mask_rule="half_range")
+    mask = np.zeros((height, width), np.uint8)
+    if truth.labels is not None:
+        mask[truth.labels > 0] = 255
+    for nucleus in truth.nuclei or []:
+        for ring in nucleus.rings:
+            cv2.fillPoly(mask, [ring.astype(np.int32)], 255)
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    squares = []
+    for picture, colour in ((image, image[2, 2]), (mask, 0)):
+        canvas = np.empty((side, side, *picture.shape[2:]), np.uint8)
+        canvas[:] = colour
+        canvas[top : top + height, left : left + width] = picture
+        squares.append(cv2.resize(canvas, (SIZE, SIZE)))
+    return squares[0], squares[1]
+
+
+def _divide(out: Path, names: Sequence[str]) -> dict[str, int]:
+    """Moves the files into train, valid and test by the reference's shuffle."""
+    shuffled = list(names)
+    random.Random(SPLIT_SEED).shuffle(shuffled)  # noqa: S311 (its generator)
+    first, second = int(TRAIN_SHARE * len(names)), int(TRAIN_SHARE * len(names)) + int(VALID_SHARE * len(names))
+    parts = {"train": shuffled[:first], "valid": shuffled[first:second], "test": shuffled[second:]}
+    for split, members in parts.items():
+        for kind in ("images", "masks"):
+            folder = make_folder(out / split / kind)
+            for name in members:
+                (out / "all" / kind / name).rename(folder / name)
+    for kind in ("images", "masks"):
+        (out / "all" / kind).rmdir()
+    (out / "all").rmdir()
+    return {split: len(members) for split, members in parts.items()}
+
+
+def _write_jpeg(path: Path, picture: np.ndarray) -> None:
+    colours = picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    _, packed = cv2.imencode(".jpg", np.ascontiguousarray(colours))
+    write_bytes(path, packed.tobytes(), durable=False)

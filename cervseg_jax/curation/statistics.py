@@ -1,0 +1,231 @@
+"""What a dataset holds: counts, sizes, nuclei, stains; as numbers and as pictures."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from cervseg_jax.curation.overview import write_overview
+from cervseg_jax.data.decode import read_image, read_labels, read_mask
+from cervseg_jax.data.source import list_images, split_folders
+from cervseg_jax.errors import DataError
+from cervseg_jax.files import write_json, write_png
+from cervseg_jax.plots import TRUTH_COLOUR, draw_outline, draw_sheet, save_figure
+from cervseg_jax.runtime.threads import default_threads
+
+NUM_SAMPLES = 12
+COLUMNS = 4
+
+
+class ImageFacts(NamedTuple):
+    """What one image adds to the statistics."""
+
+    size: tuple[int, int]
+    foreground: float
+    areas: list[int]
+    """Pixels of each nucleus; of each connected region where there are no instance labels."""
+    touching: int
+    """Nuclei that touch another one; 0 without instance labels."""
+    separates: bool
+    mean_rgb: tuple[float, float, float]
+    """Mean colour of the nuclei, or of the image where it has none."""
+
+
+def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int], Any]) -> dict[str, Any]:
+    """Writes `stats.json`, `<name>_statistics.png`, `train_{images,masks}_sample.png` and `overview.html`.
+
+    Args:
+      dataset: `{train,valid,test}/{images,masks[,instances]}`, or `images` and `masks`.
+      out: folder for the files.
+      progress: as for `prepare`.
+
+    Returns:
+      The content of `stats.json`: per split counts, sizes, shares, nuclei per image, quantiles of areas, colours.
+
+    Raises:
+      ConfigError: if there are no such folders.
+      DataError: if a file is bad or has no partner.
+    """
+    folders = split_folders(dataset)
+    paths = {split: list_images(folder / "images") for split, folder in folders.items()}
+    facts: dict[str, list[ImageFacts]] = {}
+    with progress("counting", sum(map(len, paths.values()))) as advance, ThreadPoolExecutor(default_threads()) as pool:
+
+        def measure(path: Path) -> ImageFacts:
+            try:
+                return _measure(path)
+            finally:
+                advance()
+
+        for split, members in paths.items():
+            facts[split] = list(pool.map(measure, members))
+    summary = {split: summarise_split(members) for split, members in facts.items() if members}
+    write_json(out / "stats.json", summary)
+    draw_statistics(out / f"{dataset.name}_statistics.png", facts, title=dataset.name)
+    first = next(iter(folders))
+    prefix = "train" if first == "train" else first
+    _write_samples(out, prefix, paths[first])
+    pictures = {
+        f"{dataset.name}_statistics.png": "Distributions: images, nuclei per image, stain, areas, foreground, touching",
+        f"{prefix}_images_sample.png": f"Images: a sample of {first} with outlines of the truth",
+        f"{prefix}_masks_sample.png": "Masks: of the same images",
+    }
+    write_overview(out / "overview.html", dataset, summary, pictures)
+    return summary
+
+
+def summarise_split(facts: Sequence[ImageFacts]) -> dict[str, Any]:
+    """Turns the facts of one split into numbers.
+
+    Args:
+      facts: at least one image.
+
+    Returns:
+      JSON values; areas in pixels.
+    """
+    areas = [area for fact in facts for area in fact.areas]
+    separates = all(fact.separates for fact in facts)
+    counts = [len(fact.areas) for fact in facts]
+    sizes = sorted({fact.size for fact in facts})
+    return {
+        "images": len(facts),
+        "sizes": [list(size) for size in sizes[:20]],
+        "foreground_mean": float(np.mean([fact.foreground for fact in facts])),
+        "empty_masks": sum(not fact.areas for fact in facts),
+        "nuclei" if separates else "regions": int(np.sum(counts)),
+        "per_image": {"mean": float(np.mean(counts)), "min": int(min(counts)), "max": int(max(counts))},
+        "touching_share": sum(fact.touching for fact in facts) / max(len(areas), 1) if separates else None,
+        "area_px": {f"p{q}": float(np.percentile(areas, q)) for q in (5, 25, 50, 75, 95)} if areas else None,
+        "nucleus_rgb_mean": np.mean([fact.mean_rgb for fact in facts], axis=0).round(1).tolist(),
+    }
+
+
+def touching_nuclei(labels: np.ndarray) -> int:
+    """Counts the nuclei that share a pixel edge or corner with another one.
+
+    Args:
+      labels: integer [h, w], 0 for background.
+
+    Example:
+      >>> touching_nuclei(np.array([[1, 2, 0, 3]]))
+      2
+    """
+    touching: set[int] = set()
+    height, width = labels.shape
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        one = labels[: height - dy, max(0, -dx) : width - max(0, dx)]
+        other = labels[dy:, max(0, dx) : width - max(0, -dx)]
+        meet = (one != other) & (one > 0) & (other > 0)
+        touching |= set(np.unique(one[meet]).tolist()) | set(np.unique(other[meet]).tolist())
+    return len(touching)
+
+
+def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: str) -> None:
+    """Draws images per split, nuclei per image, stain colours, areas, foreground and touching shares.
+
+    Args:
+      path: the PNG to write.
+      facts: by split.
+      title: heading.
+    """
+    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    (count, per_image, colour), (area, share, touching) = figure.subplots(2, 3)
+    names = [name for name, members in facts.items() if members]
+    bars = count.bar(names, [len(facts[name]) for name in names], color="#1b6ca8", width=0.6)
+    count.bar_label(bars)
+    count.set_ylabel("images")
+    separates = all(fact.separates for name in names for fact in facts[name])
+    what = "nuclei" if separates else "connected regions"
+    groups: dict[str, dict[str, list[float]]] = {
+        "per_image": {name: [len(fact.areas) for fact in facts[name]] for name in names},
+        "area": {name: [float(np.log10(a)) for fact in facts[name] for a in fact.areas] for name in names},
+        "share": {name: [100 * fact.foreground for fact in facts[name]] for name in names},
+        "touching": {
+            name: [100 * fact.touching / len(fact.areas) for fact in facts[name] if fact.areas and separates]
+            for name in names
+        },
+    }
+    _histogram(per_image, groups["per_image"], f"{what} per image")
+    _histogram(area, groups["area"], f"log10 of the area of {what}, pixels")
+    _histogram(share, groups["share"], "share of nucleus, %")
+    _histogram(touching, groups["touching"], "touching nuclei, % (needs instance labels)")
+    for name in names:
+        rgb = np.array([fact.mean_rgb for fact in facts[name]])
+        colour.scatter(rgb[:, 0], rgb[:, 2], c=rgb / 255, s=28, edgecolors="0.3", linewidths=0.4)
+    colour.set(xlabel="red of the nuclei (each dot an image, in its colour)", ylabel="blue")
+    per_image.legend(frameon=False)
+    for axes in (count, per_image, colour, area, share, touching):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    save_figure(path, figure)
+
+
+def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:
+    """Draws shares of each split over common bins, as outlines that do not hide each other."""
+    together = [value for several in values.values() for value in several]
+    axes.set(xlabel=label, ylabel="share")
+    if not together:
+        return
+    edges = np.linspace(min(together), max(together) + 1e-9, 16)
+    for name, several in values.items():
+        if several:
+            counts, _ = np.histogram(several, edges)
+            axes.stairs(counts / len(several), edges, label=name, linewidth=1.8)
+
+
+def _measure(path: Path) -> ImageFacts:
+    image = read_image(path)
+    labels, separates = _labels_of(path)
+    if labels.shape != image.shape[:2]:
+        raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]}, its truth {labels.shape[1]}x{labels.shape[0]}")
+    if not separates:
+        regions: Any = ndimage.label(labels > 0)
+        labels = np.asarray(regions[0], np.int32)
+    areas = np.bincount(labels.ravel())[1:]
+    inside = labels > 0
+    pixels = image[inside] if inside.any() else image.reshape(-1, 3)
+    red, green, blue = pixels.mean(axis=0)
+    return ImageFacts(
+        size=image.shape[:2],
+        foreground=float(inside.mean()),
+        areas=areas[areas > 0].tolist(),
+        touching=touching_nuclei(labels) if separates else 0,
+        separates=separates,
+        mean_rgb=(float(red), float(green), float(blue)),
+    )
+
+
+def _labels_of(image_path: Path) -> tuple[np.ndarray, bool]:
+    """Reads instance labels where there are some, else the mask."""
+    folder = image_path.parents[1]
+    for kind in ("instances", "masks"):
+        for path in sorted((folder / kind).glob(f"{_escaped(image_path.stem)}.*")):
+            return read_labels(path) if kind == "instances" else (read_mask(path).mask.astype(np.int32), False)
+    raise DataError(f"{image_path}: has neither instance labels nor a mask")
+
+
+def _escaped(stem: str) -> str:
+    return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in stem)
+
+
+def _write_samples(out: Path, prefix: str, paths: Sequence[Path]) -> None:
+    """Writes a grid of images with outlines, and one of their masks."""
+    chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(NUM_SAMPLES, len(paths)))]
+    outlined, masks = [], []
+    for path in chosen:
+        labels, _ = _labels_of(path)
+        picture = read_image(path)
+        for number in np.unique(labels[labels > 0]):
+            picture = draw_outline(picture, labels == number, colour=TRUTH_COLOUR)
+        outlined.append(picture)
+        masks.append(np.repeat(((labels > 0) * 255).astype(np.uint8)[:, :, None], 3, axis=2))
+    for name, pictures in ((f"{prefix}_images_sample", outlined), (f"{prefix}_masks_sample", masks)):
+        blank = np.full_like(pictures[0], 255)
+        filled = pictures + [blank] * (-len(pictures) % COLUMNS)
+        rows = [filled[start : start + COLUMNS] for start in range(0, len(filled), COLUMNS)]
+        write_png(out / f"{name}.png", draw_sheet(rows, captions=("",) * COLUMNS))

@@ -1,0 +1,1 @@
+"""The pure train, evaluation and prediction steps, and the experiment that compiles them."""

@@ -1,0 +1,189 @@
+"""The functions of a run, compiled for its one shape."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import keras
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.batch import Batch, abstract_batch
+from cervseg_jax.engine.optimizer import make_optimizer
+from cervseg_jax.engine.state import TrainState
+from cervseg_jax.engine.step import StepMetrics, StepRules, make_eval_step, make_train_step
+from cervseg_jax.heads import num_maps
+from cervseg_jax.losses import LOSSES, Loss
+from cervseg_jax.models import Apply, build_model, functionalize
+from cervseg_jax.models.layers.backend import formulation_for
+from cervseg_jax.runs.folder import EventLog
+from cervseg_jax.runtime.mesh import batch_sharding, local_images, replicated, state_sharding
+from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.predict import WeightedPredict, make_predict
+from cervseg_jax.training.meter import StepFacts, out_of_memory_advice
+from cervseg_jax.typing import ModelState, Params
+
+
+class Compiled(NamedTuple):
+    """The functions of a run, each compiled for its one shape."""
+
+    train_step: Callable[[TrainState, Batch, np.float32], tuple[TrainState, StepMetrics]]
+    eval_step: Callable[[TrainState, Batch], StepMetrics]
+    predict: WeightedPredict
+    mesh: Mesh
+    batch_sharding: Batch
+    """Where the parts of a batch lie."""
+    images: range
+    """Which images of each batch this process holds."""
+    facts: StepFacts
+
+
+def compile_run(
+    config: Config,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    reporter: Reporter,
+    log: EventLog,
+) -> Compiled:
+    """Compiles the train step ahead of time: another shape would be an error, never a second compilation.
+
+    Args:
+      config: the recipe.
+      apply: the network.
+      optimizer: its transform.
+      state: a state that lies on the mesh.
+      mesh: the devices.
+      reporter: is told the time and the memory.
+      log: likewise.
+
+    Returns:
+      The functions of the run.
+    """
+    reporter.info("compiling the train step ...")
+    start = time.monotonic()
+    lowered = lower_train_step(config, apply, optimizer, state, mesh)
+    with out_of_memory_advice(config):
+        compiled = lowered.compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    temporary = getattr(memory, "temp_size_in_bytes", 0)
+    reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
+    flops = step_flops(config, apply, optimizer, state, mesh)
+    facts = StepFacts(config.train.batch_size, flops, mesh.size, temporary)
+    log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary, step_flops=flops)
+    spread, images = batch_sharding(mesh, config.model.heads), local_images(mesh, config.train.batch_size)
+    score = jax.jit(
+        make_eval_step(apply, configured_loss(config), step_rules(config)),
+        in_shardings=(state_sharding(mesh, state), spread),
+        out_shardings=replicated(mesh),
+    )
+
+    def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
+        with formulation_for(mesh):  # counts in the first call, which compiles
+            return score(state, batch)
+
+    return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread, images, facts)
+
+
+def lower_train_step(
+    config: Config, apply: Apply, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> jax.stages.Lowered:
+    """Traces the train step of a run for a mesh.
+
+    Args:
+      config: the recipe.
+      apply: the network.
+      optimizer: its transform.
+      state: a state, or its shapes.
+      mesh: the devices; they need not be there.
+
+    Returns:
+      The step, ready to be compiled; it gives the state's memory away.
+    """
+    with formulation_for(mesh):
+        return _lower(config, apply, optimizer, state, mesh, step_rules(config))
+
+
+def step_flops(
+    config: Config, apply: Apply, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> float:
+    """Counts the operations of a train step, a multiplication and an addition counting two.
+
+    They are those of a program without loops, of which XLA counts one round: of the whole batch at once and with plain
+    convolutions. Arguments are those of `lower_train_step`.
+
+    Returns:
+      Operations on all devices together; NaN where XLA does not count.
+    """
+    lowered = _lower(config, apply, optimizer, state, mesh, step_rules(config)._replace(num_parts=1))
+    return float((lowered.cost_analysis() or {}).get("flops", math.nan))
+
+
+def _lower(
+    config: Config,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    rules: StepRules,
+) -> jax.stages.Lowered:
+    everywhere, places = replicated(mesh), state_sharding(mesh, state)
+    step = jax.jit(
+        make_train_step(apply, optimizer, configured_loss(config), rules),
+        donate_argnums=0,
+        in_shardings=(places, batch_sharding(mesh, config.model.heads), everywhere),
+        out_shardings=(places, everywhere),
+    )
+    batch = abstract_batch(config.train.batch_size, config.model.image_size, heads=config.model.heads)
+    return step.lower(state, batch, jax.ShapeDtypeStruct((), np.float32))
+
+
+def configured_network(config: Config) -> tuple[Apply, Params, ModelState]:
+    """Builds the network with its initial weights, which depend on `train.seed` alone."""
+    keras.utils.set_random_seed(config.train.seed)
+    return functionalize(
+        build_model(
+            config.model.name,
+            image_size=config.model.image_size,
+            args=config.model.args,
+            dtype=config.runtime.precision,
+            num_maps=num_maps(config.model.heads),
+        )
+    )
+
+
+def configured_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns the optimizer, without the learning rate."""
+    return make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
+
+
+def configured_loss(config: Config) -> Loss:
+    """Returns the mask's loss with its arguments."""
+    return functools.partial(LOSSES[config.train.loss], **config.train.loss_args)
+
+
+def step_rules(config: Config) -> StepRules:
+    """Returns what the steps of a run follow."""
+    train = config.train
+    return StepRules(
+        seed=train.seed,
+        threshold=config.eval.threshold,
+        side_loss_weight=train.side_loss_weight,
+        l2_penalty=train.l2_penalty,
+        rate_factors=train.rate_factors,
+        heads=config.model.heads,
+        head_weights=train.head_weights,
+        touching_weight=train.touching_weight,
+        norm_warmup=train.norm_warmup,
+        ema_decay=train.ema_decay,
+        num_parts=train.accumulate,
+        recompute=config.runtime.recompute,
+    )

@@ -1,1 +1,0 @@
-"""From trained weights and images to masks."""

@@ -1,1 +1,0 @@
-"""Label maps and measurements as the files of other programs."""

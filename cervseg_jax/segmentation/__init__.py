@@ -1,0 +1,1 @@
+"""From trained weights and images to masks, nuclei and files."""

@@ -1,0 +1,48 @@
+"""Test-time augmentation: the mean over mirrored and turned copies of an image. Nuclei have no upright position."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cervseg_jax.heads import Head, channels
+from cervseg_jax.segmentation.predict import Predict
+
+
+def with_symmetries(predict: Predict, heads: Sequence[Head]) -> Predict:
+    """Returns a prediction that averages over the symmetries of the network's input.
+
+    Args:
+      predict: from uint8 [b, h, w, 3] to probabilities [b, h, w, maps].
+      heads: what the maps are; the places of "hover" are mirrored back as well.
+
+    Returns:
+      The same with all eight symmetries of the square where h equals w, else with the four of the rectangle.
+    """
+
+    def averaged(images: np.ndarray) -> np.ndarray:
+        turns = (False, True) if images.shape[1] == images.shape[2] else (False,)
+        total: Any = 0.0
+        for moves in itertools.product(turns, (False, True), (False, True)):
+            total = total + _back(predict(_there(images, *moves)), heads, *moves)
+        return np.asarray(total / (4 * len(turns)), np.float32)
+
+    return averaged
+
+
+def _there(images: np.ndarray, transpose: bool, down: bool, across: bool) -> np.ndarray:
+    turned = images.swapaxes(1, 2) if transpose else images
+    return np.ascontiguousarray(turned[:, :: -1 if down else 1, :: -1 if across else 1])
+
+
+def _back(maps: np.ndarray, heads: Sequence[Head], transpose: bool, down: bool, across: bool) -> np.ndarray:
+    maps = maps[:, :: -1 if down else 1, :: -1 if across else 1].copy()
+    if "hover" in heads:
+        where = channels(heads, "hover")
+        for channel, mirrored in ((where.start, across), (where.start + 1, down)):
+            if mirrored:
+                maps[..., channel] = 1.0 - maps[..., channel]
+        if transpose:
+            maps[..., where] = maps[..., where][..., ::-1]
+    return maps.swapaxes(1, 2) if transpose else maps
