@@ -1,6 +1,7 @@
 """Loading a recipe, with every check that needs no data."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,26 @@ from cervseg_jax.heads import needs_instances
 from cervseg_jax.schema import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
+_LOGGER = logging.getLogger("cervseg_jax")
+
 PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("data", "root"),
     ("train", "init_from"),
     ("model", "args", "encoder_weights"),
 )
 """Keys that hold paths: relative to the config file, or to the current folder when given with `--set`."""
+
+RENAMED_KEYS: Mapping[str, str] = {
+    "train.rate_factors": "train.lr_multipliers",
+    "train.accumulate": "train.grad_accum_steps",
+    "train.side_loss_weight": "train.deep_supervision_weight",
+    "train.norm_warmup": "train.batch_norm_warmup",
+    "runtime.recompute": "runtime.remat",
+    "infer.colours": "infer.colors",
+    "infer.separation": "infer.postprocessing",
+    "infer.postprocessing.min_depth": "infer.postprocessing.min_saddle_depth",
+}
+"""Keys of release 0.1 and their names now; read with a notice, in order, until 0.3."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -60,6 +75,9 @@ def build_config(raw: dict[str, Any], overrides: Sequence[str], *, folder: Path,
     _resolve_paths(raw, folder)
     for override in overrides:
         _apply_override(raw, override)
+    renamed = _rename_keys(raw)
+    if renamed:
+        _LOGGER.warning("%s: renamed keys: %s", source, ", ".join(f"{old} is now {new}" for old, new in renamed))
     return _with_checked_components(_validate(raw, source=source))
 
 
@@ -87,6 +105,31 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _rename_keys(raw: dict[str, Any]) -> list[tuple[str, str]]:
+    """Moves values from `RENAMED_KEYS` to their new names, in place; a value under the new name wins.
+
+    Returns:
+      The old and new names that were found.
+    """
+    found = []
+    for old, new in RENAMED_KEYS.items():
+        *old_path, old_key = old.split(".")
+        *new_path, new_key = new.split(".")
+        source, target = _section(raw, old_path), _section(raw, new_path)
+        if source is not None and target is not None and old_key in source:
+            value = source.pop(old_key)
+            target.setdefault(new_key, value)
+            found.append((old, new))
+    return found
+
+
+def _section(raw: dict[str, Any], path: Sequence[str]) -> dict[str, Any] | None:
+    node: Any = raw
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
 
 
 def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:
@@ -203,18 +246,20 @@ def _with_checked_components(config: Config) -> Config:
 
 
 def _check_mesh(config: Config) -> None:
-    batch_size, accumulate = config.train.batch_size, config.train.accumulate
-    if batch_size % accumulate:
-        raise ConfigError(f"train.accumulate: must divide train.batch_size ({batch_size}), got {accumulate}")
+    batch_size, grad_accum_steps = config.train.batch_size, config.train.grad_accum_steps
+    if batch_size % grad_accum_steps:
+        raise ConfigError(
+            f"train.grad_accum_steps: must divide train.batch_size ({batch_size}), got {grad_accum_steps}"
+        )
     mesh = config.runtime.mesh
     if mesh is None:
         return
-    shards = mesh.data * mesh.fsdp * accumulate
+    shards = mesh.data * mesh.fsdp * grad_accum_steps
     if batch_size % shards:
         rounded = math.ceil(batch_size / shards) * shards
         raise ConfigError(
-            "train.batch_size: must be a multiple of runtime.mesh.data x runtime.mesh.fsdp x train.accumulate "
-            f"({mesh.data} x {mesh.fsdp} x {accumulate}), got {batch_size}; {rounded} would fit"
+            "train.batch_size: must be a multiple of runtime.mesh.data x runtime.mesh.fsdp x train.grad_accum_steps "
+            f"({mesh.data} x {mesh.fsdp} x {grad_accum_steps}), got {batch_size}; {rounded} would fit"
         )
     height = config.model.image_size[0]
     if height % mesh.spatial:

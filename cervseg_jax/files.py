@@ -119,7 +119,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
     Args:
       path: the file.
-      image: uint8 or uint16, [h, w] grey or [h, w, 3] RGB.
+      image: uint8 or uint16, [h, w] gray or [h, w, 3] RGB.
     """
     if image.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"write_png: image must be uint8 or uint16, got {image.dtype}")

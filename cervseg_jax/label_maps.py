@@ -1,4 +1,4 @@
-"""Which nuclei of two label maps are where: overlaps, centres, neighbours, borders.
+"""Which nuclei of two label maps are where: overlaps, centers, neighbors, borders.
 
 Label maps hold 0 for background; other labels need not be contiguous. Positions count from 0 in the order of labels.
 """
@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""From a pixel to half of its neighbours, rows and columns; the other half are the same steps backwards."""
+"""From a pixel to half of its neighbors, rows and columns; the other half are the same steps backwards."""
 
 
-def neighbours(values: np.ndarray, step: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two views of an array [h, w] that hold each pixel and its neighbour one step away at the same place."""
+def neighbors(values: np.ndarray, step: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two views of an array [h, w] that hold each pixel and its neighbor one step away at the same place."""
     (down, across), width = step, values.shape[1]
     left, far = max(0, -across), width - max(0, across)
     return values[: values.shape[0] - down, left:far], values[down:, left + across : far + across]
@@ -69,7 +69,7 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
 
 
 def centroids(labels: np.ndarray) -> np.ndarray:
-    """Returns the centre of each nucleus in the order of the labels, [n, 2]: row and column of pixel centres."""
+    """Returns the center of each nucleus in the order of the labels, [n, 2]: row and column of pixel centers."""
     rows, columns = np.nonzero(labels)
     found, number = np.unique(labels[rows, columns], return_inverse=True)
     areas = np.bincount(number, minlength=len(found))
@@ -82,7 +82,7 @@ def touching(labels: np.ndarray) -> np.ndarray:
     found = np.unique(labels[labels > 0])
     touched = []
     for step in STEPS:
-        here, there = neighbours(labels, step)
+        here, there = neighbors(labels, step)
         differ = (here != there) & (here > 0) & (there > 0)
         touched += [here[differ], there[differ]]
     return np.isin(found, np.concatenate(touched))
@@ -100,7 +100,7 @@ class SurfaceDistances(NamedTuple):
 def surface_distances(truth: np.ndarray, prediction: np.ndarray) -> SurfaceDistances:
     """Measures how far the borders of nuclei that match with an IoU above 0.5 lie apart.
 
-    A border pixel is one of the nucleus with a neighbour, at a side, outside of it.
+    A border pixel is one of the nucleus with a neighbor, at a side, outside of it.
 
     Args:
       truth: integer labels [h, w].

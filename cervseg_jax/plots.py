@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from cervseg_jax.files import write_bytes
 
-TRUTH_COLOUR = (20, 160, 60)
-PREDICTION_COLOUR = (230, 30, 140)
-_CURVE_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5")
+TRUTH_COLOR = (20, 160, 60)
+PREDICTION_COLOR = (230, 30, 140)
+_CURVE_COLORS = ("#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5")
 
 
 def save_figure(path: Path, figure: Figure, *, bbox_inches: str | None = None) -> None:
@@ -52,7 +52,7 @@ def draw_curves(
             range(1, len(values) + 1),
             values,
             label=name,
-            color=_CURVE_COLOURS[bases.index(name.removeprefix("val_")) % len(_CURVE_COLOURS)],
+            color=_CURVE_COLORS[bases.index(name.removeprefix("val_")) % len(_CURVE_COLORS)],
             linestyle="-" if validation else "--",
             alpha=1.0 if validation else 0.7,
             linewidth=1.8,
@@ -89,7 +89,7 @@ def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], S
         axes.set_visible(False)
     for axes, (name, (training, validation)) in zip(grid.flat, curves.items(), strict=False):
         for label, values, style in (("training", training, "--"), ("validation", validation, "-")):
-            axes.plot(range(1, len(values) + 1), values, style, color=_CURVE_COLOURS[0], label=label, linewidth=1.6)
+            axes.plot(range(1, len(values) + 1), values, style, color=_CURVE_COLORS[0], label=label, linewidth=1.6)
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -112,11 +112,11 @@ def draw_reliability(path: Path, curve: Mapping[str, Sequence[float]], *, error:
     figure = Figure(figsize=(5, 5.6), dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="perfectly calibrated")
-    upper.plot(curve["predicted"], curve["observed"], "o-", color=_CURVE_COLOURS[0], markersize=4, label="this network")
+    upper.plot(curve["predicted"], curve["observed"], "o-", color=_CURVE_COLORS[0], markersize=4, label="this network")
     upper.set(ylabel="share that is nucleus", xlim=(0, 1), ylim=(0, 1), title=f"expected calibration error {error:.4f}")
     upper.legend(frameon=False, loc="upper left")
     edges = np.linspace(0, 1, len(curve["pixels"]) + 1)
-    lower.stairs(curve["pixels"], edges, fill=True, color=_CURVE_COLOURS[0], alpha=0.5)
+    lower.stairs(curve["pixels"], edges, fill=True, color=_CURVE_COLORS[0], alpha=0.5)
     lower.set(xlabel="predicted probability", ylabel="pixels", yscale="log")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
@@ -139,8 +139,8 @@ def draw_scatter(path: Path, columns: Mapping[str, Sequence[np.ndarray]], *, nam
         low = max(0.0, float(np.nanmin(every)) - 0.03)
         axes.plot([low, 1], [low, 1], color="0.6", linewidth=0.9, linestyle=":")
         for number, (name, column) in enumerate(zip(names[1:], values[1:], strict=True)):
-            colour = _CURVE_COLOURS[number % len(_CURVE_COLOURS)]
-            axes.scatter(values[0], column, s=16, color=colour, alpha=0.7, linewidths=0, label=name)
+            color = _CURVE_COLORS[number % len(_CURVE_COLORS)]
+            axes.scatter(values[0], column, s=16, color=color, alpha=0.7, linewidths=0, label=name)
         axes.set(xlabel=f"{score} of {names[0]}", ylabel=score, xlim=(low, 1.005), ylim=(low, 1.005), aspect="equal")
         axes.set_title("above the line: better than the first", fontsize=9)
         axes.grid(alpha=0.25)
@@ -207,45 +207,43 @@ def draw_stages(path: Path, boxes: Sequence[Box], *, title: str) -> None:
     save_figure(path, figure, bbox_inches="tight")
 
 
-def draw_overlay(
-    image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int, int] = PREDICTION_COLOUR
-) -> np.ndarray:
+def draw_overlay(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, int] = PREDICTION_COLOR) -> np.ndarray:
     """Tints the mask's area and draws its outline on a copy of the image.
 
     Args:
       image: uint8 [h, w, 3], RGB.
       mask: uint8 [h, w], 0 or 1.
-      colour: RGB.
+      color: RGB.
 
     Returns:
       uint8 [h, w, 3].
     """
-    return draw_outline(tint(image, mask > 0, colour=colour), mask, colour=colour)
+    return draw_outline(tint(image, mask > 0, color=color), mask, color=color)
 
 
-def tint(image: np.ndarray, inside: np.ndarray, *, colour: tuple[int, int, int] = PREDICTION_COLOUR) -> np.ndarray:
-    """Lays a quarter of a colour over the pixels `inside`, bool [h, w], of a copy of the image."""
+def tint(image: np.ndarray, inside: np.ndarray, *, color: tuple[int, int, int] = PREDICTION_COLOR) -> np.ndarray:
+    """Lays a quarter of a color over the pixels `inside`, bool [h, w], of a copy of the image."""
     tinted = image.copy()
-    tinted[inside] = (0.75 * image[inside] + 0.25 * np.array(colour)).astype(np.uint8)
+    tinted[inside] = (0.75 * image[inside] + 0.25 * np.array(color)).astype(np.uint8)
     return tinted
 
 
-def draw_outline(image: np.ndarray, mask: np.ndarray, *, colour: tuple[int, int, int]) -> np.ndarray:
+def draw_outline(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, int]) -> np.ndarray:
     """Draws the outline of a mask on a copy of the image; arguments as `draw_overlay`."""
     outlined = image.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     thickness = max(1, round(min(image.shape[:2]) / 300))
-    cv2.drawContours(outlined, contours, -1, colour, thickness, lineType=cv2.LINE_AA)
+    cv2.drawContours(outlined, contours, -1, color, thickness, lineType=cv2.LINE_AA)
     return outlined
 
 
-def draw_instance_outlines(image: np.ndarray, labels: np.ndarray, *, colour: tuple[int, int, int]) -> np.ndarray:
+def draw_instance_outlines(image: np.ndarray, labels: np.ndarray, *, color: tuple[int, int, int]) -> np.ndarray:
     """Draws a line along the border of every nucleus, inside of it, on a copy of the image.
 
     Args:
       image: uint8 [h, w, 3], RGB.
       labels: integer labels [h, w], 0 for background.
-      colour: RGB.
+      color: RGB.
 
     Returns:
       uint8 [h, w, 3].
@@ -254,7 +252,7 @@ def draw_instance_outlines(image: np.ndarray, labels: np.ndarray, *, colour: tup
     kernel = np.ones((3, 3), np.uint8)
     border = (labels > 0) & ((cv2.dilate(values, kernel) != values) | (cv2.erode(values, kernel) != values))
     outlined = image.copy()
-    outlined[border] = colour
+    outlined[border] = color
     return outlined
 
 

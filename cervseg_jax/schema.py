@@ -107,7 +107,7 @@ class TrainConfig(Section):
     epochs: Positive
     batch_size: Positive
     """Images per optimizer update, over all devices and hosts."""
-    accumulate: Positive = 1
+    grad_accum_steps: Positive = 1
     """Parts that a batch is computed in, one after the other, where all of it needs too much memory."""
     steps_per_epoch: Positive | None = None
     """Updates between two evaluations; None: one pass over the training images."""
@@ -118,13 +118,13 @@ class TrainConfig(Section):
     """Each update takes `learning_rate * weight_decay` of every kernel away (AdamW)."""
     l2_penalty: NonNegative = 0.0
     """What the squares of all kernels, summed and times this, add to the loss."""
-    rate_factors: dict[str, NonNegative] = {}
+    lr_multipliers: dict[str, NonNegative] = {}
     """Factors on the learning rate by the beginning of layers' names, such as `encoder_`; 0 freezes weights."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Validation, previews and the best weights use a moving average of the weights with this decay; None: none."""
     init_from: Path | None = None
     """A run, in a folder or a bucket, whose best weights a training begins with; one that goes on does not need it."""
-    norm_warmup: bool = True
+    batch_norm_warmup: bool = True
     """BatchNorm's running statistics follow faster in the first thousand steps than a momentum of 0.99 lets them."""
     loss: str = "bce_soft_dice"
     loss_args: dict[str, Any] = {}
@@ -132,7 +132,7 @@ class TrainConfig(Section):
     """What the loss of each head besides the mask counts; 1 where one is not named."""
     touching_weight: NonNegative = 0.0
     """What the mask's cross-entropy over the pixels between touching nuclei adds to the loss, times this."""
-    side_loss_weight: NonNegative = 1.0
+    deep_supervision_weight: NonNegative = 1.0
     """What each side output's loss counts, for networks with deep supervision."""
     metrics: tuple[str, ...] = ("dice_coef", "dice_mean")
     """Columns of metrics.csv: `dice_coef` or any `<pixel score>_mean|_pooled`."""
@@ -165,14 +165,14 @@ class EvalConfig(Section):
     """How many of the worst and of the best images become pictures."""
 
 
-class SeparationConfig(Section):
+class PostprocessingConfig(Section):
     """How nuclei are told apart."""
 
     threshold: Probability = 0.5
     """Probability from which a pixel belongs to a nucleus."""
     boundary_threshold: Probability = 0.5
     """Probability from which a pixel is boundary, for networks with the heads mask and boundary alone."""
-    min_depth: Fraction = 0.15
+    min_saddle_depth: Fraction = 0.15
     """How far the pass between two hills of the relief must lie below the lower top, as a share of that top's height,
     for both to be nuclei."""
     smoothing_px: NonNegative = 1.0
@@ -187,7 +187,7 @@ class TiledConfig(Section):
     """Inference in tiles of the network's size, at constant scale."""
 
     overlap_px: Count | None = None
-    """Pixels that neighbouring tiles share and fade over; None: a quarter of the network's smaller side."""
+    """Pixels that neighboring tiles share and fade over; None: a quarter of the network's smaller side."""
     blend_whole: bool = False
     """Take the smaller probability of the tiles and of the whole image, resized to the network's size."""
 
@@ -205,9 +205,9 @@ class InferConfig(Section):
     """None: the whole image is resized to the network's size."""
     test_time_augmentation: bool = False
     """Average over mirrored and turned copies."""
-    colours: tuple[str, str] = ("black", "white")
-    """Of background and nuclei in the masks of `colour`; names or `#rrggbb`."""
-    separation: SeparationConfig | None = None
+    colors: tuple[str, str] = ("black", "white")
+    """Of background and nuclei in the masks of `color`; names or `#rrggbb`."""
+    postprocessing: PostprocessingConfig | None = None
     """None: as tuned on the validation images when the training ended, or the defaults."""
 
 
@@ -227,7 +227,7 @@ class RuntimeConfig(Section):
     mesh: MeshConfig | None = None
     """Of the training. None: as many devices along `data` as divide the batch, the rest along `spatial`."""
     require: Literal["any", "cpu", "gpu", "tpu"] = "any"
-    recompute: bool = False
+    remat: bool = False
     """Keep only what convolutions and products return for the gradient, and compute the rest again: less memory."""
     profile_steps: Count = 0
     """So many steps are recorded by JAX's profiler into RUN/profile, from the sixth of the call on; 0: none."""

@@ -36,18 +36,18 @@ def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
     return float(np.median(times))
 
 
-def loop_maps(side: int, centre: tuple[float, float], radius: float, amount: float) -> np.ndarray:
+def loop_maps(side: int, center: tuple[float, float], radius: float, amount: float) -> np.ndarray:
     """The radial warp's positions, one pixel after the other."""
     maps = np.empty((2, side, side), np.float32)
     for row in range(side):
         for column in range(side):
-            dx, dy = column - side * centre[0], row - side * centre[1]
+            dx, dy = column - side * center[0], row - side * center[1]
             distance, reach = (dx * dx + dy * dy) ** 0.5, side * radius
             factor = 1.0
             if 0 < distance < reach:
                 factor = float(np.sin(np.pi * distance / reach / 2)) ** amount
-            maps[0, row, column] = factor * dx + side * centre[0] if distance < reach else column
-            maps[1, row, column] = factor * dy + side * centre[1] if distance < reach else row
+            maps[0, row, column] = factor * dx + side * center[0] if distance < reach else column
+            maps[1, row, column] = factor * dy + side * center[1] if distance < reach else row
     return maps
 
 

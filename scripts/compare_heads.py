@@ -22,13 +22,13 @@ from cervseg_jax.data.source import Pair, find_pairs, read_instances
 from cervseg_jax.evaluation.nuclei import columns_of, join_nucleus_scores, score_nuclei
 from cervseg_jax.files import write_png
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
-from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_instance_outlines, draw_sheet
+from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_instance_outlines, draw_sheet
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.predict import make_predictor, predict_images
 from cervseg_jax.segmentation.tuning import DEPTHS, tune
-from cervseg_jax.segmentation.watershed import separate
+from cervseg_jax.segmentation.watershed import label_instances
 
 
 class Way(NamedTuple):
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
                 *_maps_and_truths(config, network, pairs["valid"]), network.contract.heads, depths=way.depths
             )
             maps, truths = _maps_and_truths(config, network, pairs["test"])
-            found = [separate(image, network.contract.heads, rules) for image in maps]
+            found = [label_instances(image, network.contract.heads, rules) for image in maps]
             columns = columns_of(join_nucleus_scores(list(map(score_nuclei, truths, found))))
             rows = scores.setdefault(name, {key: [] for key in columns})
             for key, values in columns.items():
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _train(config: Path, run: Path, way: Way, seed: int, overrides: Sequence[str]) -> Path:
-    if not (run / "best" / "separation.json").is_file():
+    if not (run / "best" / "postprocessing.json").is_file():
         settings = [*overrides, f"model.heads=[{', '.join(way.heads)}]", f"train.seed={seed}"]
         if way.heads == ("mask",):
             settings.append("train.touching_weight=0")
@@ -117,10 +117,8 @@ def _draw(path: Path, pairs: Sequence[Pair], found: dict[str, list[np.ndarray]])
     for number, pair in enumerate(pairs):
         image = read_image(pair.image_path)
         truth = read_instances(pair, image.shape[:2])
-        outlined = [
-            draw_instance_outlines(image, labels[number], colour=PREDICTION_COLOUR) for labels in found.values()
-        ]
-        rows.append([image, draw_instance_outlines(image, truth, colour=TRUTH_COLOUR), *outlined])
+        outlined = [draw_instance_outlines(image, labels[number], color=PREDICTION_COLOR) for labels in found.values()]
+        rows.append([image, draw_instance_outlines(image, truth, color=TRUTH_COLOR), *outlined])
     write_png(path, draw_sheet(rows, captions=["image", "truth", *found]))
 
 

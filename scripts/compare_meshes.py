@@ -60,7 +60,7 @@ def _measure(options: Any) -> None:
 
     from cervseg_jax.bench.topology import collectives
     from cervseg_jax.data.batch import Batch
-    from cervseg_jax.engine.step import StepRules, objective
+    from cervseg_jax.engine.step import StepOptions, objective
     from cervseg_jax.losses import LOSSES
     from cervseg_jax.models import build_model, functionalize
     from cervseg_jax.models.layers.blocks import KERAS_DTYPES
@@ -95,7 +95,7 @@ def _measure(options: Any) -> None:
 
     def loss_and_gradients(params: Any, batch: Batch) -> Any:
         def value(params: Any) -> Any:
-            return objective(apply, LOSSES["bce_dice"], StepRules(), params, model_state, batch, jax.random.key(0))[0]
+            return objective(apply, LOSSES["bce_dice"], StepOptions(), params, model_state, batch, jax.random.key(0))[0]
 
         return jax.value_and_grad(value)(params)
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers get the variables of the process that starts them
-    # Compiling takes most of the tests' time: what they compile themselves is optimised less, and compiled once. The
+    # Compiling takes most of the tests' time: what they compile themselves is optimized less, and compiled once. The
     # commands that they run in processes of their own are compiled as users' are.
     cache = tempfile.mkdtemp(prefix="cervseg_jax_test_cache_")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
@@ -61,8 +61,8 @@ def draw_discs(folder: Path, *, count: int, size: tuple[int, int] = (48, 40), se
     for index in range(count):
         mask = np.zeros(size, np.uint8)
         for _ in range(3):
-            centre, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(4, 8)
-            mask |= ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2).astype(np.uint8)
+            center, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(4, 8)
+            mask |= ((rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2).astype(np.uint8)
         image = np.where(mask[..., None] > 0, (90, 60, 70), (230, 220, 225)) + rng.normal(0, 8, (*size, 3))
         cv2.imwrite(str(folder / "images" / f"disc_{index:03d}.png"), np.clip(image, 0, 255).astype(np.uint8))
         cv2.imwrite(str(folder / "masks" / f"disc_{index:03d}.png"), mask * 255)

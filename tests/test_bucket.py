@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.runs.bucket import at_hand
+from cervseg_jax.runs.bucket import local_copy
 from tests.bucket_server import Bucket
 from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
 from tests.test_several_processes import COMPARED, end_of, start
@@ -245,12 +245,12 @@ def test_buckets_that_cannot_be_used(finished, bucket, call):
 
 def test_without_the_client_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'cervseg-jax[bucket]'")), at_hand(Path(RUN)):
+    with pytest.raises(ConfigError, match=re.escape("pip install 'cervseg-jax[bucket]'")), local_copy(Path(RUN)):
         pass
 
 
 def test_a_folder_is_its_own_copy(tmp_path):
-    with at_hand(tmp_path) as place:
+    with local_copy(tmp_path) as place:
         assert place.folder == tmp_path
         place.publish()
     assert os.listdir(tmp_path) == []

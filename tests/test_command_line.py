@@ -263,7 +263,7 @@ def test_infer_restores_sizes_and_keeps_equal_stems_apart(finished, tmp_path):
     check_every_output(tmp_path / "out", images)
 
 
-EAGER = ("--set", "infer.separation={threshold: 0.2, min_area_px: 5}", "--set", "infer.threshold=0.2")
+EAGER = ("--set", "infer.postprocessing={threshold: 0.2, min_area_px: 5}", "--set", "infer.threshold=0.2")
 """For a network that has hardly learned anything yet."""
 
 
@@ -271,7 +271,7 @@ def check_every_output(out, images):
     """Every kind of file of the three images, one nucleus as one number everywhere."""
     names = ["disc_000_jpg", "disc_000_png", "disc_001"]
     suffixes = {"nuclei": "csv", "geojson": "geojson", "coco": "json", "labelme": "json", "rois": "zip"}
-    kinds = ("masks", "overlays", "instances", "probabilities", "colour", *suffixes)
+    kinds = ("masks", "overlays", "instances", "probabilities", "color", *suffixes)
     for kind in kinds:
         assert sorted(path.name for path in (out / kind).iterdir()) == [
             f"{name}.{suffixes.get(kind, 'png')}" for name in names
@@ -294,7 +294,7 @@ def check_every_output(out, images):
     assert annotation.image_name in {path.name for path in images.iterdir()}
 
 
-def test_infer_in_tiles_resumes_and_measures_in_micrometres(finished, tmp_path):
+def test_infer_in_tiles_resumes_and_measures_in_micrometers(finished, tmp_path):
     _, folder, _ = finished
     draw_discs(tmp_path / "in", count=2, size=(150, 210))
     images, out = tmp_path / "in" / "images", tmp_path / "out"
@@ -323,7 +323,7 @@ def test_infer_in_tiles_resumes_and_measures_in_micrometres(finished, tmp_path):
     assert "must be less than the network's smaller side" in refused(
         2, *command, "--overwrite", "--set", "infer.tiled.overlap_px=64"
     )
-    assert "infer.colours" in refused(2, *command, "--overwrite", "--set", "infer.colours=[blak, white]")
+    assert "infer.colors" in refused(2, *command, "--overwrite", "--set", "infer.colors=[blak, white]")
 
 
 def test_heads_are_learned_tuned_and_scored(finished, tmp_path):
@@ -345,7 +345,7 @@ def test_heads_are_learned_tuned_and_scored(finished, tmp_path):
     code, stdout, stderr = run("eval", tmp_path / "run")
     assert code == 0, stderr
     summary = json.loads((tmp_path / "run" / "eval" / "test" / "summary.json").read_text())
-    assert summary["separation"] == json.loads((tmp_path / "run" / "best" / "separation.json").read_text())
+    assert summary["separation"] == json.loads((tmp_path / "run" / "best" / "postprocessing.json").read_text())
     score = summary["nuclei"]["pq"]
     assert score["low"] <= score["mean"] <= score["high"]
     assert len(rows_of(tmp_path / "run" / "eval" / "test" / "nuclei_per_image.csv")) == 3
@@ -354,9 +354,9 @@ def test_heads_are_learned_tuned_and_scored(finished, tmp_path):
     assert code == 0
     assert "told apart" not in stdout
     save_weights(tmp_path / "copy", load_config(config), {}, {}, epoch=1, step=1, val_loss=0.5)
-    (tmp_path / "copy" / "separation.json").write_text("{}")
+    (tmp_path / "copy" / "postprocessing.json").write_text("{}")
     save_weights(tmp_path / "copy", load_config(config), {}, {}, epoch=2, step=2, val_loss=0.4)
-    assert not (tmp_path / "copy" / "separation.json").exists()
+    assert not (tmp_path / "copy" / "postprocessing.json").exists()
     shutil.rmtree(tmp_path / "data" / "train" / "instances")
     message = refused(
         2, "train", config, "--run-dir", tmp_path / "other", *heads, "--set", f"data.root={tmp_path / 'data'}"
@@ -386,8 +386,8 @@ def test_several_runs_are_averaged(finished, tmp_path):
     assert run(*other)[0] == 0
     images = config.parent / "data" / "test" / "images"
     ask = ("--images", images, "--output", "probabilities", "--quiet")
-    together = ("--with", tmp_path / "other")
-    for name, options in (("one", (folder,)), ("two", (tmp_path / "other",)), ("mean", (folder, *together))):
+    combined = ("--with", tmp_path / "other")
+    for name, options in (("one", (folder,)), ("two", (tmp_path / "other",)), ("mean", (folder, *combined))):
         code, _, stderr = run("infer", *options, *ask, "--out", tmp_path / name)
         assert code == 0, stderr
     read = [
@@ -705,7 +705,7 @@ def test_too_little_memory_ends_in_advice(tiny_config, tmp_path):
         "model.image_size=[256,256]",
         "model.args.base_filters=32",
         "train.batch_size=128",
-        "train.accumulate=1",
+        "train.grad_accum_steps=1",
     )
     arguments = ["train", tiny_config, "--run-dir", tmp_path / "run", "--quiet"]
     for setting in settings:
@@ -714,5 +714,5 @@ def test_too_little_memory_ends_in_advice(tiny_config, tmp_path):
     done = subprocess.run(limited, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "error: the device has too little memory (the step needs " in done.stderr
-    assert "train.accumulate=2" in done.stderr
+    assert "train.grad_accum_steps=2" in done.stderr
     assert "Traceback" not in done.stderr

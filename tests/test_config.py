@@ -86,7 +86,7 @@ def test_paths_are_relative_to_the_config_and_overrides_to_the_current_folder(tm
             "runtime.mesh={data: 3}",
             r"train.batch_size: must be a multiple of .* \(3 x 1 x 1\), got 4; 6 would fit",
         ),
-        ("train.accumulate=3", r"train.accumulate: must divide train.batch_size \(4\), got 3"),
+        ("train.grad_accum_steps=3", r"train.grad_accum_steps: must divide train.batch_size \(4\), got 3"),
         ("runtime.mesh={spatial: 5}", "runtime.mesh.spatial: must divide the rows"),
         ("data.split={valid: 0.7, test: 0.4}", "data.split: valid must be above 0"),
         ("data.split={group_pattern: '('}", "data.split.group_pattern: not a regular expression"),

@@ -64,8 +64,8 @@ def plain_lovasz(logits, mask):
 
 
 def plain_boundary(logits, mask):
-    grey = ndimage.grey_dilation(mask, size=5, mode="nearest") - ndimage.grey_erosion(mask, size=5, mode="nearest")
-    weights = 1 + 4 * grey
+    gray = ndimage.gray_dilation(mask, size=5, mode="nearest") - ndimage.gray_erosion(mask, size=5, mode="nearest")
+    weights = 1 + 4 * gray
     losses = np.logaddexp(0, logits) - logits * mask
     return (weights * losses).sum() / weights.sum()
 

@@ -135,9 +135,9 @@ from cervseg_jax.cli import app as commands
 from cervseg_jax.runtime.processes import Peers
 
 def probe(*_, peers, **__):
-    from cervseg_jax.runtime.distributed import join, require_equal, require_shared
+    from cervseg_jax.runtime.distributed import initialize_distributed, require_equal, require_shared
     from pathlib import Path
-    join(peers)
+    initialize_distributed(peers)
     require_equal("the text", f"same {peers.process_id if 'text' in WHAT else ''}")
     require_shared(Path(FOLDER) / (str(peers.process_id) if 'folder' in WHAT else ''))
     print("equal")

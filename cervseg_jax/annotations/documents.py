@@ -18,7 +18,7 @@ import numpy as np
 from cervseg_jax.annotations.labelme import labelme_head, labelme_polygon
 from cervseg_jax.annotations.polygons import Polygon
 
-NUCLEUS_COLOUR = (230, 30, 140)
+NUCLEUS_COLOR = (230, 30, 140)
 _NAMESPACE = uuid.UUID("6f1d7c1e-6d0f-5d0e-9a43-2f0b8a5a1c77")
 
 
@@ -56,7 +56,7 @@ def _features(
             "geometry": geometry,
             "properties": {
                 "objectType": "detection",
-                "classification": {"name": "nucleus", "color": list(NUCLEUS_COLOUR)},
+                "classification": {"name": "nucleus", "color": list(NUCLEUS_COLOR)},
                 "measurements": measurements(table, row),
             },
         }

@@ -22,8 +22,8 @@ WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
 def read_labelme(data: bytes, *, source: Path) -> Annotation:
     """Reads a LabelMe document.
 
-    Understood are polygon, rectangle and oriented rectangle, circle (centre and a point on it), ellipse (two corners
-    of its box, or centre and the ends of both half-axes) and mask. Points and lines have no area; they are left
+    Understood are polygon, rectangle and oriented rectangle, circle (center and a point on it), ellipse (two corners
+    of its box, or center and the ends of both half-axes) and mask. Points and lines have no area; they are left
     out and noted.
 
     Args:
@@ -84,11 +84,11 @@ def _box(points: np.ndarray) -> np.ndarray:
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
-def _ellipse(centre: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _ellipse(center: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, CIRCLE_CORNERS, endpoint=False)[:, None]
     # A polygon inside the ellipse is smaller by this factor; make up for it, so that the area is right.
     grow = math.sqrt(2 * np.pi / (CIRCLE_CORNERS * math.sin(2 * np.pi / CIRCLE_CORNERS)))
-    return centre + grow * (np.cos(angle) * one + np.sin(angle) * other)
+    return center + grow * (np.cos(angle) * one + np.sin(angle) * other)
 
 
 def _mask_rings(text: Any, points: np.ndarray, *, name: str) -> Rings:

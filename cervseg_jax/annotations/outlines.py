@@ -1,8 +1,8 @@
-"""Outlines of nuclei: from rings of points to pixels by the pixel-centre rule, and back.
+"""Outlines of nuclei: from rings of points to pixels by the pixel-center rule, and back.
 
-A pixel belongs to an outline if its centre lies inside (even-odd rule over all rings, so a second ring can be a hole
+A pixel belongs to an outline if its center lies inside (even-odd rule over all rings, so a second ring can be a hole
 or another part). Coordinates are positions in the image: the pixel in column x and row y covers [x, x + 1) by
-[y, y + 1), its centre is at (x + 0.5, y + 0.5). OpenCV's `fillPoly` paints the outline as well and makes a nucleus of
+[y, y + 1), its center is at (x + 0.5, y + 0.5). OpenCV's `fillPoly` paints the outline as well and makes a nucleus of
 10 px radius a tenth larger.
 """
 
@@ -25,8 +25,8 @@ class Window(NamedTuple):
     """bool [h, w]; may be empty."""
 
 
-def rasterise(rings: Rings, *, shape: tuple[int, int]) -> Window:
-    """Finds the pixels whose centres lie inside.
+def rasterize(rings: Rings, *, shape: tuple[int, int]) -> Window:
+    """Finds the pixels whose centers lie inside.
 
     Args:
       rings: the outline.
@@ -36,7 +36,7 @@ def rasterise(rings: Rings, *, shape: tuple[int, int]) -> Window:
       The pixels inside.
 
     Example:
-      >>> rasterise([np.array([[1, 1], [3, 1], [3, 2], [1, 2]])], shape=(4, 4))
+      >>> rasterize([np.array([[1, 1], [3, 1], [3, 2], [1, 2]])], shape=(4, 4))
       Window(top=1, left=1, inside=array([[ True,  True]]))
     """
     starts = np.concatenate([np.asarray(ring, np.float64) for ring in rings])
@@ -66,7 +66,7 @@ def draw_instances(outlines: Sequence[Rings], *, shape: tuple[int, int]) -> np.n
     """
     labels = np.zeros(shape, np.int32)
     for number, rings in enumerate(outlines, start=1):
-        top, left, inside = rasterise(rings, shape=shape)
+        top, left, inside = rasterize(rings, shape=shape)
         labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = number
     return labels
 
@@ -93,7 +93,7 @@ _TURN_RIGHT = {(0, 1): (1, 0), (1, 0): (0, -1), (0, -1): (-1, 0), (-1, 0): (0, 1
 def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
     """Walks along the pixel edges around a mask.
 
-    Rasterising the rings gives the mask back exactly. No ring crosses or touches itself: where two pixels meet at a
+    Rasterizing the rings gives the mask back exactly. No ring crosses or touches itself: where two pixels meet at a
     corner alone, they get rings of their own.
 
     Args:
@@ -142,8 +142,8 @@ def _simple_rings(corners: list[tuple[int, int]]) -> list[list[tuple[int, int]]]
     return [walk, *rings]
 
 
-def from_pixel_centres(ring: np.ndarray) -> list[np.ndarray]:
-    """Turns an outline through the centres of a nucleus' border pixels into one along pixel edges.
+def from_pixel_centers(ring: np.ndarray) -> list[np.ndarray]:
+    """Turns an outline through the centers of a nucleus' border pixels into one along pixel edges.
 
     `cv2.findContours` and programs built on it write such outlines, in whole numbers that name pixels. Taken for
     positions in the image they would lose half a pixel all round, a tenth of a small nucleus.
@@ -155,7 +155,7 @@ def from_pixel_centres(ring: np.ndarray) -> list[np.ndarray]:
       Rings that enclose the same pixels, border included.
 
     Example:
-      >>> from_pixel_centres(np.array([[2, 3], [4, 3]]))[0].tolist()
+      >>> from_pixel_centers(np.array([[2, 3], [4, 3]]))[0].tolist()
       [[2.0, 3.0], [5.0, 3.0], [5.0, 4.0], [2.0, 4.0]]
     """
     pixels = np.rint(ring).astype(np.int32)
@@ -184,7 +184,7 @@ def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
 
 
 def _pixel_range(values: np.ndarray, size: int) -> tuple[int, int]:
-    """First and last-plus-one pixel whose centre can lie within the values' extent."""
+    """First and last-plus-one pixel whose center can lie within the values' extent."""
     first = int(np.clip(np.floor(values.min()), 0, size))
     last = int(np.clip(np.ceil(values.max()), 0, size))
     return first, max(first, last)

@@ -1,10 +1,10 @@
-"""Outlines of nuclei as polygons with holes, along pixel edges: rasterised again they give the same pixels."""
+"""Outlines of nuclei as polygons with holes, along pixel edges: rasterized again they give the same pixels."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from cervseg_jax.annotations.outlines import rasterise, signed_area, trace
+from cervseg_jax.annotations.outlines import rasterize, signed_area, trace
 from cervseg_jax.label_maps import bounding_boxes
 
 
@@ -41,8 +41,8 @@ def _contains(outer: np.ndarray, hole: np.ndarray) -> bool:
     """Whether a hole lies within a ring: whether the ring's area holds a pixel of the hole."""
     x, y = hole.min(axis=0)
     width, height = (hole.max(axis=0) - (x, y)).astype(int)
-    inner = rasterise([hole - (x, y)], shape=(height, width))
+    inner = rasterize([hole - (x, y)], shape=(height, width))
     row, column = np.argwhere(inner.inside)[0] + (inner.top, inner.left)
-    own = rasterise([outer - (x, y)], shape=(height, width))
+    own = rasterize([outer - (x, y)], shape=(height, width))
     row, column = row - own.top, column - own.left
     return 0 <= row < own.inside.shape[0] and 0 <= column < own.inside.shape[1] and bool(own.inside[row, column])

@@ -12,7 +12,7 @@ import numpy as np
 from cervseg_jax.data.batch import Batch, abstract_batch
 from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import create_state
-from cervseg_jax.engine.step import StepRules, make_train_step
+from cervseg_jax.engine.step import StepOptions, make_train_step
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import functionalize
 from cervseg_jax.models.layers.backend import formulation_for
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
     fixed: int
     """BatchNorm statistics and frozen numbers."""
     forward_flops: float
-    """Of the forward pass, a multiplication and an addition counting two; from the program before optimisation."""
+    """Of the forward pass, a multiplication and an addition counting two; from the program before optimization."""
     step_flops: float
     """Likewise of a whole train step."""
     activation_bytes: int
@@ -70,7 +70,7 @@ def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
 
     def lower() -> jax.stages.Lowered:
         # Each time another function: JAX would take the traced one of the other formulation again.
-        step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepRules()), donate_argnums=0)
+        step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepOptions()), donate_argnums=0)
         return step.lower(state, shapes, jax.ShapeDtypeStruct((), np.float32))
 
     with formulation_for(make_mesh(MeshConfig(), batch_size=batch_size)):
@@ -85,7 +85,7 @@ def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
         mask=jnp.asarray(rng.random(shapes.mask.shape) < 0.3, jnp.uint8),
         valid=jnp.ones(batch_size),
         image_id=jnp.arange(batch_size, dtype=jnp.int32),
-        wish=jnp.zeros(batch_size, jnp.uint8),
+        vote=jnp.zeros(batch_size, jnp.uint8),
     )
     seconds = []
     for _ in range(NUM_WARM + NUM_TIMED):

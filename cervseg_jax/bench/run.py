@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from cervseg_jax.bench.ours import input_batches, peak_memory_bytes, prepare_ours, with_precision
-from cervseg_jax.bench.peers import PEERS
+from cervseg_jax.bench.baselines import BASELINES
+from cervseg_jax.bench.subject import input_batches, peak_memory_bytes, prepare_subject, with_precision
 from cervseg_jax.bench.timing import Timing, product_call, time_in_turns
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
@@ -42,7 +42,7 @@ def measure_all(
 
     Args:
       config: the recipe; where its data is missing, drawn images of the same size take its place.
-      against: keys of `PEERS`; they work in float32.
+      against: keys of `BASELINES`; they work in float32.
       precisions: of "float32" and "bfloat16".
       rounds: how often each is timed, in turns.
       reporter: is told what is being done.
@@ -59,7 +59,7 @@ def measure_all(
         config, pairs = _with_images(config, Path(folder))
         for precision in precisions:
             reporter.info(f"compiling the {precision} step ...")
-            ours = prepare_ours(with_precision(config, precision))
+            ours = prepare_subject(with_precision(config, precision))
             calls[f"train step, {precision}"], calls[f"forward, {precision}"] = ours.step, ours.forward
             flops[f"train step, {precision}"] = ours.facts["step_flops"]
             calls[f"matrix product, {precision}"], flops[f"matrix product, {precision}"] = product_call(precision)
@@ -75,7 +75,7 @@ def measure_all(
                 calls[f"train step with input, {precision}"] = functools.partial(ours.fed_step, batches)
         for name in against:
             reporter.info(f"preparing {name} ...")
-            peer = PEERS[name](with_precision(config, "float32"))
+            peer = BASELINES[name](with_precision(config, "float32"))
             for kind, call in (("train step", peer.step), ("forward", peer.forward)):
                 calls[f"{kind}, {name}"] = call
                 batches_per_call[f"{kind}, {name}"] = peer.num_batches

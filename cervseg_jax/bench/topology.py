@@ -70,7 +70,7 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
     chip, devices = topology_devices(topology)
     mesh = make_mesh(
         config.runtime.mesh,
-        batch_size=config.train.batch_size // config.train.accumulate,
+        batch_size=config.train.batch_size // config.train.grad_accum_steps,
         height=config.model.image_size[0],
         devices=devices,
     )

@@ -62,13 +62,13 @@ def train(
 ) -> None:
     """Train a network; the same command continues a run that was stopped."""
     from cervseg_jax.cli.train_command import run_train
-    from cervseg_jax.runtime.processes import Peers
+    from cervseg_jax.runtime.processes import ProcessSpec
 
     run_train(
         config,
         run_dir,
         overrides or [],
-        peers=Peers(coordinator, num_processes, process_id, distributed),
+        processes=ProcessSpec(coordinator, num_processes, process_id, distributed),
         num_seeds=seeds,
         fresh=fresh,
         allow_changes=allow_changes,
@@ -127,11 +127,11 @@ def infer(
         list[str] | None,
         typer.Option(
             help="What to write (repeatable, commas allowed): masks, overlays, instances, nuclei, probabilities, "
-            "colour, geojson, coco, labelme, rois, or all; default: the first four."
+            "color, geojson, coco, labelme, rois, or all; default: the first four."
         ),
     ] = None,
     mpp: Annotated[
-        float | None, typer.Option(min=0.0, help="Micrometres per pixel: measurements in micrometres as well.")
+        float | None, typer.Option(min=0.0, help="Micrometres per pixel: measurements in micrometers as well.")
     ] = None,
     tiled: Tiled = None,
     ensemble: Ensemble = None,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cervseg_jax.bench.peers import PEERS, installed_peers
+from cervseg_jax.bench.baselines import BASELINES, installed_baselines
 from cervseg_jax.bench.run import DEFAULT_RECIPE, PRECISIONS, measure_all
 from cervseg_jax.components import lookup
 from cervseg_jax.config import build_config, load_config
@@ -32,7 +32,7 @@ def run_bench(
       ConfigError: for an unknown precision or another program that is unknown or not installed.
     """
     for name in against:
-        lookup(PEERS, name, key="--against")
+        lookup(BASELINES, name, key="--against")
     if precision is not None:
         lookup(dict.fromkeys(PRECISIONS), precision, key="--precision")
     reporter = Reporter(quiet=quiet)
@@ -43,7 +43,7 @@ def run_bench(
     require_devices(config.runtime)
     facts = measure_all(
         config,
-        against=installed_peers(against),
+        against=installed_baselines(against),
         precisions=PRECISIONS if precision is None else (precision,),
         rounds=rounds,
         reporter=reporter,

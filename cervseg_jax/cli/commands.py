@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.errors import FindingsError
-from cervseg_jax.runs.bucket import all_at_hand, at_hand
+from cervseg_jax.runs.bucket import local_copies, local_copy
 
 
 def run_infer(
@@ -28,13 +28,13 @@ def run_infer(
 
     reporter = Reporter(quiet=quiet)
     chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
-    with all_at_hand([run, *others]) as (own, *at_hand_others):
+    with local_copies([run, *others]) as (own, *local_others):
         done, failed = infer_files(
             own,
             load_run_config(own, overrides),
             images,
             out,
-            others=at_hand_others,
+            others=local_others,
             outputs=chosen,
             mpp=mpp,
             overwrite=overwrite,
@@ -53,7 +53,7 @@ def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) ->
     from cervseg_jax.runs.weights import load_network
     from cervseg_jax.segmentation.export import export_network
 
-    with at_hand(run) as place:
+    with local_copy(run) as place:
         network = load_network(place.folder / "best")
         folder = (out or place.folder / "export" / format_name).absolute()
         facts = export_network(network, folder, format_name)
@@ -71,5 +71,5 @@ def run_synth(out: Path, *, num_images: int, seed: int, size: tuple[int, int], q
 
     reporter = Reporter(quiet=quiet)
     with reporter.progress("drawing", num_images) as advance:
-        write_scenes(out.absolute(), num_images=num_images, seed=seed, size=size, each=advance)
+        write_scenes(out.absolute(), num_images=num_images, seed=seed, size=size, on_progress=advance)
     reporter.info(f"{num_images} images written to {short_path(out)}")

@@ -38,7 +38,7 @@ def run_compile(
     if not facts["fits"]:
         raise FindingsError(
             f"{config_path} does not fit on {topology}: {facts.get('needed', 'too much memory')}; try "
-            "runtime.precision=bfloat16, runtime.recompute=true, a larger train.accumulate, or more chips along "
+            "runtime.precision=bfloat16, runtime.remat=true, a larger train.grad_accum_steps, or more chips along "
             "runtime.mesh.spatial"
         )
 

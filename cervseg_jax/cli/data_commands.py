@@ -20,7 +20,7 @@ def run_prepare_reference(source: Path, out: Path, *, seed: int, quiet: bool) ->
 
     reporter = Reporter(quiet=quiet)
     with reporter.progress("20 variants each", len(collect(source)[0])) as advance:
-        counts = build_reference_dataset(source, out.absolute(), seed=seed, each=advance)
+        counts = build_reference_dataset(source, out.absolute(), seed=seed, on_progress=advance)
     reporter.info(", ".join(f"{split}: {count} images" for split, count in counts.items()))
     reporter.warn("made by the reference's recipe: sources are in several parts; see `cervseg-jax audit`")
 

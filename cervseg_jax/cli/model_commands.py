@@ -37,7 +37,7 @@ def run_models(
     print(summary)
     facts = _facts(model, args, size, batch_size, cost=cost)
     table = _table([facts])
-    print(f"{table}\nlicence: {facts['licence']}")
+    print(f"{table}\nlicense: {facts['license']}")
     if out is not None:
         folder = make_folder(out.absolute())
         write_text(folder / "layers.txt", summary + "\n")
@@ -79,19 +79,19 @@ def _facts(
         "image_size": list(size),
         "num_params": num_params(model),
         "paper": MODELS[model.name].paper,
-        "licence": _licence(check_model_args(model.name, size, args)),
+        "license": _license(check_model_args(model.name, size, args)),
     }
     if cost:
         facts |= {"batch_size": batch_size, "cost": measure_cost(model, batch_size=batch_size).to_json()}
     return facts
 
 
-def _licence(bound: Mapping[str, Any]) -> str:
+def _license(bound: Mapping[str, Any]) -> str:
     own = "this implementation: Apache-2.0, written from the paper"
     encoder = bound.get("encoder")
     if encoder is None:
         return own
-    return f"{own}; ImageNet weights of {encoder}, where they are used: {ENCODERS[encoder].licence}"
+    return f"{own}; ImageNet weights of {encoder}, where they are used: {ENCODERS[encoder].license}"
 
 
 def _row(facts: Mapping[str, Any]) -> tuple[str, ...]:

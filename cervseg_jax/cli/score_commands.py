@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cervseg_jax.console import Reporter, short_path
-from cervseg_jax.runs.bucket import all_at_hand, at_hand
+from cervseg_jax.runs.bucket import local_copies, local_copy
 
 SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
 SHOWN_NUCLEUS_SCORES = (
@@ -45,7 +45,7 @@ def run_eval(
 
     reporter = Reporter(quiet=quiet)
     summaries = []
-    with all_at_hand([run, *others]) as (own, *at_hand_others):
+    with local_copies([run, *others]) as (own, *local_others):
         for member in member_runs(own):
             config = load_run_config(member, overrides)
             summary, folder = score_run(
@@ -53,7 +53,7 @@ def run_eval(
                 config,
                 split=split,
                 data=data,
-                others=at_hand_others,
+                others=local_others,
                 allow_trained=allow_trained,
                 reporter=reporter,
             )
@@ -84,7 +84,7 @@ def run_compare(
     if len(runs) < 2:
         raise ConfigError("compare: needs two runs or more")
     reporter = Reporter(quiet=quiet)
-    with all_at_hand(runs) as folders:
+    with local_copies(runs) as folders:
         recipes = [
             load_recipe(run, overrides, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
             for run in folders
@@ -104,7 +104,7 @@ def run_report(folder: Path, out: Path | None, *, num_layered: int, quiet: bool)
     from cervseg_jax.report.page import write_report
 
     reporter = Reporter(quiet=quiet)
-    with at_hand(folder) as place:
+    with local_copy(folder) as place:
         path = write_report(place.folder, out, num_layered=num_layered, reporter=reporter)
         reporter.info(f"{short_path(path)}: {path.stat().st_size / 2**20:.1f} MiB")
 

@@ -12,8 +12,8 @@ from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
-from cervseg_jax.runs.bucket import Place, at_hand
-from cervseg_jax.runtime.processes import Peers
+from cervseg_jax.runs.bucket import LocalRun, local_copy
+from cervseg_jax.runtime.processes import ProcessSpec
 from cervseg_jax.schema import Config
 
 
@@ -22,7 +22,7 @@ def run_train(
     run_dir: Path | None,
     overrides: Sequence[str],
     *,
-    peers: Peers,
+    processes: ProcessSpec,
     num_seeds: int | None,
     fresh: bool,
     allow_changes: bool,
@@ -31,32 +31,32 @@ def run_train(
     """Trains as `config_path` says: once, or with several seeds one after the other."""
     config = load_config(config_path, overrides)
     from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_folder
-    from cervseg_jax.runtime.distributed import is_writer, join, require_equal, together
+    from cervseg_jax.runtime.distributed import initialize_distributed, is_primary, require_equal, sync_errors
     from cervseg_jax.runtime.mesh import require_devices, train_mesh
 
-    join(peers)
-    reporter = Reporter(quiet=quiet, is_silent=not is_writer())
-    with together():
+    initialize_distributed(processes)
+    reporter = Reporter(quiet=quiet, is_silent=not is_primary())
+    with sync_errors():
         require_devices(config.runtime)
         mesh = train_mesh(config)
     resolved = dump_config(config)
     require_equal("the config", resolved)
-    with together():
+    with sync_errors():
         home = choose_run_folder(config_path, run_dir, fresh=fresh)
     require_equal("the run folder", str(home))
     with ExitStack() as stack:
-        with together():
-            place = stack.enter_context(at_hand(home, is_writer=is_writer()))
+        with sync_errors():
+            place = stack.enter_context(local_copy(home, is_primary=is_primary()))
             if num_seeds and (place.folder / "config.yaml").exists():
                 raise ConfigError(f"{place.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
         reporter.info(_device_line())
         reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
         reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
         for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
-            with together():
-                if is_writer() == turn:
+            with sync_errors():
+                if is_primary() == turn:
                     _draw_data(config, reporter)
-        with together():
+        with sync_errors():
             pairs = _checked_data(config, reporter)
         facts = {split: checked.facts for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(facts))
@@ -75,19 +75,19 @@ def run_train(
 
 
 def _train_one(
-    config: Config, place: Place, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
+    config: Config, place: LocalRun, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
 ) -> float:
     """Trains in one run folder; returns the lowest validation loss."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
-    from cervseg_jax.runs.weights import SEPARATION_FILE
-    from cervseg_jax.runtime.distributed import is_writer, together
+    from cervseg_jax.runs.weights import POSTPROCESSING_FILE
+    from cervseg_jax.runtime.distributed import is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
 
     folder, publish = place
     with ExitStack() as stack:
-        with together():
-            if is_writer():
+        with sync_errors():
+            if is_primary():
                 stack.enter_context(locked(folder))
                 open_run_folder(folder, config, allow_changes=allow_changes)
                 facts = {split: checked.facts for split, checked in pairs.items()}
@@ -99,8 +99,8 @@ def _train_one(
         stop = stack.enter_context(stop_requests())
         result = train(config, folder, files, reporter=reporter, stop=stop, publish=publish)
     # New best weights take the parameters of the old ones away.
-    is_tuned = (folder / "best" / SEPARATION_FILE).is_file()
-    if is_writer() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
+    is_tuned = (folder / "best" / POSTPROCESSING_FILE).is_file()
+    if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
         from cervseg_jax.segmentation.tuning import tune_run
 
         tune_run(folder, config, files["valid"], reporter=reporter)
@@ -118,7 +118,7 @@ def _draw_data(config: Config, reporter: Reporter) -> None:
 
         count = synthetic.train + synthetic.valid + synthetic.test
         with reporter.progress("drawing synthetic images", count) as advance:
-            ensure_synthetic_dataset(config.data.root, synthetic, each=advance)
+            ensure_synthetic_dataset(config.data.root, synthetic, on_progress=advance)
 
 
 def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
@@ -127,7 +127,7 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
     checked = {}
     for split, pairs in found.items():
         with reporter.progress(f"reading {split}", len(pairs)) as advance:
-            checked[split] = check_pairs(pairs, config.data, each=advance)
+            checked[split] = check_pairs(pairs, config.data, on_progress=advance)
         problems += checked[split].problems
     reporter.info(f"data: {config.data.root}")
     for split, result in checked.items():

@@ -63,7 +63,7 @@ class Report(NamedTuple):
         }
 
 
-class Look(NamedTuple):
+class ScannedPair(NamedTuple):
     """What reading a pair showed."""
 
     split: str
@@ -94,10 +94,10 @@ def audit(dataset: Path, *, progress: Callable[[str, int], Any]) -> Report:
     folders = split_folders(dataset)
     findings: list[Finding] = []
     pairs = [pair for split, folder in folders.items() for pair in _pairs(split, folder, dataset, findings)]
-    looks: list[Look] = []
+    looks: list[ScannedPair] = []
     unreadable: list[str] = []
 
-    def look(pair: tuple[str, Path, Path]) -> Look | str:
+    def look(pair: tuple[str, Path, Path]) -> ScannedPair | str:
         try:
             return _look(*pair, dataset)
         except DataError as error:
@@ -140,15 +140,17 @@ def _pairs(split: str, folder: Path, dataset: Path, findings: list[Finding]) -> 
         if (folder / name).is_dir():
             for path in list_images(folder / name):
                 found[path.stem].append(path)
-    lonely = [_name(paths[0], dataset) for stem, paths in images.items() if stem not in masks]
-    lonely += [_name(paths[0], dataset) for stem, paths in masks.items() if stem not in images]
-    _add(findings, "unpaired", lonely, f"files in {split} have no partner", "pairing by position would shift all after")
+    unpaired = [_name(paths[0], dataset) for stem, paths in images.items() if stem not in masks]
+    unpaired += [_name(paths[0], dataset) for stem, paths in masks.items() if stem not in images]
+    _add(
+        findings, "unpaired", unpaired, f"files in {split} have no partner", "pairing by position would shift all after"
+    )
     double = [_name(paths[1], dataset) for paths in [*images.values(), *masks.values()] if len(paths) > 1]
     _add(findings, "ambiguous", double, f"files in {split} share a stem", "which one is used depends on the program")
     return [(split, images[stem][0], masks[stem][0]) for stem in sorted(images.keys() & masks.keys())]
 
 
-def _look(split: str, image_path: Path, mask_path: Path, dataset: Path) -> Look:
+def _look(split: str, image_path: Path, mask_path: Path, dataset: Path) -> ScannedPair:
     image = decode_image(read_bytes(image_path), source=image_path)
     data = read_bytes(mask_path)
     mask, levels = decode_mask(data, source=mask_path)
@@ -159,7 +161,7 @@ def _look(split: str, image_path: Path, mask_path: Path, dataset: Path) -> Look:
             f"{_name(image_path, dataset)}: is {image.shape[1]}x{image.shape[0]}, "
             f"its mask is {mask.shape[1]}x{mask.shape[0]}"
         )
-    return Look(
+    return ScannedPair(
         split=split,
         stem=image_path.stem,
         name=_name(image_path, dataset),
@@ -172,7 +174,7 @@ def _look(split: str, image_path: Path, mask_path: Path, dataset: Path) -> Look:
     )
 
 
-def _mask_findings(looks: Sequence[Look]) -> list[Finding]:
+def _mask_findings(looks: Sequence[ScannedPair]) -> list[Finding]:
     findings: list[Finding] = []
     noisy = [look for look in looks if look.mask_levels > 2]
     if noisy:
@@ -191,7 +193,7 @@ def _mask_findings(looks: Sequence[Look]) -> list[Finding]:
     return findings
 
 
-def _registration_findings(looks: Sequence[Look]) -> list[Finding]:
+def _registration_findings(looks: Sequence[ScannedPair]) -> list[Finding]:
     """Sorts masks that do not fit their image by what seems to have happened to them."""
     measured = [look.fit.displacement for look in looks if look.fit.num_blocks >= MIN_BLOCKS]
     usual = float(np.median(measured)) if measured else 0.0
@@ -228,11 +230,11 @@ def _label_findings(folders: Mapping[str, Path], dataset: Path) -> list[Finding]
             continue
         for path in list_images(folder / "instances"):
             try:
-                labels, separates = read_labels(path)
+                labels, has_instances = read_labels(path)
                 mask = decode_mask(read_bytes(folder / "masks" / path.name), source=path).mask
             except DataError:
                 continue  # reported with the masks, or no partner
-            if separates and labels.max() in (255, 65535):
+            if has_instances and labels.max() in (255, 65535):
                 full.append(_name(path, dataset))
             if mask.shape == labels.shape and (mask > 0).sum() and ((labels > 0) != (mask > 0)).mean() > 1e-3:
                 disagreeing.append(_name(path, dataset))
@@ -248,7 +250,7 @@ def _label_findings(folders: Mapping[str, Path], dataset: Path) -> list[Finding]
     return findings
 
 
-def _groups(dataset: Path, looks: Sequence[Look]) -> list[str]:
+def _groups(dataset: Path, looks: Sequence[ScannedPair]) -> list[str]:
     """The source of each image: from the manifest where there is one, else from the name."""
     path = dataset / "manifest.csv"
     listed = {}
@@ -257,9 +259,9 @@ def _groups(dataset: Path, looks: Sequence[Look]) -> list[str]:
     return [listed.get((look.split, look.stem), source_of(look.stem)) for look in looks]
 
 
-def _leaks(looks: Sequence[Look], groups: Sequence[str]) -> list[Finding]:
+def _leaks(looks: Sequence[ScannedPair], groups: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
-    by_pixels: dict[str, list[Look]] = defaultdict(list)
+    by_pixels: dict[str, list[ScannedPair]] = defaultdict(list)
     for look in looks:
         by_pixels[look.pixels_sha256].append(look)
     copies = [several for several in by_pixels.values() if len(several) > 1]
@@ -287,14 +289,14 @@ def _leaks(looks: Sequence[Look], groups: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def _siblings(looks: Sequence[Look], groups: Sequence[str]) -> list[Finding]:
+def _siblings(looks: Sequence[ScannedPair], groups: Sequence[str]) -> list[Finding]:
     splits: dict[str, set[str]] = defaultdict(set)
     members: dict[str, list[str]] = defaultdict(list)
     for look, group in zip(looks, groups, strict=True):
         splits[group].add(look.split)
         members[group].append(look.name)
     findings: list[Finding] = []
-    together = [group for group, several in members.items() if len(several) > 1 and len(splits[group]) == 1]
+    undivided = [group for group, several in members.items() if len(several) > 1 and len(splits[group]) == 1]
     across = [group for group in members if len(splits[group]) > 1]
     if across:
         held_out = [i for i, look in enumerate(looks) if look.split in ("valid", "test")]
@@ -304,20 +306,20 @@ def _siblings(looks: Sequence[Look], groups: Sequence[str]) -> list[Finding]:
             "leak",
             [f"{group}: {', '.join(sorted(splits[group]))}" for group in sorted(across)],
             f"sources are in several parts; {seen} of {len(held_out)} images in valid and test have a sibling in train",
-            "valid and test measure memory, not generalisation; no score of this dataset can be trusted",
+            "valid and test measure memory, not generalization; no score of this dataset can be trusted",
         )
-    elif together and set(splits[together[0]]) == {"all"}:
+    elif undivided and set(splits[undivided[0]]) == {"all"}:
         _add(
             findings,
             "siblings",
-            [f"{group}: {', '.join(members[group])}" for group in sorted(together)],
+            [f"{group}: {', '.join(members[group])}" for group in sorted(undivided)],
             "sources occur more than once",
             "divide them together (data.split.group_pattern, --group-pattern), or the parts will leak",
         )
     return findings
 
 
-def _across(sets: Sequence[Sequence[Look]]) -> str:
+def _across(sets: Sequence[Sequence[ScannedPair]]) -> str:
     crossing = sum(len({look.split for look in several}) > 1 for several in sets)
     return f", {crossing} of them across parts" if crossing else ""
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from cervseg_jax.annotations.labelme import labelme_document
-from cervseg_jax.annotations.outlines import Rings, draw_instances, enclosed_area, from_pixel_centres
-from cervseg_jax.curation.collect import Item, Truth, read_truth
-from cervseg_jax.curation.geometry import Piece, pieces
-from cervseg_jax.curation.recipe import Part, Recipe, Seen
+from cervseg_jax.annotations.outlines import Rings, draw_instances, enclosed_area, from_pixel_centers
+from cervseg_jax.curation.collect import SourceImage, Truth, read_truth
+from cervseg_jax.curation.geometry import Tile, pieces
+from cervseg_jax.curation.recipe import Part, Recipe, ScannedImage
 from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
 from cervseg_jax.data.decode import read_bytes, read_image
 from cervseg_jax.data.manifest import Record
@@ -30,7 +30,9 @@ VARIANT_OPERATIONS = (
 """How variants are made; a function of the recipe's seed, the image's name and the variant's number."""
 
 
-def build_source(entry: Seen, part: Part, source: Path, out: Path, recipe: Recipe) -> tuple[list[Record], list[str]]:
+def build_source(
+    entry: ScannedImage, part: Part, source: Path, out: Path, recipe: Recipe
+) -> tuple[list[Record], list[str]]:
     """Writes the files of one source image.
 
     Args:
@@ -63,7 +65,7 @@ def build_source(entry: Seen, part: Part, source: Path, out: Path, recipe: Recip
             document = labelme_document(moved, image_path=f"../images/{stem}.png", shape=labels.shape)
             write_text(folder / "labelme" / f"{stem}.json", document, durable=False)
         for name, made in samples:
-            _write_sample(folder, name, made, separates=truth.separates)
+            _write_sample(folder, name, made, has_instances=truth.has_instances)
             records.append(
                 Record(
                     split=part.split,
@@ -78,7 +80,7 @@ def build_source(entry: Seen, part: Part, source: Path, out: Path, recipe: Recip
                     height=labels.shape[0],
                     width=labels.shape[1],
                     transform=str(piece.transform) + (" augmented" if name != stem else ""),
-                    num_nuclei=_num_nuclei(made) if truth.separates else -1,
+                    num_nuclei=_num_nuclei(made) if truth.has_instances else -1,
                     foreground=round(float(made.mask.mean()), 6),
                     source_sha256=entry.sha256,
                     image_sha256=sha256_of(read_bytes(folder / "images" / f"{name}.png")),
@@ -94,12 +96,12 @@ def _variants(stem: str, sample: Sample, recipe: Recipe | None) -> Iterator[tupl
         yield f"{stem}_v{number:02d}", apply_operations(sample, rng, VARIANT_OPERATIONS)
 
 
-def _write_sample(folder: Path, stem: str, sample: Sample, *, separates: bool) -> None:
-    for name in ("images", "masks", *(("instances",) if separates else ())):
+def _write_sample(folder: Path, stem: str, sample: Sample, *, has_instances: bool) -> None:
+    for name in ("images", "masks", *(("instances",) if has_instances else ())):
         make_folder(folder / name)
     write_png(folder / "images" / f"{stem}.png", sample.image)
     write_png(folder / "masks" / f"{stem}.png", sample.mask * 255)
-    if separates and sample.instances is not None:
+    if has_instances and sample.instances is not None:
         _write_instances(folder / "instances" / f"{stem}.png", sample.instances)
 
 
@@ -107,7 +109,7 @@ def _num_nuclei(sample: Sample) -> int:
     return 0 if sample.instances is None else len(np.unique(sample.instances[sample.instances > 0]))
 
 
-def _check_size(item: Item, truth: Truth, size: tuple[int, int]) -> None:
+def _check_size(item: SourceImage, truth: Truth, size: tuple[int, int]) -> None:
     stated = truth.claimed_size if truth.labels is None else truth.labels.shape
     if stated is not None and tuple(stated) != tuple(size):
         raise DataError(
@@ -116,7 +118,9 @@ def _check_size(item: Item, truth: Truth, size: tuple[int, int]) -> None:
         )
 
 
-def _kept_outlines(item: Item, truth: Truth, size: tuple[int, int], recipe: Recipe, notes: list[str]) -> list[Rings]:
+def _kept_outlines(
+    item: SourceImage, truth: Truth, size: tuple[int, int], recipe: Recipe, notes: list[str]
+) -> list[Rings]:
     """Filters by label, drops what has no area inside the image, and orders large to small."""
     kept = []
     whole = bool(truth.nuclei)
@@ -131,7 +135,7 @@ def _kept_outlines(item: Item, truth: Truth, size: tuple[int, int], recipe: Reci
             notes.append(f"{name}: lies outside the image and is left out")
             continue
         if recipe.outlines == "traced":
-            rings = [edge for ring in rings for edge in from_pixel_centres(ring)]
+            rings = [edge for ring in rings for edge in from_pixel_centers(ring)]
         if enclosed_area(rings) == 0:
             notes.append(f"{name}: has no area and is left out")
         else:
@@ -139,12 +143,12 @@ def _kept_outlines(item: Item, truth: Truth, size: tuple[int, int], recipe: Reci
     if whole and recipe.outlines == "drawn" and item.kind in ("labelme", "geojson"):
         notes.append(
             f"{item.annotation_path}: all coordinates are whole numbers; if a program traced them along pixel "
-            "centres, --outlines traced gives back the half pixel all round that is missing"
+            "centers, --outlines traced gives back the half pixel all round that is missing"
         )
     return sorted(kept, key=enclosed_area, reverse=True)
 
 
-def _instances(piece: Piece, outlines: Sequence[Rings] | None) -> tuple[np.ndarray, list[Rings] | None]:
+def _instances(piece: Tile, outlines: Sequence[Rings] | None) -> tuple[np.ndarray, list[Rings] | None]:
     """Returns the piece's label map with the numbers 1, 2, 3 ..., and its outlines at full extent."""
     if outlines is None:
         labels = np.zeros(piece.image.shape[:2], np.int32) if piece.labels is None else piece.labels

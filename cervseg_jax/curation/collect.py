@@ -20,7 +20,7 @@ PATCH_SUBSETS = ("train", "test")
 Kind = Literal["labelme", "geojson", "coco", "instances", "masks"]
 
 
-class Item(NamedTuple):
+class SourceImage(NamedTuple):
     """An image of the source, and where its truth is."""
 
     stem: str
@@ -42,14 +42,14 @@ class Truth(NamedTuple):
     nuclei: list[Nucleus] | None = None
     labels: np.ndarray | None = None
     """int32 [h, w]."""
-    separates: bool = True
+    has_instances: bool = True
     """Whether touching nuclei are told apart."""
     claimed_size: tuple[int, int] | None = None
     """Height and width that the annotation states."""
     notes: list[str] = []
 
 
-def collect(source: Path) -> tuple[list[Item], list[str]]:
+def collect(source: Path) -> tuple[list[SourceImage], list[str]]:
     """Lists the images of a dataset in any layout that is understood.
 
     Understood are CNSeg's clusteredCell and PatchSeg folders by name; `images` beside `labelme`, `instances`, `labels`
@@ -80,17 +80,17 @@ def collect(source: Path) -> tuple[list[Item], list[str]]:
     )
 
 
-def read_truth(item: Item, *, mask_rule: MaskRule) -> Truth:
+def read_truth(item: SourceImage, *, mask_rule: MaskRule) -> Truth:
     """Reads the truth of an item.
 
     Raises:
       DataError: if its file is bad.
     """
     if item.kind == "masks":
-        return Truth(labels=read_mask(item.annotation_path, rule=mask_rule).mask.astype(np.int32), separates=False)
+        return Truth(labels=read_mask(item.annotation_path, rule=mask_rule).mask.astype(np.int32), has_instances=False)
     if item.kind == "instances":
-        labels, separates = read_labels(item.annotation_path, rule=mask_rule)
-        return Truth(labels=labels, separates=separates)
+        labels, has_instances = read_labels(item.annotation_path, rule=mask_rule)
+        return Truth(labels=labels, has_instances=has_instances)
     annotation = item.annotation
     if annotation is None:
         read = read_geojson if item.kind == "geojson" else read_labelme
@@ -98,7 +98,7 @@ def read_truth(item: Item, *, mask_rule: MaskRule) -> Truth:
     return Truth(nuclei=annotation.nuclei, claimed_size=annotation.size, notes=annotation.notes)
 
 
-def _clustered(source: Path, problems: list[str]) -> list[Item]:
+def _clustered(source: Path, problems: list[str]) -> list[SourceImage]:
     root = source / "clusteredCell" if (source / "clusteredCell").is_dir() else source
     items = []
     for subset in CLUSTERED_SUBSETS:
@@ -108,7 +108,7 @@ def _clustered(source: Path, problems: list[str]) -> list[Item]:
     return items
 
 
-def _patches(source: Path, problems: list[str]) -> list[Item]:
+def _patches(source: Path, problems: list[str]) -> list[SourceImage]:
     root = source / "PatchSeg" if (source / "PatchSeg").is_dir() else source
     items = []
     for subset in PATCH_SUBSETS:
@@ -128,7 +128,7 @@ _SIDE_FOLDERS: tuple[tuple[str, str | None, Kind], ...] = (
 _SAME_FOLDER: tuple[tuple[str, Kind], ...] = ((".geojson", "geojson"), (".json", "labelme"))
 
 
-def _side_folders(source: Path, problems: list[str]) -> list[Item]:
+def _side_folders(source: Path, problems: list[str]) -> list[SourceImage]:
     images = source / "images"
     if not images.is_dir():
         return []
@@ -138,14 +138,14 @@ def _side_folders(source: Path, problems: list[str]) -> list[Item]:
     return []
 
 
-def _same_folder(source: Path, problems: list[str]) -> list[Item]:
+def _same_folder(source: Path, problems: list[str]) -> list[SourceImage]:
     for suffix, kind in _SAME_FOLDER:
         if any(source.glob(f"*{suffix}")):
             return _pair(source, source, suffix, kind, "", False, problems)
     return []
 
 
-def _coco(source: Path, problems: list[str]) -> list[Item]:
+def _coco(source: Path, problems: list[str]) -> list[SourceImage]:
     files = sorted(source.glob("*.json"))
     if len(files) != 1:
         return []
@@ -160,14 +160,14 @@ def _coco(source: Path, problems: list[str]) -> list[Item]:
         if path is None:
             problems.append(f"{files[0]}: its image {annotation.image_name} is not in {folder}")
         else:
-            items.append(Item(path.stem, path, "", False, "coco", files[0], annotation))
+            items.append(SourceImage(path.stem, path, "", False, "coco", files[0], annotation))
     problems += [f"{path}: is not in {files[0].name}" for path in by_name.values()]
     return items
 
 
 def _pair(
     images: Path, annotations: Path, suffix: str | None, kind: Kind, subset: str, is_test: bool, problems: list[str]
-) -> list[Item]:
+) -> list[SourceImage]:
     """Pairs by stem; a JSON file whose stem fits no image is paired by the image name that it holds."""
     by_stem = images_by_stem(images)
     found = list_images(annotations) if suffix is None else sorted(annotations.glob(f"*{suffix}"))
@@ -182,7 +182,7 @@ def _pair(
         if image is None:
             problems.append(f"{path}: has no image")
         else:
-            items.append(Item(image.stem, image, subset, is_test, kind, path, annotation))
+            items.append(SourceImage(image.stem, image, subset, is_test, kind, path, annotation))
     problems += [f"{path}: has no annotation" for path in by_stem.values()]
     return items
 
@@ -195,7 +195,7 @@ def _quietly(path: Path) -> Annotation | None:
         return None
 
 
-def _unique(items: Sequence[Item]) -> list[Item]:
+def _unique(items: Sequence[SourceImage]) -> list[SourceImage]:
     """Puts the subset's name before stems that several subsets use."""
     counts: dict[str, int] = {}
     for item in items:

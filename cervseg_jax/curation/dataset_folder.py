@@ -21,7 +21,7 @@ DATASET_FILE = "dataset.json"
 
 
 def write_scenes(
-    folder: Path, *, num_images: int, seed: int, size: tuple[int, int], each: Callable[[], None] = lambda: None
+    folder: Path, *, num_images: int, seed: int, size: tuple[int, int], on_progress: Callable[[], None] = lambda: None
 ) -> None:
     """Draws images with LabelMe polygons and instance labels.
 
@@ -30,7 +30,7 @@ def write_scenes(
       num_images: how many.
       seed: seed of the set.
       size: height and width.
-      each: called after each image.
+      on_progress: called after each image.
 
     Raises:
       ConfigError: if the folder holds something already.
@@ -46,12 +46,14 @@ def write_scenes(
         document = labelme_document(scene.outlines, image_path=f"../images/{stem}.png", shape=size)
         write_text(folder / "labelme" / f"{stem}.json", document, durable=False)
         write_png(folder / "instances" / f"{stem}.png", _instances(scene, size))
-        each()
+        on_progress()
 
     _for_all(write, num_images)
 
 
-def ensure_synthetic_dataset(root: Path, wanted: SyntheticConfig, *, each: Callable[[], None] = lambda: None) -> bool:
+def ensure_synthetic_dataset(
+    root: Path, wanted: SyntheticConfig, *, on_progress: Callable[[], None] = lambda: None
+) -> bool:
     """Makes the drawn dataset of a config, unless it is there.
 
     The splits are drawn from one stream of scenes, none twice. The folder appears complete or not at all.
@@ -59,7 +61,7 @@ def ensure_synthetic_dataset(root: Path, wanted: SyntheticConfig, *, each: Calla
     Args:
       root: `data.root`.
       wanted: the config's `data.synthetic`.
-      each: called after each image.
+      on_progress: called after each image.
 
     Returns:
       Whether it had to be made.
@@ -76,7 +78,7 @@ def ensure_synthetic_dataset(root: Path, wanted: SyntheticConfig, *, each: Calla
     try:
         first = 0
         for split, count in (("train", wanted.train), ("valid", wanted.valid), ("test", wanted.test)):
-            _write_split(building / split, range(first, first + count), wanted, each)
+            _write_split(building / split, range(first, first + count), wanted, on_progress)
             first += count
         write_json(building / DATASET_FILE, facts)
         if root.exists():
@@ -89,7 +91,7 @@ def ensure_synthetic_dataset(root: Path, wanted: SyntheticConfig, *, each: Calla
     return True
 
 
-def _write_split(folder: Path, indices: range, wanted: SyntheticConfig, each: Callable[[], None]) -> None:
+def _write_split(folder: Path, indices: range, wanted: SyntheticConfig, on_progress: Callable[[], None]) -> None:
     for name in ("images", "masks", "instances"):
         make_folder(folder / name)
 
@@ -101,7 +103,7 @@ def _write_split(folder: Path, indices: range, wanted: SyntheticConfig, each: Ca
         write_png(folder / "images" / name, scene.image)
         write_png(folder / "masks" / name, ((labels > 0) * 255).astype(np.uint8))
         write_png(folder / "instances" / name, labels)
-        each()
+        on_progress()
 
     _for_all(write, len(indices))
 

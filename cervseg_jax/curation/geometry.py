@@ -1,7 +1,7 @@
 """Padding, resizing and cutting of images together with their outlines and label maps.
 
 A transform is `position' = scale * position + shift`, per axis, on positions in the image (pixel edges at integers). It
-is applied to outlines exactly; they are rasterised afterwards, so that a resize never blurs or thickens a nucleus.
+is applied to outlines exactly; they are rasterized afterwards, so that a resize never blurs or thickens a nucleus.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from cervseg_jax.annotations.outlines import Rings
-from cervseg_jax.data.augment import border_colour
+from cervseg_jax.data.augment import border_color
 from cervseg_jax.data.source import resize_image, resize_mask
 
 Padding = Literal["none", "square", "square_reference"]
@@ -20,7 +20,7 @@ class Geometry(NamedTuple):
     """What is done to each source image, in this order."""
 
     padding: Padding = "none"
-    """`square` centres the image on the median colour of its border, `square_reference` on its pixel (2, 2)."""
+    """`square` centers the image on the median color of its border, `square_reference` on its pixel (2, 2)."""
     size: tuple[int, int] | None = None
     """Height and width after resizing; None keeps the scale."""
     tile: tuple[int, int] | None = None
@@ -49,7 +49,7 @@ class Affine(NamedTuple):
         return f"x*{self.scale[0]:.6g}{self.shift[0]:+.6g} y*{self.scale[1]:.6g}{self.shift[1]:+.6g}"
 
 
-class Piece(NamedTuple):
+class Tile(NamedTuple):
     """An image after the geometry, or one tile of it."""
 
     suffix: str
@@ -61,7 +61,7 @@ class Piece(NamedTuple):
     """From the source's positions to this piece's."""
 
 
-def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> Iterator[Piece]:
+def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> Iterator[Tile]:
     """Applies the geometry to an image.
 
     Args:
@@ -70,7 +70,7 @@ def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> 
       geometry: what to do.
 
     Yields:
-      The whole image, or its tiles row by row. Tiles that would stick out are filled with the border's colour.
+      The whole image, or its tiles row by row. Tiles that would stick out are filled with the border's color.
     """
     transform = Affine()
     if geometry.padding != "none":
@@ -78,8 +78,8 @@ def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> 
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         row, column = min(2, height - 1), min(2, width - 1)
-        colour = image[row, column] if geometry.padding == "square_reference" else border_colour(image)
-        image = _placed(image, (side, side), top, left, colour)
+        color = image[row, column] if geometry.padding == "square_reference" else border_color(image)
+        image = _placed(image, (side, side), top, left, color)
         labels = None if labels is None else _placed(labels, (side, side), top, left, 0)
         transform = transform.then((1.0, 1.0), (float(left), float(top)))
     if geometry.size is not None:
@@ -88,24 +88,24 @@ def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> 
         image = resize_image(image, geometry.size)
         labels = None if labels is None else resize_mask(labels, geometry.size)
     if geometry.tile is None:
-        yield Piece("", image, labels, transform)
+        yield Tile("", image, labels, transform)
         return
     (height, width), (rows, columns) = image.shape[:2], geometry.tile
-    colour = border_colour(image)
+    color = border_color(image)
     for row, top in enumerate(range(0, height, rows)):
         for column, left in enumerate(range(0, width, columns)):
             window = (slice(top, top + rows), slice(left, left + columns))
-            yield Piece(
+            yield Tile(
                 f"_r{row:02d}_c{column:02d}",
-                _placed(image[window], geometry.tile, 0, 0, colour),
+                _placed(image[window], geometry.tile, 0, 0, color),
                 None if labels is None else _placed(labels[window], geometry.tile, 0, 0, 0),
                 transform.then((1.0, 1.0), (-float(left), -float(top))),
             )
 
 
-def _placed(picture: np.ndarray, shape: tuple[int, int], top: int, left: int, colour: object) -> np.ndarray:
-    """Puts a picture on a canvas of one colour."""
+def _placed(picture: np.ndarray, shape: tuple[int, int], top: int, left: int, color: object) -> np.ndarray:
+    """Puts a picture on a canvas of one color."""
     canvas = np.empty((*shape, *picture.shape[2:]), picture.dtype)
-    canvas[:] = np.round(np.asarray(colour))
+    canvas[:] = np.round(np.asarray(color))
     canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return canvas

@@ -16,8 +16,8 @@ import numpy as np
 
 from cervseg_jax import __version__
 from cervseg_jax.curation.build import build_source
-from cervseg_jax.curation.collect import Item, collect
-from cervseg_jax.curation.recipe import Part, Recipe, Seen
+from cervseg_jax.curation.collect import SourceImage, collect
+from cervseg_jax.curation.recipe import Part, Recipe, ScannedImage
 from cervseg_jax.curation.similarity import join_groups, near_pairs, perceptual_hash
 from cervseg_jax.data.decode import decode_image, read_bytes
 from cervseg_jax.data.manifest import Record, groups_from_csv, write_manifest
@@ -73,7 +73,7 @@ def prepare(
     _check_plan(out, seen, parts)
     notes: list[str] = []
 
-    def build(entry: Seen) -> list[Record]:
+    def build(entry: ScannedImage) -> list[Record]:
         done = out / RECORDS / f"{entry.item.stem}.json"
         if done.exists():
             stored = json.loads(done.read_text())
@@ -100,7 +100,7 @@ def prepare(
     return Prepared(records, problems, sorted(notes))
 
 
-def divide(seen: Sequence[Seen], recipe: Recipe) -> dict[str, Part]:
+def divide(seen: Sequence[ScannedImage], recipe: Recipe) -> dict[str, Part]:
     """Assigns every image to train, valid or test, whole groups at a time.
 
     Args:
@@ -137,13 +137,15 @@ def divide(seen: Sequence[Seen], recipe: Recipe) -> dict[str, Part]:
     return {entry.item.stem: Part(parts[name], name, folds[name]) for entry, name in zip(seen, names, strict=True)}
 
 
-def _look(item: Item) -> Seen:
+def _look(item: SourceImage) -> ScannedImage:
     data = read_bytes(item.image_path)
     image = decode_image(data, source=item.image_path)
-    return Seen(item, image.shape[:2], sha256_of(data), perceptual_hash(image))
+    return ScannedImage(item, image.shape[:2], sha256_of(data), perceptual_hash(image))
 
 
-def _for_all(work: Callable[[Any], Any], entries: Sequence[Any], each: Callable[[], None], problems: list[str]) -> list:
+def _for_all(
+    work: Callable[[Any], Any], entries: Sequence[Any], on_progress: Callable[[], None], problems: list[str]
+) -> list:
     """Runs `work` on all cores; bad files become problems and are missing from the result."""
 
     def guarded(entry: Any) -> Any:
@@ -153,7 +155,7 @@ def _for_all(work: Callable[[Any], Any], entries: Sequence[Any], each: Callable[
             problems.append(str(error))
             return None
         finally:
-            each()
+            on_progress()
 
     with ThreadPoolExecutor(default_threads()) as pool:
         return [result for result in pool.map(guarded, entries) if result is not None]
@@ -185,7 +187,7 @@ def _claim(out: Path, facts: Mapping[str, Any], is_resumed: Callable[[], None]) 
     write_json(path, {**facts, "version": __version__, "state": "building"})
 
 
-def _check_plan(out: Path, seen: Sequence[Seen], parts: Mapping[str, Part]) -> None:
+def _check_plan(out: Path, seen: Sequence[ScannedImage], parts: Mapping[str, Part]) -> None:
     """Makes sure that files of an earlier, interrupted call still belong where they were put.
 
     Raises:

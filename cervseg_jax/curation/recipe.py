@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cervseg_jax.curation.collect import Item
+from cervseg_jax.curation.collect import SourceImage
 from cervseg_jax.curation.geometry import Geometry
 from cervseg_jax.data.decode import MaskRule
 
@@ -17,7 +17,7 @@ class Recipe(NamedTuple):
     labels: tuple[str, ...] = ()
     """Annotations with other labels are left out; empty keeps all."""
     outlines: Literal["drawn", "traced"] = "drawn"
-    """Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centres`)."""
+    """Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centers`)."""
     mask_rule: MaskRule = "half_range"
     valid: float = 0.15
     test: float = 0.15
@@ -35,10 +35,10 @@ class Recipe(NamedTuple):
     on_bad_file: str = "fail"
 
 
-class Seen(NamedTuple):
+class ScannedImage(NamedTuple):
     """What a first look at an image showed."""
 
-    item: Item
+    item: SourceImage
     size: tuple[int, int]
     sha256: str
     hashes: np.ndarray

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cervseg_jax.curation.collect import Item, collect, read_truth
+from cervseg_jax.curation.collect import SourceImage, collect, read_truth
 from cervseg_jax.curation.reference_style import offline_variants
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_json
@@ -25,7 +25,7 @@ FIRST_NUMBER = 10001
 
 
 def build_reference_dataset(
-    source: Path, out: Path, *, seed: int, each: Callable[[], None] = lambda: None
+    source: Path, out: Path, *, seed: int, on_progress: Callable[[], None] = lambda: None
 ) -> dict[str, int]:
     """Makes the 20 variants of each source and divides them.
 
@@ -33,7 +33,7 @@ def build_reference_dataset(
       source: annotated images, see `collect`.
       out: a new folder.
       seed: seed of the distortions; the reference has none.
-      each: called after each source.
+      on_progress: called after each source.
 
     Returns:
       Number of images by split.
@@ -57,7 +57,7 @@ def build_reference_dataset(
             names.append(f"{prefix}{number}.jpg")
             _write_jpeg(out / "all" / "images" / names[-1], image)
             _write_jpeg(out / "all" / "masks" / names[-1], mask)
-        each()
+        on_progress()
         return names
 
     for name in ("images", "masks"):
@@ -70,7 +70,7 @@ def build_reference_dataset(
     return counts
 
 
-def _pictures(item: Item) -> tuple[np.ndarray, np.ndarray]:
+def _pictures(item: SourceImage) -> tuple[np.ndarray, np.ndarray]:
     """Image (BGR) and mask (0 or 255) as squares of 512 pixels."""
     image = read_image(item.image_path)[:, :, ::-1]
     height, width = image.shape[:2]
@@ -84,9 +84,9 @@ def _pictures(item: Item) -> tuple[np.ndarray, np.ndarray]:
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     squares = []
-    for picture, colour in ((image, image[2, 2]), (mask, 0)):
+    for picture, color in ((image, image[2, 2]), (mask, 0)):
         canvas = np.empty((side, side, *picture.shape[2:]), np.uint8)
-        canvas[:] = colour
+        canvas[:] = color
         canvas[top : top + height, left : left + width] = picture
         squares.append(cv2.resize(canvas, (SIZE, SIZE)))
     return squares[0], squares[1]
@@ -110,6 +110,6 @@ def _divide(out: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def _write_jpeg(path: Path, picture: np.ndarray) -> None:
-    colours = picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    _, packed = cv2.imencode(".jpg", np.ascontiguousarray(colours))
+    colors = picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    _, packed = cv2.imencode(".jpg", np.ascontiguousarray(colors))
     write_bytes(path, packed.tobytes(), durable=False)

@@ -1,7 +1,7 @@
 """The reference implementation's augmentations, exactly as it computes them, known defects included.
 
-For comparison alone. Its border rules, its rotation about (width / 2, height / 2), its bulges that add up from centre
-to centre, its elastic field that is smoothed across colour channels: all of it is kept here and nowhere else.
+For comparison alone. Its border rules, its rotation about (width / 2, height / 2), its bulges that add up from center
+to center, its elastic field that is smoothed across color channels: all of it is kept here and nowhere else.
 Pictures are BGR as OpenCV reads them, [h, w, 3], because the elastic field differs between channels; a mask of three
 equal channels may be given as [h, w], which is the same and three times as fast.
 """
@@ -13,35 +13,35 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-CENTRES = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.7, 0.7))
+CENTERS = ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.7, 0.7))
 RADIUS, AMOUNT = 0.3, 0.3
 ALPHA, SIGMA, ELASTIC_SEED = 1300, 8, 137
 DISTORTIONS, DISTORTION_SIGMA = (0.02, 0.03), 40
 
-Colour = tuple[float, ...]
+Color = tuple[float, ...]
 Maps = tuple[np.ndarray, np.ndarray]
 """Positions to fetch from, as `cv2.remap` takes them."""
 
 
-def rotate(picture: np.ndarray, angle: float, *, border: Colour) -> np.ndarray:
-    """Rotates counter-clockwise about (w / 2, h / 2), half a pixel off the true centre."""
+def rotate(picture: np.ndarray, angle: float, *, border: Color) -> np.ndarray:
+    """Rotates counter-clockwise about (w / 2, h / 2), half a pixel off the true center."""
     height, width = picture.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
     return _warp(picture, matrix, border)
 
 
-def shear(picture: np.ndarray, amount: float, *, border: Colour) -> np.ndarray:
-    """Shears vertically about the centre column."""
+def shear(picture: np.ndarray, amount: float, *, border: Color) -> np.ndarray:
+    """Shears vertically about the center column."""
     matrix = np.array([[1, 0, 0], [amount, 1, -amount * picture.shape[1] / 2]], np.float32)
     return _warp(picture, matrix, border)
 
 
-def shrink(picture: np.ndarray, ratio: float, *, colour: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Shrinks by nearest neighbour and puts the result on a canvas of `colour(shrunken)`."""
+def shrink(picture: np.ndarray, ratio: float, *, color: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Shrinks by nearest neighbor and puts the result on a canvas of `color(shrunken)`."""
     height, width = picture.shape[:2]
     small = cv2.resize(picture, (int(width * ratio), int(height * ratio)), interpolation=cv2.INTER_NEAREST)
     canvas = np.empty((height, width, *small.shape[2:]), np.uint8)
-    canvas[:] = colour(small)
+    canvas[:] = color(small)
     top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
@@ -125,15 +125,15 @@ def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return cv2.gemm(left, np.ascontiguousarray(right), 1.0, None, 0.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def bulge(picture: np.ndarray, centre: tuple[float, float], *, radius: float, amount: float) -> np.ndarray:
-    """Warps a disc radially: a positive amount magnifies its centre (barrel), a negative one shrinks it."""
-    maps = _bulge_maps(picture.shape[0], picture.shape[1], centre, radius, amount)
+def bulge(picture: np.ndarray, center: tuple[float, float], *, radius: float, amount: float) -> np.ndarray:
+    """Warps a disc radially: a positive amount magnifies its center (barrel), a negative one shrinks it."""
+    maps = _bulge_maps(picture.shape[0], picture.shape[1], center, radius, amount)
     return cv2.remap(picture, *maps, cv2.INTER_LINEAR)
 
 
 @functools.lru_cache(maxsize=32)
-def _bulge_maps(height: int, width: int, centre: tuple[float, float], radius: float, amount: float) -> Maps:
-    x0, y0, reach = width * centre[0], height * centre[1], width * radius
+def _bulge_maps(height: int, width: int, center: tuple[float, float], radius: float, amount: float) -> Maps:
+    x0, y0, reach = width * center[0], height * center[1], width * radius
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     dx, dy = columns - x0, rows - y0
     distance = np.hypot(dx, dy)
@@ -146,13 +146,13 @@ def _bulge_maps(height: int, width: int, centre: tuple[float, float], radius: fl
 
 def bulges(picture: np.ndarray, *, radius: float, amount: float) -> Iterator[np.ndarray]:
     """Yields the picture after one, two ... five bulges, each applied to the result of the one before."""
-    for centre in CENTRES:
-        picture = bulge(picture, centre, radius=radius, amount=amount)
+    for center in CENTERS:
+        picture = bulge(picture, center, radius=radius, amount=amount)
         yield picture
 
 
 def sharpen(picture: np.ndarray, k: float) -> np.ndarray:
-    """Convolves with a 3x3 kernel of centre 1 + 8k and -k around."""
+    """Convolves with a 3x3 kernel of center 1 + 8k and -k around."""
     kernel = np.full((3, 3), -k)
     kernel[1, 1] = 1 + 8 * k
     return cv2.filter2D(picture, -1, kernel)
@@ -188,7 +188,7 @@ def offline_variants(
     for amount in DISTORTIONS:
         noise = random.standard_normal(noise_shape(max(shape)))
         yield f"distorted_{amount}_rsigma0.5_sigma{DISTORTION_SIGMA}_", distort(picture, amount, noise)
-    yield "shrinked_0_8_", shrink(picture, 0.8, colour=lambda small: small[2, 2])
+    yield "shrinked_0_8_", shrink(picture, 0.8, color=lambda small: small[2, 2])
     for prefix, amount in (("barrdistorted", AMOUNT), ("pincdistorted", -AMOUNT)):
         for number, warped in enumerate(bulges(picture, radius=RADIUS, amount=amount), start=101):
             yield f"{prefix}_{number}_{RADIUS}_{amount}_", warped
@@ -216,7 +216,7 @@ def _fixed(map_x: np.ndarray, map_y: np.ndarray) -> Maps:
     return maps[0], maps[1]
 
 
-def _warp(picture: np.ndarray, matrix: np.ndarray, border: Colour) -> np.ndarray:
+def _warp(picture: np.ndarray, matrix: np.ndarray, border: Color) -> np.ndarray:
     """Affine warp in the fixed-point arithmetic of OpenCV 4; version 5 interpolates between finer positions."""
     maps = _affine_maps(picture.shape[0], picture.shape[1], tuple(matrix.astype(np.float64).ravel().tolist()))
     return cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderValue=border)

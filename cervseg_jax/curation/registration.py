@@ -43,8 +43,8 @@ def registration(image: np.ndarray, mask: np.ndarray) -> Registration:
     """
     scale = WORKING_SIDE / max(mask.shape)
     size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
-    dark = cv2.GaussianBlur(255.0 - grey.astype(np.float32), (0, 0), 1.0)
+    gray = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
+    dark = cv2.GaussianBlur(255.0 - gray.astype(np.float32), (0, 0), 1.0)
     soft = cv2.GaussianBlur(cv2.resize((mask > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA), (0, 0), 1.0)
     agreement = _correlation(soft, dark)
     shifts = np.array(_block_shifts(soft, dark)).reshape(-1, 2) / WORKING_SIDE

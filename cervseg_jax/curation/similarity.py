@@ -21,8 +21,8 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
     Returns:
       uint64 [8]: the image as it is, turned by 90, 180 and 270 degrees, and the same four mirrored.
     """
-    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     turned = [np.rot90(side, turns) for side in (small, small[:, ::-1]) for turns in range(4)]
     return np.array([_hash(np.ascontiguousarray(picture)) for picture in turned], np.uint64)
 

@@ -15,7 +15,7 @@ from cervseg_jax.data.decode import read_image, read_labels, read_mask
 from cervseg_jax.data.source import list_images, split_folders
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_json, write_png
-from cervseg_jax.plots import TRUTH_COLOUR, draw_outline, draw_sheet, save_figure
+from cervseg_jax.plots import TRUTH_COLOR, draw_outline, draw_sheet, save_figure
 from cervseg_jax.runtime.threads import default_threads
 
 NUM_SAMPLES = 12
@@ -31,9 +31,9 @@ class ImageFacts(NamedTuple):
     """Pixels of each nucleus; of each connected region where there are no instance labels."""
     touching: int
     """Nuclei that touch another one; 0 without instance labels."""
-    separates: bool
+    has_instances: bool
     mean_rgb: tuple[float, float, float]
-    """Mean colour of the nuclei, or of the image where it has none."""
+    """Mean color of the nuclei, or of the image where it has none."""
 
 
 def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int], Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
       progress: as for `prepare`.
 
     Returns:
-      The content of `stats.json`: per split counts, sizes, shares, nuclei per image, quantiles of areas, colours.
+      The content of `stats.json`: per split counts, sizes, shares, nuclei per image, quantiles of areas, colors.
 
     Raises:
       ConfigError: if there are no such folders.
@@ -64,7 +64,7 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
 
         for split, members in paths.items():
             facts[split] = list(pool.map(measure, members))
-    summary = {split: summarise_split(members) for split, members in facts.items() if members}
+    summary = {split: summarize_split(members) for split, members in facts.items() if members}
     write_json(out / "stats.json", summary)
     draw_statistics(out / f"{dataset.name}_statistics.png", facts, title=dataset.name)
     first = next(iter(folders))
@@ -79,7 +79,7 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
     return summary
 
 
-def summarise_split(facts: Sequence[ImageFacts]) -> dict[str, Any]:
+def summarize_split(facts: Sequence[ImageFacts]) -> dict[str, Any]:
     """Turns the facts of one split into numbers.
 
     Args:
@@ -89,7 +89,7 @@ def summarise_split(facts: Sequence[ImageFacts]) -> dict[str, Any]:
       JSON values; areas in pixels.
     """
     areas = [area for fact in facts for area in fact.areas]
-    separates = all(fact.separates for fact in facts)
+    has_instances = all(fact.has_instances for fact in facts)
     counts = [len(fact.areas) for fact in facts]
     sizes = sorted({fact.size for fact in facts})
     return {
@@ -97,9 +97,9 @@ def summarise_split(facts: Sequence[ImageFacts]) -> dict[str, Any]:
         "sizes": [list(size) for size in sizes[:20]],
         "foreground_mean": float(np.mean([fact.foreground for fact in facts])),
         "empty_masks": sum(not fact.areas for fact in facts),
-        "nuclei" if separates else "regions": int(np.sum(counts)),
+        "nuclei" if has_instances else "regions": int(np.sum(counts)),
         "per_image": {"mean": float(np.mean(counts)), "min": int(min(counts)), "max": int(max(counts))},
-        "touching_share": sum(fact.touching for fact in facts) / max(len(areas), 1) if separates else None,
+        "touching_share": sum(fact.touching for fact in facts) / max(len(areas), 1) if has_instances else None,
         "area_px": {f"p{q}": float(np.percentile(areas, q)) for q in (5, 25, 50, 75, 95)} if areas else None,
         "nucleus_rgb_mean": np.mean([fact.mean_rgb for fact in facts], axis=0).round(1).tolist(),
     }
@@ -126,7 +126,7 @@ def touching_nuclei(labels: np.ndarray) -> int:
 
 
 def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: str) -> None:
-    """Draws images per split, nuclei per image, stain colours, areas, foreground and touching shares.
+    """Draws images per split, nuclei per image, stain colors, areas, foreground and touching shares.
 
     Args:
       path: the PNG to write.
@@ -134,19 +134,19 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
       title: heading.
     """
     figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
-    (count, per_image, colour), (area, share, touching) = figure.subplots(2, 3)
+    (count, per_image, color), (area, share, touching) = figure.subplots(2, 3)
     names = [name for name, members in facts.items() if members]
     bars = count.bar(names, [len(facts[name]) for name in names], color="#1b6ca8", width=0.6)
     count.bar_label(bars)
     count.set_ylabel("images")
-    separates = all(fact.separates for name in names for fact in facts[name])
-    what = "nuclei" if separates else "connected regions"
+    has_instances = all(fact.has_instances for name in names for fact in facts[name])
+    what = "nuclei" if has_instances else "connected regions"
     groups: dict[str, dict[str, list[float]]] = {
         "per_image": {name: [len(fact.areas) for fact in facts[name]] for name in names},
         "area": {name: [float(np.log10(a)) for fact in facts[name] for a in fact.areas] for name in names},
         "share": {name: [100 * fact.foreground for fact in facts[name]] for name in names},
         "touching": {
-            name: [100 * fact.touching / len(fact.areas) for fact in facts[name] if fact.areas and separates]
+            name: [100 * fact.touching / len(fact.areas) for fact in facts[name] if fact.areas and has_instances]
             for name in names
         },
     }
@@ -156,10 +156,10 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
     _histogram(touching, groups["touching"], "touching nuclei, % (needs instance labels)")
     for name in names:
         rgb = np.array([fact.mean_rgb for fact in facts[name]])
-        colour.scatter(rgb[:, 0], rgb[:, 2], c=rgb / 255, s=28, edgecolors="0.3", linewidths=0.4)
-    colour.set(xlabel="red of the nuclei (each dot an image, in its colour)", ylabel="blue")
+        color.scatter(rgb[:, 0], rgb[:, 2], c=rgb / 255, s=28, edgecolors="0.3", linewidths=0.4)
+    color.set(xlabel="red of the nuclei (each dot an image, in its color)", ylabel="blue")
     per_image.legend(frameon=False)
-    for axes in (count, per_image, colour, area, share, touching):
+    for axes in (count, per_image, color, area, share, touching):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     save_figure(path, figure)
@@ -167,11 +167,11 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
 
 def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:
     """Draws shares of each split over common bins, as outlines that do not hide each other."""
-    together = [value for several in values.values() for value in several]
+    combined = [value for several in values.values() for value in several]
     axes.set(xlabel=label, ylabel="share")
-    if not together:
+    if not combined:
         return
-    edges = np.linspace(min(together), max(together) + 1e-9, 16)
+    edges = np.linspace(min(combined), max(combined) + 1e-9, 16)
     for name, several in values.items():
         if several:
             counts, _ = np.histogram(several, edges)
@@ -180,10 +180,10 @@ def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:
 
 def _measure(path: Path) -> ImageFacts:
     image = read_image(path)
-    labels, separates = _labels_of(path)
+    labels, has_instances = _labels_of(path)
     if labels.shape != image.shape[:2]:
         raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]}, its truth {labels.shape[1]}x{labels.shape[0]}")
-    if not separates:
+    if not has_instances:
         regions: Any = ndimage.label(labels > 0)
         labels = np.asarray(regions[0], np.int32)
     areas = np.bincount(labels.ravel())[1:]
@@ -194,8 +194,8 @@ def _measure(path: Path) -> ImageFacts:
         size=image.shape[:2],
         foreground=float(inside.mean()),
         areas=areas[areas > 0].tolist(),
-        touching=touching_nuclei(labels) if separates else 0,
-        separates=separates,
+        touching=touching_nuclei(labels) if has_instances else 0,
+        has_instances=has_instances,
         mean_rgb=(float(red), float(green), float(blue)),
     )
 
@@ -221,7 +221,7 @@ def _write_samples(out: Path, prefix: str, paths: Sequence[Path]) -> None:
         labels, _ = _labels_of(path)
         picture = read_image(path)
         for number in np.unique(labels[labels > 0]):
-            picture = draw_outline(picture, labels == number, colour=TRUTH_COLOUR)
+            picture = draw_outline(picture, labels == number, color=TRUTH_COLOR)
         outlined.append(picture)
         masks.append(np.repeat(((labels > 0) * 255).astype(np.uint8)[:, :, None], 3, axis=2))
     for name, pictures in ((f"{prefix}_images_sample", outlined), (f"{prefix}_masks_sample", masks)):

@@ -1,7 +1,7 @@
 """Drawn Pap-smear clusters with exact truth.
 
 The picture is made as the microscope makes it: every layer absorbs light, absorbances (optical densities) add up
-per colour channel, and the light that is left reaches the camera. So overlapping nuclei get darker and cytoplasm
+per color channel, and the light that is left reaches the camera. So overlapping nuclei get darker and cytoplasm
 stays translucent. Everything is a function of the seed.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.annotations.outlines import Rings, enclosed_area, rasterise
+from cervseg_jax.annotations.outlines import Rings, enclosed_area, rasterize
 
 NUM_CORNERS = 64
 """Corners of a nucleus' outline."""
@@ -23,7 +23,7 @@ class Stain(NamedTuple):
     """Light and dyes of one slide; absorbances are per channel R, G, B."""
 
     light: tuple[float, float, float]
-    """Colour of the empty slide, 0..255."""
+    """Color of the empty slide, 0..255."""
     nucleus: tuple[float, float, float]
     cytoplasm: tuple[float, float, float]
 
@@ -128,7 +128,7 @@ def _vary(stain: Stain, rng: np.random.Generator) -> Stain:
 
 
 def _outline(
-    centre: np.ndarray, radius: float, elongation: float, angle: float, rng: np.random.Generator
+    center: np.ndarray, radius: float, elongation: float, angle: float, rng: np.random.Generator
 ) -> np.ndarray:
     """An ellipse with a few low-frequency dents, as corners [n, 2]."""
     theta = np.linspace(0, 2 * np.pi, NUM_CORNERS, endpoint=False)
@@ -139,7 +139,7 @@ def _outline(
     axes = radius * np.array([np.sqrt(elongation), 1 / np.sqrt(elongation)])
     local = wobble[:, None] * np.stack([np.cos(theta), np.sin(theta)], axis=1) * axes
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return centre + local @ turn
+    return center + local @ turn
 
 
 def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
@@ -147,15 +147,15 @@ def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.n
     height, width = shape
     base_radius = float(np.exp(rng.uniform(np.log(0.028), np.log(0.1)))) * min(shape)
     num_clusters = int(rng.integers(1, 4))
-    room = 0.30 * height * width / (np.pi * base_radius**2)
-    per_cluster = max(3, int(min(60, room * rng.uniform(0.35, 0.9)) / num_clusters))
+    max_cells = 0.30 * height * width / (np.pi * base_radius**2)
+    per_cluster = max(3, int(min(60, max_cells * rng.uniform(0.35, 0.9)) / num_clusters))
     crowding = rng.uniform(0.72, 1.12)
     main_angle = rng.uniform(0, np.pi)
     labels = np.zeros(shape, np.int32)
     outlines: list[np.ndarray] = []
 
     for _ in range(num_clusters):
-        centres = [rng.uniform(0.22, 0.78, 2) * (width, height)]
+        centers = [rng.uniform(0.22, 0.78, 2) * (width, height)]
         radii: list[float] = []
         for _attempt in range(3 * per_cluster):
             radius = base_radius * float(np.exp(rng.normal(0, 0.2)))
@@ -163,17 +163,17 @@ def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.n
                 parent = int(rng.integers(len(radii)))
                 direction = rng.uniform(0, 2 * np.pi)
                 distance = (radius + radii[parent]) * crowding * rng.uniform(0.9, 1.25)
-                centre = centres[parent] + distance * np.array([np.cos(direction), np.sin(direction)])
+                center = centers[parent] + distance * np.array([np.cos(direction), np.sin(direction)])
             else:
-                centre = centres[0]
+                center = centers[0]
             angle = main_angle + rng.normal(0, 0.6)
-            outline = _outline(centre, radius, rng.uniform(1.0, 1.9), angle, rng)
+            outline = _outline(center, radius, rng.uniform(1.0, 1.9), angle, rng)
             if not _fits(outline, labels, outlines):
                 continue
-            top, left, inside = rasterise([outline], shape=shape)
+            top, left, inside = rasterize([outline], shape=shape)
             outlines.append(outline)
             labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = len(outlines)
-            centres = [*centres, centre] if radii else [centre]
+            centers = [*centers, center] if radii else [center]
             radii.append(radius)
             if len(radii) >= per_cluster:
                 break
@@ -182,7 +182,7 @@ def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.n
 
 def _fits(outline: np.ndarray, labels: np.ndarray, outlines: list[np.ndarray]) -> bool:
     """Whether a nucleus lies mostly inside the image and hides no other one too far."""
-    top, left, inside = rasterise([outline], shape=labels.shape)
+    top, left, inside = rasterize([outline], shape=labels.shape)
     if inside.sum() < 0.6 * enclosed_area([outline]):
         return False
     covered = labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside]
@@ -248,9 +248,9 @@ def _add_cytoplasm(
         if rng.random() < 0.25:
             continue
         radius = np.sqrt(enclosed_area([outline]) / np.pi)
-        centre = outline.mean(axis=0) + rng.normal(0, 0.3 * radius, 2)
+        center = outline.mean(axis=0) + rng.normal(0, 0.3 * radius, 2)
         body = _outline(
-            centre, radius * reach * rng.uniform(0.75, 1.25), rng.uniform(1, 1.8), rng.uniform(0, np.pi), rng
+            center, radius * reach * rng.uniform(0.75, 1.25), rng.uniform(1, 1.8), rng.uniform(0, np.pi), rng
         )
         placed = _soft_shape(body, density.shape[:2], rng.uniform(1.0, 0.25 * radius + 1.5))
         if placed is None:
@@ -269,18 +269,18 @@ def _add_leucocytes(
         return
     height, width = density.shape[:2]
     radius = 0.42 * float(np.median([np.sqrt(enclosed_area([outline]) / np.pi) for outline in outlines]))
-    centres = np.array([outline.mean(axis=0) for outline in outlines])
+    centers = np.array([outline.mean(axis=0) for outline in outlines])
     for _ in range(int(rng.integers(0, 8))):
-        centre = rng.uniform(0, 1, 2) * (width, height)
-        if np.linalg.norm(centres - centre, axis=1).min() < 4.5 * radius:
+        center = rng.uniform(0, 1, 2) * (width, height)
+        if np.linalg.norm(centers - center, axis=1).min() < 4.5 * radius:
             continue
-        body = _soft_shape(_outline(centre, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
+        body = _soft_shape(_outline(center, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
         if body is not None:
             density[body[0]] += (0.16 * body[1])[..., None] * np.array(stain.cytoplasm, np.float32)
         start = rng.uniform(0, 2 * np.pi)
         for lobe in range(int(rng.integers(2, 5))):
             angle = start + lobe * rng.uniform(1.4, 1.9)
-            place = centre + 0.75 * radius * np.array([np.cos(angle), np.sin(angle)])
+            place = center + 0.75 * radius * np.array([np.cos(angle), np.sin(angle)])
             placed = _soft_shape(_outline(place, 0.6 * radius, 1.3, angle, rng), (height, width), 0.8)
             if placed is not None:
                 window, coverage = placed

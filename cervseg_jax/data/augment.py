@@ -1,7 +1,7 @@
 """Augmentation of training samples, in numpy and OpenCV.
 
 An operation is `(sample, rng, **args) -> sample`. Geometry is drawn once and applied to image, mask and instance labels
-alike, labels by nearest neighbour with background outside; colour changes touch the image alone.
+alike, labels by nearest neighbor with background outside; color changes touch the image alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,9 +58,9 @@ def affine(
     max_shift: NonNegative = 0.05,
     max_shear: NonNegative = 0.0,
 ) -> Sample:
-    """Rotates, scales, shears and shifts about the image's true centre.
+    """Rotates, scales, shears and shifts about the image's true center.
 
-    What comes in from outside has the median colour of the image's border, and no nuclei.
+    What comes in from outside has the median color of the image's border, and no nuclei.
 
     Args:
       sample: image and labels.
@@ -68,7 +68,7 @@ def affine(
       max_degrees: the angle is uniform in [-max_degrees, max_degrees].
       scale: smallest and largest magnification; drawn log-uniformly.
       max_shift: largest shift as a share of each side.
-      max_shear: largest vertical shift per pixel to the side of the centre.
+      max_shear: largest vertical shift per pixel to the side of the center.
 
     Returns:
       The warped sample.
@@ -76,11 +76,11 @@ def affine(
     height, width = sample.mask.shape
     angle = rng.uniform(-max_degrees, max_degrees)
     factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
-    centre = ((width - 1) / 2, (height - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(centre, angle, factor)
+    center = ((width - 1) / 2, (height - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(center, angle, factor)
     matrix[:, 2] += rng.uniform(-max_shift, max_shift, size=2) * (width, height)
     amount = rng.uniform(-max_shear, max_shear)
-    sheared = np.array([[1, 0, 0], [amount, 1, -amount * centre[0]], [0, 0, 1]])
+    sheared = np.array([[1, 0, 0], [amount, 1, -amount * center[0]], [0, 0, 1]])
     return _warp_affine(sample, np.linalg.inv(np.vstack([matrix, [0, 0, 1]]) @ sheared)[:2])
 
 
@@ -175,15 +175,15 @@ def _remap(sample: Sample, map_x: np.ndarray, map_y: np.ndarray) -> Sample:
 
 
 def _fetch(sample: Sample, fetch: Callable[[np.ndarray, int, Sequence[float]], np.ndarray]) -> Sample:
-    """Fetches the image bilinearly, with its border's colour outside, and labels by nearest, background outside."""
-    colour = border_colour(sample.image)
+    """Fetches the image bilinearly, with its border's color outside, and labels by nearest, background outside."""
+    color = border_color(sample.image)
 
     def fetch_labels(labels: np.ndarray) -> np.ndarray:
         # OpenCV warps no 32-bit integers; float32 holds label numbers exactly up to 2^24.
         given = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
         return fetch(given, cv2.INTER_NEAREST, (0.0,)).astype(labels.dtype)
 
-    return _geometric(sample, lambda image: fetch(image, cv2.INTER_LINEAR, colour), fetch_labels)
+    return _geometric(sample, lambda image: fetch(image, cv2.INTER_LINEAR, color), fetch_labels)
 
 
 def color(
@@ -195,13 +195,13 @@ def color(
     hue_degrees: NonNegative = 8.0,
     saturation: NonNegative = 0.15,
 ) -> Sample:
-    """Varies the image's colours as scanners and stains do.
+    """Varies the image's colors as scanners and stains do.
 
     Args:
       sample: image and mask; the mask is left alone.
       rng: source of randomness.
       brightness: largest shift, as a share of the full range.
-      contrast: largest relative change of the distance from mid-grey.
+      contrast: largest relative change of the distance from mid-gray.
       hue_degrees: largest rotation of the hue.
       saturation: largest relative change of the saturation.
 
@@ -237,7 +237,7 @@ def sharpen(sample: Sample, rng: np.random.Generator, *, max_amount: NonNegative
 
 
 def noise(sample: Sample, rng: np.random.Generator, *, max_sigma: NonNegative = 6.0) -> Sample:
-    """Adds sensor noise with a uniform deviation of up to `max_sigma` grey levels."""
+    """Adds sensor noise with a uniform deviation of up to `max_sigma` gray levels."""
     sigma = rng.uniform(0.0, max_sigma)
     grain = rng.standard_normal(sample.image.shape[:2], np.float32) * np.float32(sigma)
     return sample._replace(image=cv2.add(sample.image, cv2.merge([grain] * 3), dtype=cv2.CV_8U))
@@ -245,7 +245,7 @@ def noise(sample: Sample, rng: np.random.Generator, *, max_sigma: NonNegative = 
 
 # Absorbances of haematoxylin, eosin and DAB in R, G, B.
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-# Absorbance of each grey level.
+# Absorbance of each gray level.
 DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
 
 
@@ -290,8 +290,8 @@ AUGMENTATIONS: Mapping[str, Operation] = {
 """Operations by config name."""
 
 
-def border_colour(image: np.ndarray) -> tuple[float, ...]:
-    """Returns the median colour of the outermost pixels: the slide's background in most images."""
+def border_color(image: np.ndarray) -> tuple[float, ...]:
+    """Returns the median color of the outermost pixels: the slide's background in most images."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     return tuple(float(value) for value in np.median(border, axis=0))
 

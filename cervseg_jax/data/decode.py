@@ -19,8 +19,8 @@ MAX_FILE_BYTES = 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 """Suffixes by which files are found in folders, compared in lower case."""
 
-MAX_COLOURED_SHARE = 0.05
-"""A three-channel mask with fewer coloured pixels than this is grey with coloured edges."""
+MAX_COLORED_SHARE = 0.05
+"""A three-channel mask with fewer colored pixels than this is gray with colored edges."""
 
 MaskRule = Literal["half_range", "any_nonzero"]
 
@@ -71,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
 def decode_image(data: bytes, *, source: Path) -> np.ndarray:
     """Decodes an image to RGB.
 
-    Grey becomes three equal channels, 16-bit is scaled to 8-bit with rounding, CMYK and palettes become RGB,
+    Gray becomes three equal channels, 16-bit is scaled to 8-bit with rounding, CMYK and palettes become RGB,
     transparency is laid on white (the slide's empty background).
 
     Args:
@@ -96,7 +96,7 @@ def decode_image(data: bytes, *, source: Path) -> np.ndarray:
 def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> MaskReading:
     """Decodes a mask to 0/1.
 
-    With two levels, of which one is zero, the other is the nucleus (0/1, 0/255 and colours on black). With more,
+    With two levels, of which one is zero, the other is the nucleus (0/1, 0/255 and colors on black). With more,
     `half_range` takes values from half of the type's range, which drops the noise of JPEG masks, and
     `any_nonzero` takes every other value than zero, as the reference implementation does: on the published
     JPEG masks that adds 19 % to the nuclei's area.
@@ -159,7 +159,7 @@ def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarra
 
 
 def _decode(data: bytes, *, source: Path) -> np.ndarray:
-    """Decodes to the file's own depth, grey [h, w] or BGR(A) [h, w, 3|4], upright."""
+    """Decodes to the file's own depth, gray [h, w] or BGR(A) [h, w, 3|4], upright."""
     try:
         header = read_header(data)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -199,7 +199,7 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
 
 
 def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
-    """Reduces a mask file to one channel, or refuses a colour mask of several classes."""
+    """Reduces a mask file to one channel, or refuses a color mask of several classes."""
     if pixels.ndim == 2:
         return pixels
     if pixels.shape[2] == 4:
@@ -208,12 +208,12 @@ def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
         pixels = pixels[:, :, :3]
     first, second, third = cv2.split(pixels)
     highest = np.maximum(np.maximum(first, second), third)
-    coloured = highest - np.minimum(np.minimum(first, second), third) > np.iinfo(pixels.dtype).max // 16
-    if not coloured.any():  # grey, up to the noise of JPEG
+    colored = highest - np.minimum(np.minimum(first, second), third) > np.iinfo(pixels.dtype).max // 16
+    if not colored.any():  # gray, up to the noise of JPEG
         return second
-    colours = np.unique(pixels.reshape(-1, 3), axis=0)
-    if len(colours) == 2 and not colours[0].any():
+    colors = np.unique(pixels.reshape(-1, 3), axis=0)
+    if len(colors) == 2 and not colors[0].any():
         return highest
-    if coloured.mean() <= MAX_COLOURED_SHARE:  # coloured edges: a mask that was warped channel by channel
+    if colored.mean() <= MAX_COLORED_SHARE:  # colored edges: a mask that was warped channel by channel
         return second
-    raise DataError(f"{source}: a mask with {len(colours)} colours; needed are two levels, or one colour on black")
+    raise DataError(f"{source}: a mask with {len(colors)} colors; needed are two levels, or one color on black")

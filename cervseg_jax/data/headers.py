@@ -1,6 +1,6 @@
 """What an image file says of itself, read without decoding it.
 
-OpenCV alone is no safe judge of a file: it fills the missing part of a cut JPEG with grey, allocates gigabytes for
+OpenCV alone is no safe judge of a file: it fills the missing part of a cut JPEG with gray, allocates gigabytes for
 a forged header and returns the first page of many without a word. These checks come before it.
 """
 
@@ -31,7 +31,7 @@ class SlideHeaderError(HeaderError):
 def read_header(data: bytes) -> Header:
     """Checks an image file's structure.
 
-    Accepted are PNG, JPEG, BMP, WebP and TIFF with one picture each, recognised by content and not by suffix.
+    Accepted are PNG, JPEG, BMP, WebP and TIFF with one picture each, recognized by content and not by suffix.
 
     Args:
       data: the whole file.

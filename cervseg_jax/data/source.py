@@ -179,14 +179,14 @@ def check_pairs(
     pairs: Sequence[Pair],
     data: DataConfig,
     *,
-    each: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> CheckedPairs:
     """Reads every file once, so that bad ones are known before the work starts.
 
     Args:
       pairs: what to read.
       data: the config's data section.
-      each: called after each pair, for a progress bar.
+      on_progress: called after each pair, for a progress bar.
 
     Returns:
       Facts of the good pairs in the same order, and one message for each bad one.
@@ -201,7 +201,7 @@ def check_pairs(
         except DataError as error:
             return str(error)
         finally:
-            each()
+            on_progress()
 
     with ThreadPoolExecutor(num_threads(data)) as pool:
         results = list(pool.map(check, pairs))
@@ -267,7 +267,7 @@ def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes by nearest neighbour, so that no new values appear; [h, w] of any type."""
+    """Resizes by nearest neighbor, so that no new values appear; [h, w] of any type."""
     if mask.shape == image_size:
         return mask
     rows, columns = (
@@ -281,13 +281,13 @@ def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]
     instances = images_by_stem(folder / "instances") if (folder / "instances").is_dir() else {}
     if not images:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    lonely = sorted(images.keys() - masks.keys())
-    if lonely and (data.on_bad_file == "fail" or len(lonely) == len(images)):
+    unpaired = sorted(images.keys() - masks.keys())
+    if unpaired and (data.on_bad_file == "fail" or len(unpaired) == len(images)):
         raise DataError(
-            f"{folder / 'images'}: {len(lonely)} of {len(images)} images have no mask of the same stem in "
-            f"{folder / 'masks'}: {first_few(images[stem].name for stem in lonely)}"
+            f"{folder / 'images'}: {len(unpaired)} of {len(images)} images have no mask of the same stem in "
+            f"{folder / 'masks'}: {first_few(images[stem].name for stem in unpaired)}"
         )
-    problems = [f"{images[stem]}: has no mask" for stem in lonely]
+    problems = [f"{images[stem]}: has no mask" for stem in unpaired]
     problems += [f"{masks[stem]}: a mask without an image" for stem in sorted(masks.keys() - images.keys())]
     stems = sorted(images.keys() & masks.keys())
     pattern = data.split.group_pattern if data.split else None

@@ -73,8 +73,8 @@ def _hover(labels: np.ndarray) -> np.ndarray:
     maps = []
     for places in (np.arange(labels.shape[1])[None, :], np.arange(labels.shape[0])[:, None]):
         places = np.broadcast_to(places, labels.shape).astype(np.float64)
-        centre = np.bincount(number.ravel(), places.ravel(), len(found)) / areas
-        offset = places - centre[number]
+        center = np.bincount(number.ravel(), places.ravel(), len(found)) / areas
+        offset = places - center[number]
         furthest = np.zeros(len(found))
         np.maximum.at(furthest, number, np.abs(offset))
         maps.append(0.5 + 0.5 * offset / np.maximum(furthest[number], 1))

@@ -16,7 +16,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch, abstract_batch
 from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import TrainState
-from cervseg_jax.engine.step import StepMetrics, StepRules, make_eval_step, make_train_step
+from cervseg_jax.engine.step import StepMetrics, StepOptions, make_eval_step, make_train_step
 from cervseg_jax.heads import num_maps
 from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply, build_model, functionalize
@@ -81,7 +81,7 @@ def compile_run(
     log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary, step_flops=flops)
     spread, images = batch_sharding(mesh, config.model.heads), local_images(mesh, config.train.batch_size)
     score = jax.jit(
-        make_eval_step(apply, configured_loss(config), step_rules(config)),
+        make_eval_step(apply, configured_loss(config), step_options(config)),
         in_shardings=(state_sharding(mesh, state), spread),
         out_shardings=replicated(mesh),
     )
@@ -109,7 +109,7 @@ def lower_train_step(
       The step, ready to be compiled; it gives the state's memory away.
     """
     with formulation_for(mesh):
-        return _lower(config, apply, optimizer, state, mesh, step_rules(config))
+        return _lower(config, apply, optimizer, state, mesh, step_options(config))
 
 
 def step_flops(
@@ -123,7 +123,7 @@ def step_flops(
     Returns:
       Operations on all devices together; NaN where XLA does not count.
     """
-    lowered = _lower(config, apply, optimizer, state, mesh, step_rules(config)._replace(num_parts=1))
+    lowered = _lower(config, apply, optimizer, state, mesh, step_options(config)._replace(num_parts=1))
     return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
 
@@ -133,7 +133,7 @@ def _lower(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
-    rules: StepRules,
+    rules: StepOptions,
 ) -> jax.stages.Lowered:
     everywhere, places = replicated(mesh), state_sharding(mesh, state)
     step = jax.jit(
@@ -170,20 +170,20 @@ def configured_loss(config: Config) -> Loss:
     return functools.partial(LOSSES[config.train.loss], **config.train.loss_args)
 
 
-def step_rules(config: Config) -> StepRules:
+def step_options(config: Config) -> StepOptions:
     """Returns what the steps of a run follow."""
     train = config.train
-    return StepRules(
+    return StepOptions(
         seed=train.seed,
         threshold=config.eval.threshold,
-        side_loss_weight=train.side_loss_weight,
+        deep_supervision_weight=train.deep_supervision_weight,
         l2_penalty=train.l2_penalty,
-        rate_factors=train.rate_factors,
+        lr_multipliers=train.lr_multipliers,
         heads=config.model.heads,
         head_weights=train.head_weights,
         touching_weight=train.touching_weight,
-        norm_warmup=train.norm_warmup,
+        batch_norm_warmup=train.batch_norm_warmup,
         ema_decay=train.ema_decay,
-        num_parts=train.accumulate,
-        recompute=config.runtime.recompute,
+        num_parts=train.grad_accum_steps,
+        remat=config.runtime.remat,
     )

@@ -25,7 +25,7 @@ def scale_by_adam_epsilon_hat(
 
     Args:
       beta1: decay of the mean.
-      beta2: decay of the uncentred variance.
+      beta2: decay of the uncenterd variance.
       epsilon: "epsilon hat" of the paper.
 
     Returns:
@@ -56,7 +56,7 @@ def make_optimizer(*, clip_value: float | None, weight_decay: float = 0.0) -> op
 
     Args:
       clip_value: each gradient element is clipped to [-clip_value, clip_value]; None: not at all.
-      weight_decay: what is added of each kernel to its direction; biases and normalisations are left alone.
+      weight_decay: what is added of each kernel to its direction; biases and normalizations are left alone.
 
     Returns:
       A transform without the learning rate.

@@ -3,7 +3,7 @@
 import math
 
 
-def rate_factor(step: int, *, warmup_steps: int, total_steps: int, final_factor: float | None) -> float:
+def lr_multiplier(step: int, *, warmup_steps: int, total_steps: int, final_factor: float | None) -> float:
     """Returns the factor on the learning rate at a step.
 
     Args:

@@ -6,7 +6,7 @@ import numpy as np
 
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.engine.step import StepMetrics
-from cervseg_jax.metrics.pixel import Counts, summarise
+from cervseg_jax.metrics.pixel import Counts, summarize
 
 
 class Scores:
@@ -62,12 +62,12 @@ class Scores:
         """Returns all scores by name.
 
         `loss` is the mean over images (each batch weighted by its size), `dice_coef` the plain mean over batches, as
-        the reference implementation reports them; the rest as `summarise`.
+        the reference implementation reports them; the rest as `summarize`.
         """
         return {
             "loss": self.loss,
             "dice_coef": self._dice_coef_sum / max(self._num_batches, 1),
-            **summarise(self.counts),
+            **summarize(self.counts),
         }
 
     def to_json(self) -> dict:
@@ -96,7 +96,7 @@ def evaluate(
     score: Callable[[Batch], StepMetrics],
     batches: Iterable[Batch],
     *,
-    each: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Scores | None:
     """Scores batches.
@@ -104,7 +104,7 @@ def evaluate(
     Args:
       score: from a batch of numpy arrays to its metrics.
       batches: what to score.
-      each: called after each batch, for a progress bar.
+      on_progress: called after each batch, for a progress bar.
       stop: asked before each batch whether to give up.
 
     Returns:
@@ -115,5 +115,5 @@ def evaluate(
         if stop():
             return None
         scores.add(score(batch))
-        each()
+        on_progress()
     return scores

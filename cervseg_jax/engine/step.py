@@ -35,7 +35,7 @@ class StepMetrics(NamedTuple):
     """As in the batch."""
     image_id: jax.Array
     """Likewise."""
-    wish: jax.Array
+    vote: jax.Array
     """Scalar; the largest of the batch."""
     gradient_norm: jax.Array
     """Scalar; Euclidean, before clipping. 0 in evaluation."""
@@ -55,18 +55,18 @@ def stream_key(seed: int, stream: str, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode())), step)
 
 
-class StepRules(NamedTuple):
+class StepOptions(NamedTuple):
     """What a train step does besides the gradient."""
 
     seed: int = 0
     """Seed of dropout."""
     threshold: float = 0.5
     """Probability from which a pixel counts as nucleus, for the metrics."""
-    side_loss_weight: float = 1.0
+    deep_supervision_weight: float = 1.0
     """What the loss of each side output counts."""
     l2_penalty: float = 0.0
     """What the sum of the squares of all kernels adds to the objective, times this."""
-    rate_factors: Mapping[str, float] = {}
+    lr_multipliers: Mapping[str, float] = {}
     """Factors on the learning rate by the beginning of variable paths; the longest that fits counts."""
     heads: tuple[Head, ...] = ("mask",)
     """What the network's channels are."""
@@ -74,17 +74,17 @@ class StepRules(NamedTuple):
     """What the losses of heads besides the mask count; 1 where one is not named."""
     touching_weight: float = 0.0
     """What the cross-entropy between touching nuclei counts."""
-    norm_warmup: bool = True
-    """Whether BatchNorm's running statistics follow faster in the first steps; see `warm_statistics`."""
+    batch_norm_warmup: bool = True
+    """Whether BatchNorm's running statistics follow faster in the first steps; see `warmup_batch_stats`."""
     ema_decay: float | None = None
     """Decay of the moving average; smaller in the first steps, (1 + step) / (10 + step)."""
     num_parts: int = 1
     """Parts that a batch is computed in, one after the other; see `_in_parts`."""
-    recompute: bool = False
+    remat: bool = False
     """Whether only what convolutions and products return is kept for the gradient; the rest is computed again."""
 
 
-def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, rules: StepRules) -> TrainStep:
+def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, rules: StepOptions) -> TrainStep:
     """Returns the function that makes one optimizer update.
 
     Args:
@@ -109,11 +109,11 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
         updated: Any = optimizer.update(gradients, state.opt_state, state.params)
         directions, opt_state = updated
         params = {
-            path: param - learning_rate * _factor(rules.rate_factors, path) * directions[path]
+            path: param - learning_rate * _factor(rules.lr_multipliers, path) * directions[path]
             for path, param in state.params.items()
         }
-        if rules.norm_warmup:
-            model_state = warm_statistics(state.model_state, model_state, state.step)
+        if rules.batch_norm_warmup:
+            model_state = warmup_batch_stats(state.model_state, model_state, state.step)
         ema_params = state.ema_params
         if rules.ema_decay is not None:
             decay = jnp.minimum(rules.ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -130,18 +130,20 @@ def _norm(tree: Params) -> jax.Array:
 
 
 def objective(
-    apply: Apply, loss: Loss, rules: StepRules, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    apply: Apply, loss: Loss, rules: StepOptions, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, ModelState]]:
     """Returns what is made small; besides it the reported loss, the logits and the new model state."""
 
     def forward(params: Params, images: Any) -> tuple[list[jax.Array], ModelState]:
         return apply(params, model_state, images, key=key)
 
-    if rules.recompute:
+    if rules.remat:
         forward = jax.checkpoint(forward, policy=_is_costly)
     (logits, *sides), model_state = forward(params, batch.image)
     value = _batch_loss(batch, logits, loss=loss, rules=rules)
-    total = value + rules.side_loss_weight * sum(_batch_loss(batch, side, loss=loss, rules=rules) for side in sides)
+    total = value + rules.deep_supervision_weight * sum(
+        _batch_loss(batch, side, loss=loss, rules=rules) for side in sides
+    )
     if rules.l2_penalty:
         squares = [jnp.sum(jnp.square(param)) for param in params.values() if param.ndim > 1]
         total = total + rules.l2_penalty * sum(squares)
@@ -186,7 +188,7 @@ def _in_parts(
     return gradients, model_state, join(logits)
 
 
-def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepRules) -> jax.Array:
+def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepOptions) -> jax.Array:
     """The mask's loss, and those of the other heads over the images whose nuclei are told apart."""
     masks = batch.mask.astype(jnp.float32)
     value = loss(logits[..., :1], masks, batch.valid)
@@ -200,7 +202,7 @@ def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepRules
     return value
 
 
-def warm_statistics(before: ModelState, after: ModelState, step: jax.Array) -> ModelState:
+def warmup_batch_stats(before: ModelState, after: ModelState, step: jax.Array) -> ModelState:
     """Lets BatchNorm's running statistics follow faster while there were few steps.
 
     With a momentum of 0.99 they lag a hundred steps behind the weights and remember their initial values as long; a
@@ -223,7 +225,7 @@ def warm_statistics(before: ModelState, after: ModelState, step: jax.Array) -> M
     }
 
 
-def check_rate_factors(factors: Mapping[str, float], params: Params) -> None:
+def check_lr_multipliers(factors: Mapping[str, float], params: Params) -> None:
     """Makes sure that every factor has variables.
 
     Raises:
@@ -233,7 +235,7 @@ def check_rate_factors(factors: Mapping[str, float], params: Params) -> None:
         if not any(path.startswith(beginning) for path in params):
             known = sorted({path.partition("/")[0] for path in params})
             raise ConfigError(
-                f"train.rate_factors: no layer with trainable variables begins with {beginning!r}; "
+                f"train.lr_multipliers: no layer with trainable variables begins with {beginning!r}; "
                 f"{suggestion(beginning, known)}"
             )
 
@@ -243,7 +245,7 @@ def _factor(factors: Mapping[str, float], path: str) -> float:
     return factors[max(fitting, key=len)] if fitting else 1.0
 
 
-def make_eval_step(apply: Apply, loss: Loss, rules: StepRules) -> EvalStep:
+def make_eval_step(apply: Apply, loss: Loss, rules: StepOptions) -> EvalStep:
     """Returns the function that scores one batch in inference mode.
 
     Args:
@@ -268,4 +270,4 @@ def _metrics(loss: jax.Array, logits: jax.Array, batch: Batch, *, threshold: flo
     counts = pixel_counts(logits, masks, threshold=threshold)
     dice = dice_coef(logits, masks, batch.valid)
     zero = jnp.zeros(())
-    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, jnp.max(batch.wish), zero, zero)
+    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, jnp.max(batch.vote), zero, zero)

@@ -57,8 +57,8 @@ def columns_of(scores: NucleusScores) -> dict[str, np.ndarray]:
     return columns | {"hd95_px": scores.hd95, "assd_px": scores.assd}
 
 
-def summarise_nuclei(scores: NucleusScores, groups: Sequence[str]) -> dict[str, Any]:
-    """Summarises scores.
+def summarize_nuclei(scores: NucleusScores, groups: Sequence[str]) -> dict[str, Any]:
+    """Summarizes scores.
 
     Args:
       scores: of all images.

@@ -21,7 +21,7 @@ class Part(NamedTuple):
     """Of the folder for the results."""
     split: str
     facts: list[PairFacts]
-    traits: list[dict[str, str]]
+    metadata: list[dict[str, str]]
     """What the dataset's manifest says of each image; empty without one."""
 
     @property

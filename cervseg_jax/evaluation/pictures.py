@@ -8,7 +8,7 @@ import numpy as np
 from cervseg_jax.data.decode import MaskRule
 from cervseg_jax.data.source import Pair, read_image, read_mask
 from cervseg_jax.files import write_png
-from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline, draw_sheet
+from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline, draw_sheet
 
 
 def write_sheets(folder: Path, pairs: Sequence[Pair], *, count: int, mask_rule: MaskRule) -> None:
@@ -33,6 +33,6 @@ def _row(folder: Path, pair: Pair, mask_rule: MaskRule) -> tuple[np.ndarray, np.
     image = read_image(pair.image_path)
     truth = read_mask(pair.mask_path, rule=mask_rule).mask
     mask = read_mask(folder / "masks" / f"{pair.stem}.png", rule="half_range").mask
-    both = draw_outline(image, truth, colour=TRUTH_COLOUR)
-    both = draw_outline(both, mask, colour=PREDICTION_COLOUR)
+    both = draw_outline(image, truth, color=TRUTH_COLOR)
+    both = draw_outline(both, mask, color=PREDICTION_COLOR)
     return image, both, np.repeat((mask * 255)[:, :, None], 3, axis=2)

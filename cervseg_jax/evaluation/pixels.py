@@ -58,8 +58,8 @@ def columns_of(scores: PixelScores) -> dict[str, np.ndarray]:
     return columns | {"soft_dice": soft_dice(scores.probabilities), "brier": brier(scores.probabilities)}
 
 
-def summarise_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, Any]:
-    """Summarises scores.
+def summarize_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, Any]:
+    """Summarizes scores.
 
     Args:
       scores: of all images.

@@ -16,7 +16,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.samples import sample_loader
 from cervseg_jax.data.source import Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
-from cervseg_jax.engine.experiment import configured_loss, step_rules
+from cervseg_jax.engine.experiment import configured_loss, step_options
 from cervseg_jax.engine.scores import evaluate
 from cervseg_jax.engine.state import TrainState
 from cervseg_jax.engine.step import make_eval_step
@@ -24,7 +24,7 @@ from cervseg_jax.evaluation.nuclei import (
     NucleusScores,
     join_nucleus_scores,
     score_nuclei,
-    summarise_nuclei,
+    summarize_nuclei,
     write_nuclei_per_image,
 )
 from cervseg_jax.evaluation.nuclei import columns_of as nucleus_columns
@@ -35,10 +35,10 @@ from cervseg_jax.evaluation.pixels import (
     columns_of,
     join_pixel_scores,
     score_pixels,
-    summarise_pixels,
+    summarize_pixels,
     tuned_threshold,
 )
-from cervseg_jax.evaluation.subsets import find_subsets, summarise_subsets
+from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
 from cervseg_jax.files import csv_text, make_folder, write_json, write_labels, write_png, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
@@ -46,12 +46,12 @@ from cervseg_jax.plots import draw_reliability
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.runtime.mesh import batch_sharding, make_mesh, replicated, require_devices
-from cervseg_jax.schema import Config, SeparationConfig
-from cervseg_jax.segmentation.maps import infer_predictor, predict_any
+from cervseg_jax.schema import Config, PostprocessingConfig
+from cervseg_jax.segmentation.maps import infer_predictor, predict_maps
 from cervseg_jax.segmentation.predict import Predictor
-from cervseg_jax.segmentation.tuning import MAX_IMAGES, load_rules
-from cervseg_jax.segmentation.uncertainty import doubt
-from cervseg_jax.segmentation.watershed import separate
+from cervseg_jax.segmentation.tuning import MAX_IMAGES, load_postprocessing
+from cervseg_jax.segmentation.uncertainty import uncertainty
+from cervseg_jax.segmentation.watershed import label_instances
 
 PREDICTIONS = ("masks", "probabilities", "instances")
 """Folders of what was predicted, one PNG per image; probabilities times 255."""
@@ -61,8 +61,8 @@ class ImageScores(NamedTuple):
     """What the images of a part showed, one row each."""
 
     pixels: PixelScores
-    doubt: np.ndarray
-    """How unsure the network was; see `inference.doubt`."""
+    uncertainty: np.ndarray
+    """How unsure the network was; see `inference.uncertainty`."""
     nuclei: NucleusScores | None
     """Of the images whose nuclei are told apart."""
     has_instances: np.ndarray
@@ -106,7 +106,7 @@ def score_run(
     network = networks[0]
     trained = {"image_size": network.contract.image_size, "heads": network.contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
-    rules = config.infer.separation or load_rules(run / "best")
+    rules = config.infer.postprocessing or load_postprocessing(run / "best")
     folder = make_folder(run / "eval" / _folder_name(part, config, load_run_config(run), others))
     predictor = infer_predictor(networks, config)
     scores = _score_images(predictor, part.pairs, config, rules, reporter, folder=folder)
@@ -124,8 +124,8 @@ def score_run(
         summary |= _batch_scores(network, config, part.pairs, reporter)
         rows = [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
         write_text(folder / "evaluation.csv", csv_text([], rows))
-    summary |= summarise_pixels(scores.pixels, part.groups)
-    summary["doubt_against_dice"] = rank_correlation(scores.doubt, columns_of(scores.pixels)["dice"])
+    summary |= summarize_pixels(scores.pixels, part.groups)
+    summary["doubt_against_dice"] = rank_correlation(scores.uncertainty, columns_of(scores.pixels)["dice"])
     summary["tuned"] = _tuned(predictor, config, part, scores, reporter)
     summary |= _nucleus_scores(folder / "nuclei_per_image.csv", part, scores, rules)
     summary["subsets"] = _subset_scores(part, scores)
@@ -156,14 +156,14 @@ def _batch_scores(network: Network, config: Config, pairs: Sequence[Pair], repor
     )
     sharding = batch_sharding(mesh, config.model.heads)
     step = jax.jit(
-        make_eval_step(network.apply, configured_loss(config), step_rules(config)),
+        make_eval_step(network.apply, configured_loss(config), step_options(config)),
         in_shardings=(replicated(mesh), sharding),
     )
     with reporter.progress("loss", math.ceil(len(pairs) / batch_size)) as advance:
         scores = evaluate(
             lambda batch: step(state, jax.device_put(batch, sharding)),
             eval_batches(config, pairs, batch_size=batch_size, load=sample_loader(config)),
-            each=advance,
+            on_progress=advance,
         )
     assert scores is not None  # noqa: S101 (no `stop` was given)
     return {name: scores.summary()[name] for name in ("loss", "dice_coef")}
@@ -173,14 +173,14 @@ def _score_images(
     predictor: Predictor,
     pairs: Sequence[Pair],
     config: Config,
-    rules: SeparationConfig | None,
+    rules: PostprocessingConfig | None,
     reporter: Reporter,
     *,
     folder: Path | None,
 ) -> ImageScores:
     """Predicts and scores images in their own size; nuclei where there are `rules`, files where there is a folder."""
     pixels: list[PixelScores] = []
-    doubts: list[float] = []
+    uncertainties: list[float] = []
     nuclei: list[NucleusScores] = []
 
     def images() -> Iterator[tuple[Pair, np.ndarray]]:
@@ -191,14 +191,14 @@ def _score_images(
         for name in PREDICTIONS:
             make_folder(folder / name)
     with reporter.progress("scoring", len(pairs)) as advance, tempfile.TemporaryDirectory(dir=folder) as work:
-        for pair, _, maps in predict_any(predictor, config.infer.tiled, images(), work=Path(work)):
+        for pair, _, maps in predict_maps(predictor, config.infer.tiled, images(), work=Path(work)):
             probs = np.asarray(maps[..., 0], np.float32)
             mask = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
             pixels.append(score_pixels(probs, mask, threshold=config.eval.threshold))
-            doubts.append(doubt(maps))
+            uncertainties.append(uncertainty(maps))
             labels = None
             if rules is not None and pair.instances_path is not None:
-                labels = separate(maps, config.model.heads, rules)
+                labels = label_instances(maps, config.model.heads, rules)
                 nuclei.append(score_nuclei(read_instances(pair, mask.shape), labels))
             if folder:
                 write_png(folder / "masks" / f"{pair.stem}.png", _as_uint8(255 * (probs >= config.eval.threshold)))
@@ -208,7 +208,7 @@ def _score_images(
             advance()
     return ImageScores(
         join_pixel_scores(pixels),
-        np.array(doubts),
+        np.array(uncertainties),
         join_nucleus_scores(nuclei) if nuclei else None,
         np.array([pair.instances_path is not None for pair in pairs]),
     )
@@ -225,7 +225,7 @@ def _tuned(
     if part.split == "valid" or not config.data.root.is_dir():
         return None
     found = find_pairs(config.data, needed=())[0].get("valid", [])
-    chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbours may be alike
+    chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbors may be alike
     if not chosen:
         return None
     pairs = [fact.pair for fact in check_pairs(chosen, config.data).facts]
@@ -233,7 +233,7 @@ def _tuned(
     return {"num_images": len(pairs)} | tuned_threshold(validation.pixels, scores.pixels, part.groups)
 
 
-def _nucleus_scores(path: Path, part: Part, scores: ImageScores, rules: SeparationConfig) -> dict[str, Any]:
+def _nucleus_scores(path: Path, part: Part, scores: ImageScores, rules: PostprocessingConfig) -> dict[str, Any]:
     """Writes a row per image whose nuclei are told apart, and returns their summary; empty where there are none."""
     path.unlink(missing_ok=True)  # of an earlier call, perhaps with other images
     if scores.nuclei is None:
@@ -242,9 +242,9 @@ def _nucleus_scores(path: Path, part: Part, scores: ImageScores, rules: Separati
     write_nuclei_per_image(path, scores.nuclei, own)
     pq = nucleus_columns(scores.nuclei)["pq"]
     return {
-        "nuclei": summarise_nuclei(scores.nuclei, [pair.group for pair in own]),
-        "doubt_against_pq": rank_correlation(scores.doubt[scores.has_instances], pq),
-        "separation": rules.model_dump(),
+        "nuclei": summarize_nuclei(scores.nuclei, [pair.group for pair in own]),
+        "doubt_against_pq": rank_correlation(scores.uncertainty[scores.has_instances], pq),
+        "postprocessing": rules.model_dump(),
     }
 
 
@@ -265,12 +265,12 @@ def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:
         measures["mean area of nuclei, px"] = spread(ratio(area[known], num_true))
         measures["share of touching nuclei"] = spread(ratio(scores.nuclei.touching_nuclei.num_truth, num_true))
         columns["pq"] = spread(nucleus_columns(scores.nuclei)["pq"])
-    return summarise_subsets(find_subsets(part.traits, measures), columns, part.groups)
+    return summarize_subsets(find_subsets(part.metadata, measures), columns, part.groups)
 
 
 def _write_per_image(folder: Path, scores: ImageScores, part: Part) -> list[int]:
     """Writes one row per image, worst first, and returns the rows that have a Dice in that order."""
-    columns = columns_of(scores.pixels) | {"doubt": scores.doubt}
+    columns = columns_of(scores.pixels) | {"doubt": scores.uncertainty}
     order = np.argsort(columns["dice"], kind="stable").tolist()  # undefined scores (NaN) come last
     rows = [
         [

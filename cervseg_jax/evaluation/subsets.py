@@ -23,11 +23,11 @@ class Subset(NamedTuple):
     """Bool [images]."""
 
 
-def find_subsets(traits: Sequence[Mapping[str, str]], measures: Mapping[str, np.ndarray]) -> list[Subset]:
+def find_subsets(metadata: Sequence[Mapping[str, str]], measures: Mapping[str, np.ndarray]) -> list[Subset]:
     """Divides images into kinds.
 
     Args:
-      traits: columns of the manifest by name, for each image. `subset` counts, and every column that `prepare` did
+      metadata: columns of the manifest by name, for each image. `subset` counts, and every column that `prepare` did
         not write, such as a stain.
       measures: a number per image by name, such as the share of nucleus; each divides the images into thirds.
 
@@ -35,9 +35,9 @@ def find_subsets(traits: Sequence[Mapping[str, str]], measures: Mapping[str, np.
       Kinds of at least two values; those of one sort do not overlap.
     """
     found = []
-    names = sorted({name for row in traits for name in row} - (set(Record._fields) - {"subset"}))
+    names = sorted({name for row in metadata for name in row} - (set(Record._fields) - {"subset"}))
     for name in names:
-        column = np.array([row.get(name, "") or "" for row in traits])
+        column = np.array([row.get(name, "") or "" for row in metadata])
         values = sorted(set(column.tolist()) - {""})
         if 2 <= len(values) <= MAX_VALUES:
             found += [Subset(name, value, column == value) for value in values]
@@ -46,7 +46,7 @@ def find_subsets(traits: Sequence[Mapping[str, str]], measures: Mapping[str, np.
     return found
 
 
-def summarise_subsets(
+def summarize_subsets(
     subsets: Sequence[Subset], columns: Mapping[str, np.ndarray], groups: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Returns for each kind how many images it has, and the mean of each column with its 95 % interval."""

@@ -1,7 +1,7 @@
 """Losses from logits.
 
 Per-image losses return one value per image. `LOSSES` holds what a config can name: functions of
-`(logits, masks, valid)` and their own keyword arguments, which return the scalar to minimise. Padding
+`(logits, masks, valid)` and their own keyword arguments, which return the scalar to minimize. Padding
 (`valid == 0`) never counts.
 """
 

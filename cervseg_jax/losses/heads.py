@@ -27,7 +27,7 @@ def distance_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def hover_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Squared error of places in [-1, 1] and of their slopes along their own axis; one value per image.
 
-    Reference: Graham et al. 2019, arXiv:1812.06499, equations 2 and 3, with differences of neighbours for slopes.
+    Reference: Graham et al. 2019, arXiv:1812.06499, equations 2 and 3, with differences of neighbors for slopes.
     """
     error = 2.0 * (jax.nn.sigmoid(logits) - targets)
     across, down = error[..., 0], error[..., 1]

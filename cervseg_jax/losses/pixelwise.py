@@ -51,9 +51,9 @@ def focal_loss(
     """
     scores = logits.astype(jnp.float32)
     # 1 - p_t, computed on the side where it does not cancel.
-    doubt = jax.nn.sigmoid(-scores * (2.0 * masks - 1.0))
+    uncertainty = jax.nn.sigmoid(-scores * (2.0 * masks - 1.0))
     weight = nucleus_weight * masks + (1.0 - nucleus_weight) * (1.0 - masks)
-    losses = weight * doubt**gamma * optax.losses.sigmoid_binary_cross_entropy(scores, masks)
+    losses = weight * uncertainty**gamma * optax.losses.sigmoid_binary_cross_entropy(scores, masks)
     return losses.mean(axis=(1, 2, 3))
 
 

@@ -59,13 +59,13 @@ def count_instances(truth: np.ndarray, prediction: np.ndarray, *, touching_only:
       The counts of one image, fields of shape [1].
     """
     table = overlaps(truth, prediction)
-    true_centres, predicted_centres = centroids(truth), centroids(prediction)
+    true_centers, predicted_centers = centroids(truth), centroids(prediction)
     if touching_only:
         keep_rows = touching(truth)
         keep_columns = _belongs_to(table, keep_rows)
         table = _restricted(table, keep_rows, keep_columns)
-        true_centres, predicted_centres = true_centres[keep_rows], predicted_centres[keep_columns]
-    return _counts(table, _pairs_of_points(true_centres, predicted_centres))
+        true_centers, predicted_centers = true_centers[keep_rows], predicted_centers[keep_columns]
+    return _counts(table, _pairs_of_points(true_centers, predicted_centers))
 
 
 def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:

@@ -104,7 +104,7 @@ METRICS: Mapping[str, Callable[[Counts], np.ndarray]] = {
 """Pixel scores by name. `<name>_mean` is the mean over images, `<name>_pooled` the score of the summed counts."""
 
 
-def summarise(counts: Counts) -> dict[str, float]:
+def summarize(counts: Counts) -> dict[str, float]:
     """Turns per-image counts into `<name>_mean` and `<name>_pooled` for every metric.
 
     Args:
@@ -124,4 +124,4 @@ def summarise(counts: Counts) -> dict[str, float]:
 
 
 SUMMARY_NAMES: tuple[str, ...] = tuple(f"{name}_{how}" for name in METRICS for how in ("mean", "pooled"))
-"""What `summarise` returns, in order."""
+"""What `summarize` returns, in order."""

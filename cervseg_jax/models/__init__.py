@@ -12,6 +12,7 @@ import keras
 
 from cervseg_jax.components import bind, lookup
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.models.encoders import InputNorm
 from cervseg_jax.models.families import (
     attention_unet,
     basnet,
@@ -26,11 +27,10 @@ from cervseg_jax.models.families import (
     unet3plus,
     xception_like_unet,
 )
-from cervseg_jax.models.encoders import InputNorm
 from cervseg_jax.models.functional import Apply, functionalize
 from cervseg_jax.models.initial import INITIALIZERS, NUMPY_INITIALIZERS
 from cervseg_jax.models.layers.attention import PatchEmbedding, PatchExpanding, PatchMerging, SwinTransformerBlock
-from cervseg_jax.models.layers.blocks import HalfWordDropout, Layers, UpsampleConv2x2
+from cervseg_jax.models.layers.blocks import Layers, Uint16Dropout, UpsampleConv2x2
 from cervseg_jax.models.layers.convolution import SameConv2D
 from cervseg_jax.models.layers.pooling import BlockMaxPool
 
@@ -49,7 +49,7 @@ __all__ = [
 
 _LAYERS = (
     BlockMaxPool,
-    HalfWordDropout,
+    Uint16Dropout,
     InputNorm,
     PatchEmbedding,
     PatchExpanding,

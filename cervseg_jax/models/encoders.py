@@ -46,7 +46,7 @@ class Encoder(NamedTuple):
     """How its ImageNet weights want the 0..255 input."""
     weights_file: str
     """Name under which Keras publishes the weights without the classifier."""
-    licence: str
+    license: str
     """Of the published weights, as the documentation of Keras Applications gives it."""
 
 
@@ -190,7 +190,7 @@ def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Mends the published EfficientNet files, whose "variance" of the input is its standard deviation.
 
     Args:
-      statistics: mean, variance and count of the input normalisation.
+      statistics: mean, variance and count of the input normalization.
 
     Returns:
       The same with the variance squared where it is ImageNet's standard deviation.
@@ -201,7 +201,7 @@ def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 class InputNorm(keras.layers.Layer):
-    """Fixed normalisation of the input with stored statistics.
+    """Fixed normalization of the input with stored statistics.
 
     `keras.layers.Normalization` copies them into constants when it is built, where a pure function of the
     variables would not see a later change.

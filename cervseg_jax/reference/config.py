@@ -95,7 +95,7 @@ def _train(reader: Reader, path: Path, model: str) -> dict[str, Any]:
         "learning_rate": float(reader.get("model.learning_rate", 1e-4, to="train.learning_rate")),
         "clip_value": float(reader.get("model.clipvalue", 0.2, to="train.clip_value")),
         "loss": known,
-        "norm_warmup": False,
+        "batch_norm_warmup": False,
         "metrics": _metrics(reader),
         "plateau": plateau,
         "early_stop_patience": patience if patience > 0 else None,
@@ -143,14 +143,12 @@ def _infer(reader: Reader) -> dict[str, Any]:
         "batch_size": int(reader.get("train.batch_size", 2, to="train.batch_size")),
         "num_infer_images": int(reader.get("train.num_infer_images", 1, to="infer.num_infer_images")),
     }
-    colours = [
-        str(reader.get(f"segmentation.{name}", name, to="infer.colours", kind=str)) for name in ("black", "white")
-    ]
-    if colours != ["black", "white"]:
-        section["colours"] = colours
+    colors = [str(reader.get(f"segmentation.{name}", name, to="infer.colors", kind=str)) for name in ("black", "white")]
+    if colors != ["black", "white"]:
+        section["colors"] = colors
     if not any(key.startswith("tiledinfer.") for key in reader.entries):
         return section
-    # Its margin lies on each side of a tile, so that neighbours share twice as much.
+    # Its margin lies on each side of a tile, so that neighbors share twice as much.
     margin = int(reader.get("tiledinfer.overlapping", 0, to="infer.tiled.overlap_px"))
     blends = bool(reader.get("tiledinfer.bitwise_blending", True, to="infer.tiled.blend_whole", kind=bool))
     section["tiled"] = {"overlap_px": 2 * margin, "blend_whole": blends}

@@ -5,7 +5,7 @@ Reference: Mitchell et al. 2019, arXiv:1810.03993 (model cards); Gebru et al. 20
 
 from cervseg_jax.report.facts import RunFacts, split_counts
 from cervseg_jax.report.sections import NUCLEUS_SCORES, PIXEL_SCORES, leak_sentence
-from cervseg_jax.report.words import RESEARCH_ONLY, scored, verdict
+from cervseg_jax.report.verdict import RESEARCH_ONLY, scored, verdict
 
 
 def model_card(facts: RunFacts) -> str:

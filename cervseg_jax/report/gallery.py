@@ -22,7 +22,7 @@ PREVIEW_PX = 256
 
 
 def evaluated_images(
-    part: PartFacts, mask_rule: MaskRule, *, num_layered: int, each: Callable[[], None]
+    part: PartFacts, mask_rule: MaskRule, *, num_layered: int, on_progress: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """Returns the images of an evaluated part, worst first.
 
@@ -30,7 +30,7 @@ def evaluated_images(
       part: with its predictions.
       mask_rule: see `decode_mask`.
       num_layered: how many images can be looked at in layers: half of them the worst, the rest spread evenly.
-      each: called after each image.
+      on_progress: called after each image.
 
     Returns:
       For each image `name`, `group`, `scores`, `thumbnail` and `layers`, which may be null.
@@ -59,11 +59,13 @@ def evaluated_images(
         except DataError:
             pass  # moved since; the scores are still worth showing
         found.append(entry)
-        each()
+        on_progress()
     return found
 
 
-def inferred_images(facts: InferenceFacts, *, num_layered: int, each: Callable[[], None]) -> list[dict[str, Any]]:
+def inferred_images(
+    facts: InferenceFacts, *, num_layered: int, on_progress: Callable[[], None]
+) -> list[dict[str, Any]]:
     """Returns inferred images, the most doubtful first; as `evaluated_images`."""
     chosen = _spread(len(facts.rows), num_layered)
     found = []
@@ -87,7 +89,7 @@ def inferred_images(facts: InferenceFacts, *, num_layered: int, each: Callable[[
         except DataError:
             pass  # moved since, or too large to be decoded whole
         found.append(entry)
-        each()
+        on_progress()
     return found
 
 

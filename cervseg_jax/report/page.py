@@ -51,7 +51,7 @@ def _run_page(facts: RunFacts, num_layered: int, reporter: Reporter) -> str:
         first = facts.parts[0]
         with reporter.progress("pictures", len(first.rows)) as advance:
             rule = facts.config.data.mask_rule
-            images = gallery.evaluated_images(first, rule, num_layered=num_layered, each=advance)
+            images = gallery.evaluated_images(first, rule, num_layered=num_layered, on_progress=advance)
         parts += [(f"Images: {first.name}", _gallery(images, len(first.rows), outlines="truth green, prediction pink"))]
         parts += [("Scores", sections.scores_section(facts.parts))]
         parts += [("Calibration", sections.calibration_section(first))]
@@ -71,7 +71,7 @@ def _run_page(facts: RunFacts, num_layered: int, reporter: Reporter) -> str:
 
 def _inference_page(facts: InferenceFacts, num_layered: int, reporter: Reporter) -> str:
     with reporter.progress("pictures", len(facts.rows)) as advance:
-        images = gallery.inferred_images(facts, num_layered=num_layered, each=advance)
+        images = gallery.inferred_images(facts, num_layered=num_layered, on_progress=advance)
     parts = [
         ("In short", sections.inference_summary(facts)),
         ("Images", _gallery(images, len(facts.rows), outlines="prediction pink")),

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 
 from cervseg_jax.data.source import resize_image, resize_mask
-from cervseg_jax.plots import PREDICTION_COLOUR, TRUTH_COLOUR, draw_outline
+from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline
 
 THUMBNAIL_PX = 168
 LAYER_PX = 640
 """The longer side of pictures in the viewer, at most."""
-MISSED_COLOUR = (240, 160, 0)
-_INSTANCE_COLOURS = np.array(
+MISSED_COLOR = (240, 160, 0)
+_INSTANCE_COLORS = np.array(
     [(230, 60, 60), (60, 150, 240), (70, 190, 90), (245, 170, 40), (170, 90, 220), (30, 190, 190), (240, 120, 180)]
 )
 
@@ -59,8 +59,8 @@ def thumbnail(image: np.ndarray, truth: np.ndarray | None, mask: np.ndarray) -> 
     size = fitting_size(image.shape, THUMBNAIL_PX)
     small = resize_image(image, size)
     if truth is not None:
-        small = draw_outline(small, resize_mask(truth, size), colour=TRUTH_COLOUR)
-    return jpeg_uri(draw_outline(small, resize_mask(mask, size), colour=PREDICTION_COLOUR), quality=80)
+        small = draw_outline(small, resize_mask(truth, size), color=TRUTH_COLOR)
+    return jpeg_uri(draw_outline(small, resize_mask(mask, size), color=PREDICTION_COLOR), quality=80)
 
 
 def layers(
@@ -84,30 +84,30 @@ def layers(
     found = {"image": jpeg_uri(resize_image(image, size), quality=85)}
     actual = None if truth is None else resize_mask(truth, size) > 0
     if actual is not None:
-        found["truth"] = png_uri(_outlined(actual, TRUTH_COLOUR))
-    found["prediction"] = png_uri(_outlined(predicted, PREDICTION_COLOUR))
+        found["truth"] = png_uri(_outlined(actual, TRUTH_COLOR))
+    found["prediction"] = png_uri(_outlined(predicted, PREDICTION_COLOR))
     if actual is not None:
         wrong = np.zeros((*size, 4), np.uint8)
-        wrong[predicted & ~actual] = (*PREDICTION_COLOUR, 190)
-        wrong[~predicted & actual] = (*MISSED_COLOUR, 210)
+        wrong[predicted & ~actual] = (*PREDICTION_COLOR, 190)
+        wrong[~predicted & actual] = (*MISSED_COLOR, 210)
         found["difference"] = png_uri(wrong)
     if probabilities is not None:
         found["probability"] = png_uri(_heat(resize_image(probabilities, size)))
     if instances is not None:
-        found["instances"] = png_uri(_coloured(resize_mask(instances, size)))
+        found["instances"] = png_uri(_colored(resize_mask(instances, size)))
     return found
 
 
-def _outlined(inside: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def _outlined(inside: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     picture = np.zeros((*inside.shape, 4), np.uint8)
-    picture[inside] = (*colour, 45)
+    picture[inside] = (*color, 45)
     border = inside & (cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) == 0)
-    picture[border] = (*colour, 255)
+    picture[border] = (*color, 255)
     return picture
 
 
 def _heat(probabilities: np.ndarray) -> np.ndarray:
-    """Colours from dark violet to yellow, the clearer the lower; steps of 1/16 keep the file small."""
+    """Colors from dark violet to yellow, the clearer the lower; steps of 1/16 keep the file small."""
     steps = np.clip(probabilities.astype(int) // 16 * 17, 0, 255).astype(np.uint8)
     picture = np.zeros((*steps.shape, 4), np.uint8)
     picture[..., :3] = cv2.applyColorMap(steps, cv2.COLORMAP_INFERNO)[:, :, ::-1]
@@ -115,10 +115,10 @@ def _heat(probabilities: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _coloured(labels: np.ndarray) -> np.ndarray:
+def _colored(labels: np.ndarray) -> np.ndarray:
     picture = np.zeros((*labels.shape, 4), np.uint8)
     inside = labels > 0
-    picture[inside, :3] = _INSTANCE_COLOURS[labels[inside] % len(_INSTANCE_COLOURS)]
+    picture[inside, :3] = _INSTANCE_COLORS[labels[inside] % len(_INSTANCE_COLORS)]
     picture[inside, 3] = 110
     values = labels.astype(np.float32)
     kernel = np.ones((3, 3), np.uint8)

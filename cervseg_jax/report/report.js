@@ -1,6 +1,6 @@
 "use strict";
 const facts = JSON.parse(document.getElementById("facts").textContent);
-const COLOURS = ["#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5", "#c77d00"];
+const COLORS = ["#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5", "#c77d00"];
 
 function make(tag, attributes = {}, ...children) {
   const inSvg = ["svg", "g", "path", "line", "text", "rect", "circle", "title"].includes(tag);
@@ -52,9 +52,9 @@ function drawCurves(root) {
   function chart([title, names]) {
     const width = 380, height = 240, left = 48, right = 10, top = 12, bottom = 28;
     const series = names.flatMap((name, number) => {
-      const colour = COLOURS[number % COLOURS.length];
-      const train = { name, values: history[name], colour, style: history["val_" + name] ? "train" : "" };
-      return history["val_" + name] ? [train, { name: "val_" + name, values: history["val_" + name], colour, style: "" }] : [train];
+      const color = COLORS[number % COLORS.length];
+      const train = { name, values: history[name], color, style: history["val_" + name] ? "train" : "" };
+      return history["val_" + name] ? [train, { name: "val_" + name, values: history["val_" + name], color, style: "" }] : [train];
     });
     const inside = epochs.map((epoch, row) => row).filter((row) => epochs[row] >= range[0] && epochs[row] <= range[1]);
     const values = series.flatMap((one) => inside.map((row) => one.values[row])).filter((value) => value !== null);
@@ -85,12 +85,12 @@ function drawCurves(root) {
         path += `${pen}${x(epochs[row]).toFixed(1)},${y(one.values[row]).toFixed(1)}`;
         pen = "L";
       }
-      svg.append(make("path", { d: path || "M0,0", class: one.style, stroke: one.colour }));
-      if (inside.length === 1) svg.append(make("circle", { cx: x(epochs[inside[0]]), cy: y(one.values[inside[0]]), r: 3, fill: one.colour }));
+      svg.append(make("path", { d: path || "M0,0", class: one.style, stroke: one.color }));
+      if (inside.length === 1) svg.append(make("circle", { cx: x(epochs[inside[0]]), cy: y(one.values[inside[0]]), r: 3, fill: one.color }));
     }
     const key = make("div", { class: "key" });
     const names_ = () => key.replaceChildren(...series.map((one) =>
-      make("span", {}, make("i", { class: one.style, style: `color:${one.colour}` }), one.name)));
+      make("span", {}, make("i", { class: one.style, style: `color:${one.color}` }), one.name)));
     names_();
     const epochAt = (event) => {
       const box = svg.getBoundingClientRect();
@@ -109,7 +109,7 @@ function drawCurves(root) {
       }
       const row = inside.reduce((best, other) => Math.abs(epochs[other] - epoch) < Math.abs(epochs[best] - epoch) ? other : best, inside[0]);
       if (row !== undefined) key.replaceChildren(make("span", {}, `epoch ${epochs[row]}`), ...series.map((one) =>
-        make("span", {}, make("i", { class: one.style, style: `color:${one.colour}` }), `${one.name} ${shown(one.values[row])}`)));
+        make("span", {}, make("i", { class: one.style, style: `color:${one.color}` }), `${one.name} ${shown(one.values[row])}`)));
     });
     svg.addEventListener("pointerup", (event) => {
       const [a, b] = [start, epochAt(event)].sort((one, other) => one - other);

@@ -7,7 +7,7 @@ from typing import Any
 
 from cervseg_jax.pages import figure, table
 from cervseg_jax.report.facts import InferenceFacts, PartFacts, RunFacts, split_counts
-from cervseg_jax.report.words import RESEARCH_ONLY, inference_verdict, scored, verdict
+from cervseg_jax.report.verdict import RESEARCH_ONLY, inference_verdict, scored, verdict
 from cervseg_jax.runs.bucket import address_of
 
 PIXEL_SCORES = {

@@ -25,7 +25,7 @@ _REPLACED_LAST = "contract.json"
 """Names the weights that belong to it."""
 
 
-class Place(NamedTuple):
+class LocalRun(NamedTuple):
     """A run on this machine."""
 
     folder: Path
@@ -67,17 +67,17 @@ def exists(path: Path) -> bool:
     if not is_address(path):
         return path.exists()
     address = str(address_of(path))
-    with _said_of(address, "read"):
+    with _translate_errors(address, "read"):
         return _file_system().exists(address)
 
 
 @contextmanager
-def at_hand(path: Path, *, is_writer: bool = True) -> Iterator[Place]:
+def local_copy(path: Path, *, is_primary: bool = True) -> Iterator[LocalRun]:
     """Gives a run as a folder of this machine: itself, or a copy of what is in a bucket, until the end of the block.
 
     Args:
       path: a folder, or an address in a bucket.
-      is_writer: whether this process copies; with several, the others get an empty folder to work in.
+      is_primary: whether this process copies; with several, the others get an empty folder to work in.
 
     Yields:
       The folder, and how changes get back; that happens at the end as well, also after an error that has a message.
@@ -86,18 +86,18 @@ def at_hand(path: Path, *, is_writer: bool = True) -> Iterator[Place]:
       ConfigError: if the bucket cannot be read or written.
     """
     if not is_address(path):
-        yield Place(path, lambda: None)
+        yield LocalRun(path, lambda: None)
         return
     if len(path.parts) < 3:
         raise ConfigError(f"{address_of(path)}: names a bucket; a run needs a folder in it, such as gs://mine/runs/a")
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as top:
         copy = _Copy(Path(top, SCHEME, *path.parts[1:]), str(address_of(path)))
-        if not is_writer:
-            yield Place(copy.folder, lambda: None)
+        if not is_primary:
+            yield LocalRun(copy.folder, lambda: None)
             return
         copy.fetch()
         try:
-            yield Place(copy.folder, copy.publish)
+            yield LocalRun(copy.folder, copy.publish)
         except CervsegError as error:
             with suppress(CervsegError):  # the first one counts
                 copy.publish()
@@ -107,10 +107,10 @@ def at_hand(path: Path, *, is_writer: bool = True) -> Iterator[Place]:
 
 
 @contextmanager
-def all_at_hand(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Gives several runs as `at_hand` gives one; yields their folders."""
+def local_copies(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Gives several runs as `local_copy` gives one; yields their folders."""
     with ExitStack() as stack:
-        yield [stack.enter_context(at_hand(path)).folder for path in paths]
+        yield [stack.enter_context(local_copy(path)).folder for path in paths]
 
 
 class _Copy:
@@ -123,7 +123,7 @@ class _Copy:
 
     def fetch(self) -> None:
         """Copies all files from the bucket."""
-        with _said_of(self.address, "read"):
+        with _translate_errors(self.address, "read"):
             system = _file_system()
             root = self.address.removeprefix(f"{SCHEME}://")
             names = [path.removeprefix(f"{root}/") for path in system.find(root)]
@@ -138,7 +138,7 @@ class _Copy:
         stamps = self._stamps()
         changed = [name for name, stamp in stamps.items() if self._published.get(name) != stamp]
         gone = [name for name in self._published if name not in stamps]
-        with _said_of(self.address, "written"):
+        with _translate_errors(self.address, "written"):
             for is_last in (False, True):
                 names = [name for name in changed if name.endswith(_REPLACED_LAST) == is_last]
                 if names:
@@ -177,7 +177,7 @@ def _file_system() -> Any:
 
 
 @contextmanager
-def _said_of(address: str, verb: str) -> Iterator[None]:
+def _translate_errors(address: str, verb: str) -> Iterator[None]:
     """Turns errors of the client, which are of many types, into one message."""
     try:
         yield

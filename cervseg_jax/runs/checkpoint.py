@@ -28,13 +28,13 @@ from cervseg_jax.engine.state import TrainState
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import make_folder, write_json
 from cervseg_jax.runs.bucket import address_of
-from cervseg_jax.runtime.distributed import first_problem, is_writer, require_shared
+from cervseg_jax.runtime.distributed import first_problem, is_primary, require_shared
 from cervseg_jax.runtime.mesh import to_host
 
 SEAL, LEAVES = "sha256", "leaves"
 """Keys that are stored beside the caller's meta data."""
 
-SEAL_SUFFIX = ".sha256.json"
+CHECKSUM_SUFFIX = ".sha256.json"
 
 
 class Restored(NamedTuple):
@@ -114,8 +114,8 @@ class Checkpoints:
 
     def _remove(self, number: int) -> None:
         """Removes a damaged state and its seal, so that it can be saved anew."""
-        if self._is_local and is_writer():
-            (self.folder / f"{number}{SEAL_SUFFIX}").unlink(missing_ok=True)
+        if self._is_local and is_primary():
+            (self.folder / f"{number}{CHECKSUM_SUFFIX}").unlink(missing_ok=True)
         try:
             self._manager.delete(number)
         except Exception as error:  # noqa: BLE001 (Orbax raises many types)
@@ -170,8 +170,8 @@ class Checkpoints:
     def _finish(self) -> None:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        if is_writer() and self._is_local:
-            seal_files(self.folder)
+        if is_primary() and self._is_local:
+            write_checksums(self.folder)
 
     def restore_newest(self, target: TrainState, *, warn: Callable[[str], None]) -> Restored | None:
         """Loads the newest state that is whole.
@@ -285,7 +285,7 @@ def _check_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
             )
 
 
-def seal_files(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Writes the checksums of each complete state that has none, and removes those of deleted states.
 
     Args:
@@ -293,11 +293,11 @@ def seal_files(folder: Path) -> None:
     """
     states = {path.name: path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()}
     for number, path in states.items():
-        seal = folder / f"{number}{SEAL_SUFFIX}"
+        seal = folder / f"{number}{CHECKSUM_SUFFIX}"
         if not seal.exists():
             write_json(seal, _file_hashes(path))
-    for seal in folder.glob(f"*{SEAL_SUFFIX}"):
-        if seal.name.removesuffix(SEAL_SUFFIX) not in states:
+    for seal in folder.glob(f"*{CHECKSUM_SUFFIX}"):
+        if seal.name.removesuffix(CHECKSUM_SUFFIX) not in states:
             seal.unlink(missing_ok=True)
 
 
@@ -307,7 +307,7 @@ def check_files(folder: Path, number: int) -> None:
     Raises:
       CheckpointError: naming the first file that differs.
     """
-    seal = folder / f"{number}{SEAL_SUFFIX}"
+    seal = folder / f"{number}{CHECKSUM_SUFFIX}"
     if not seal.exists():
         return
     try:

@@ -35,7 +35,7 @@ REPORTED_PACKAGES = (
     "orbax-checkpoint",
 )
 
-FREE_KEYS = frozenset(
+RESUMABLE_KEYS = frozenset(
     {
         "data.threads",
         "data.prefetch_batches",
@@ -95,7 +95,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
     Args:
       folder: absolute path.
       config: the recipe; written to `config.yaml`.
-      allow_changes: continue a run under a changed config; `FREE_KEYS` may differ in any case.
+      allow_changes: continue a run under a changed config; `RESUMABLE_KEYS` may differ in any case.
 
     Raises:
       ConfigError: if the folder holds something else, or a run of another config.
@@ -123,7 +123,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
 
 
 def _differences_that_count(old: Config, new: Config) -> list[str]:
-    return [change for change in config_differences(old, new) if change.partition(":")[0] not in FREE_KEYS]
+    return [change for change in config_differences(old, new) if change.partition(":")[0] not in RESUMABLE_KEYS]
 
 
 def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow_changes: bool) -> None:

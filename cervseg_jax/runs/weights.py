@@ -27,7 +27,7 @@ PREPROCESSING = (
 )
 
 
-SEPARATION_FILE = "separation.json"
+POSTPROCESSING_FILE = "postprocessing.json"
 """Beside the weights: how their nuclei are best told apart."""
 
 
@@ -107,7 +107,7 @@ def save_weights(
     make_folder(folder)
     try:
         write_bytes(folder / contract.weights_file, data)
-        (folder / SEPARATION_FILE).unlink(missing_ok=True)  # it was tuned for the weights before
+        (folder / POSTPROCESSING_FILE).unlink(missing_ok=True)  # it was tuned for the weights before
         write_text(folder / "contract.json", contract.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: the best weights could not be saved: {error.strerror}") from None

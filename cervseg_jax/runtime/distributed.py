@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cervseg_jax.errors import CervsegError, ConfigError
-from cervseg_jax.runtime.processes import Peers
+from cervseg_jax.runtime.processes import ProcessSpec
 
 HEARTBEAT_SECONDS = 30
 """After so long without a sign of life a process counts as lost, and all others end."""
@@ -26,22 +26,22 @@ _LAUNCHERS = (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE",
 """Variables of launchers that JAX knows: how many processes there are, and which one this is."""
 
 
-class PeerError(CervsegError):
+class RemoteProcessError(CervsegError):
     """Another process has failed; its message and exit code."""
 
 
-def join(peers: Peers) -> None:
+def initialize_distributed(processes: ProcessSpec) -> None:
     """Joins the other processes, if there are any; must come before anything computes.
 
     Raises:
       ConfigError: if the flags are not complete, or the others do not come.
     """
-    given = (peers.coordinator, peers.num_processes, peers.process_id)
+    given = (processes.coordinator, processes.num_processes, processes.process_id)
     if any(value is not None for value in given) and any(value is None for value in given):
         raise ConfigError("--coordinator, --num-processes and --process-id belong together; one of them is missing")
     launched = any(int(os.environ.get(count, "1")) > 1 and which in os.environ for count, which in _LAUNCHERS)
     several_tpu_hosts = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if peers.coordinator is None and not (peers.is_cluster or launched or several_tpu_hosts):
+    if processes.coordinator is None and not (processes.is_cluster or launched or several_tpu_hosts):
         return
     try:
         jax.distributed.initialize(
@@ -54,18 +54,18 @@ def join(peers: Peers) -> None:
         raise ConfigError(f"the processes did not come together: {str(error).strip().splitlines()[0]}") from None
 
 
-def is_writer() -> bool:
+def is_primary() -> bool:
     """Whether this process writes files and speaks."""
     return jax.process_index() == 0
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """Lets all processes go on, or fail, after a piece of work that each does for itself.
 
     Raises:
       CervsegError: the error of this process.
-      PeerError: if another process has failed.
+      RemoteProcessError: if another process has failed.
     """
     error = None
     try:
@@ -73,21 +73,21 @@ def together() -> Iterator[None]:
     except CervsegError as raised:
         error = raised
     if jax.process_count() > 1:
-        said = exchange("" if error is None else f"{error.exit_code} {error}")
+        said = allgather_text("" if error is None else f"{error.exit_code} {error}")
         failed = [(number, text) for number, text in enumerate(said) if text]
         if failed:
             jax.distributed.shutdown()  # while all are here: whoever leaves later would be missed
         if failed and error is None:
             number, text = failed[0]
             code, _, message = text.partition(" ")
-            peer = PeerError(f"process {number} of {len(said)}: {message}")
+            peer = RemoteProcessError(f"process {number} of {len(said)}: {message}")
             peer.exit_code = int(code)
             raise peer
     if error is not None:
         raise error
 
 
-def exchange(text: str) -> Sequence[str]:
+def allgather_text(text: str) -> Sequence[str]:
     """Returns what every process says, in their order; at most `MESSAGE_BYTES` of each."""
     sent = np.zeros(MESSAGE_BYTES, np.uint8)
     data = text.encode(errors="backslashreplace")[:MESSAGE_BYTES]
@@ -104,8 +104,8 @@ def require_equal(what: str, text: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    with together():
-        hashes = exchange(hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest())
+    with sync_errors():
+        hashes = allgather_text(hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest())
         odd = [number for number, found in enumerate(hashes) if found != hashes[0]]
         if odd:
             raise ConfigError(
@@ -114,11 +114,11 @@ def require_equal(what: str, text: str) -> None:
             )
 
 
-def first_problem(mine: str) -> str:
+def first_problem(local_vote: str) -> str:
     """Returns the first text that is not empty, of all processes in their order; "" if there is none."""
     if jax.process_count() == 1:
-        return mine
-    return next((text for text in exchange(mine) if text), "")
+        return local_vote
+    return next((text for text in allgather_text(local_vote) if text), "")
 
 
 def require_shared(folder: Path) -> None:
@@ -130,15 +130,15 @@ def require_shared(folder: Path) -> None:
     if jax.process_count() == 1:
         return
     token = folder / ".shared"
-    with together():
-        if is_writer():
+    with sync_errors():
+        if is_primary():
             token.write_text("seen by all processes")
-    with together():
+    with sync_errors():
         if not token.exists():
             raise ConfigError(
                 f"{folder}: this process does not see what process 0 writes there; put the run folder on a disk that "
                 "all hosts share (--run-dir)"
             )
-    with together():
-        if is_writer():
+    with sync_errors():
+        if is_primary():
             token.unlink()

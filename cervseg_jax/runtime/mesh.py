@@ -93,7 +93,7 @@ def train_mesh(config: Config) -> Mesh:
     """Returns the mesh of a training: over the devices of all processes."""
     return make_mesh(
         config.runtime.mesh,
-        batch_size=config.train.batch_size // config.train.accumulate,
+        batch_size=config.train.batch_size // config.train.grad_accum_steps,
         height=config.model.image_size[0],
         devices=jax.devices(),
     )
@@ -119,7 +119,7 @@ def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
     images = NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
     targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None
-    return Batch(image=images, mask=images, valid=rows, image_id=rows, wish=rows, targets=targets)
+    return Batch(image=images, mask=images, valid=rows, image_id=rows, vote=rows, targets=targets)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

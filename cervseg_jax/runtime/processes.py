@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Peers(NamedTuple):
+class ProcessSpec(NamedTuple):
     """Where and how many they are; with nothing given the environment is asked."""
 
     coordinator: str | None = None

@@ -31,7 +31,7 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
 
-class Wish(IntEnum):
+class Vote(IntEnum):
     """What a process wants; the largest counts."""
 
     NOTHING = 0
@@ -39,7 +39,7 @@ class Wish(IntEnum):
     STOP = 2
 
 
-class Wishes:
+class StopVote:
     """What the processes want, agreed without a message of its own.
 
     Every process sends its wish along with its share of the batch, and the step returns the largest to all. What has
@@ -58,28 +58,28 @@ class Wishes:
         """
         self._stop = stop
         self._is_time_to_save = is_time_to_save
-        self._heard = Wish.NOTHING
+        self._heard = Vote.NOTHING
         self._deaf = 0
 
     @property
-    def mine(self) -> Wish:
+    def local_vote(self) -> Vote:
         """This process' wish, to be sent."""
-        return Wish.STOP if self._stop() else Wish.SAVE if self._is_time_to_save() else Wish.NOTHING
+        return Vote.STOP if self._stop() else Vote.SAVE if self._is_time_to_save() else Vote.NOTHING
 
     @property
-    def agreed(self) -> Wish:
+    def global_vote(self) -> Vote:
         """What is to be done now."""
-        return self.mine if jax.process_count() == 1 else self._heard
+        return self.local_vote if jax.process_count() == 1 else self._heard
 
-    def hear(self, wish: int) -> None:
+    def observe(self, vote: int) -> None:
         """Notes what a step has returned."""
         self._deaf = max(0, self._deaf - 1)
-        if wish == Wish.STOP or not self._deaf:
-            self._heard = max(self._heard, Wish(wish))
+        if vote == Vote.STOP or not self._deaf:
+            self._heard = max(self._heard, Vote(vote))
 
     def saved(self) -> None:
         """Notes that a state was saved; the steps under way were sent before."""
-        self._heard = Wish.STOP if self._heard == Wish.STOP else Wish.NOTHING
+        self._heard = Vote.STOP if self._heard == Vote.STOP else Vote.NOTHING
         self._deaf = STEPS_UNDER_WAY + 1
 
     @property

@@ -24,8 +24,8 @@ from cervseg_jax.heads import Head
 from cervseg_jax.runs.weights import load_network
 from cervseg_jax.runtime.mesh import require_devices
 from cervseg_jax.runtime.signals import stop_requests
-from cervseg_jax.schema import Config, SeparationConfig
-from cervseg_jax.segmentation.maps import infer_predictor, predict_any, room
+from cervseg_jax.schema import Config, PostprocessingConfig
+from cervseg_jax.segmentation.maps import allocate, infer_predictor, predict_maps
 from cervseg_jax.segmentation.nuclei import find_nuclei
 from cervseg_jax.segmentation.outputs import (
     IMAGE_COLUMNS,
@@ -39,7 +39,7 @@ from cervseg_jax.segmentation.outputs import (
     write_results,
 )
 from cervseg_jax.segmentation.tiling import ImageLike
-from cervseg_jax.segmentation.tuning import load_rules
+from cervseg_jax.segmentation.tuning import load_postprocessing
 
 MUCH_LARGER = 4
 """Images whose side is so many times the network's lose what nuclei look like."""
@@ -80,7 +80,7 @@ def infer_files(
       out: folder for the results.
       others: runs whose predictions are averaged with the first one's.
       outputs: keys of `OUTPUTS`.
-      mpp: micrometres per pixel, for measurements.
+      mpp: micrometers per pixel, for measurements.
       overwrite: replace earlier results.
       resume: go on with an earlier call; images whose results are complete are left alone.
       reporter: for progress.
@@ -95,19 +95,19 @@ def infer_files(
     """
     for name in outputs:
         lookup(OUTPUTS, name, key="--output")
-    settings = Settings(mpp, _colours(config.infer.colours))
+    settings = Settings(mpp, _colors(config.infer.colors))
     jobs = plan_jobs(inputs)
     _require_safe_output(out, outputs, jobs, overwrite=overwrite or resume)
     require_devices(config.runtime)
     networks = [load_network(member / "best", precision=config.runtime.precision) for member in (run, *others)]
     predictor = infer_predictor(networks, config)
-    rules = config.infer.separation or load_rules(run / "best")
+    rules = config.infer.postprocessing or load_postprocessing(run / "best")
     made_with = {
         "weights": [network.contract.weights_sha256 for network in networks],
         "outputs": sorted(outputs),
         "mpp": mpp,
-        "separation": rules.model_dump(),
-        "infer": config.infer.model_dump(mode="json", exclude={"batch_size", "num_infer_images", "separation"}),
+        "postprocessing": rules.model_dump(),
+        "infer": config.infer.model_dump(mode="json", exclude={"batch_size", "num_infer_images", "postprocessing"}),
     }
     todo = _open_results(out, outputs, jobs, made_with, resume=resume)
     failed: list[tuple[Job, str]] = []
@@ -144,12 +144,12 @@ def infer_files(
                         )
                     yield job, image
 
-        finisher = _Finisher(out, outputs, settings, config, predictor.heads, rules, Path(work))
+        writer = ResultWriter(out, outputs, settings, config, predictor.heads, rules, Path(work))
         writes: list[Future[None]] = []
-        for job, image, maps in predict_any(
-            predictor, config.infer.tiled, images(), work=Path(work), each=leave_if_asked
+        for job, image, maps in predict_maps(
+            predictor, config.infer.tiled, images(), work=Path(work), on_progress=leave_if_asked
         ):
-            writes.append(pool.submit(finisher.finish, job, image, maps))
+            writes.append(pool.submit(writer.finish, job, image, maps))
             while len(writes) > (0 if maps.size > MANY_NUMBERS else ahead):
                 writes.pop(0).result()
             advance()
@@ -164,7 +164,7 @@ def _is_much_larger(image: ImageLike, image_size: tuple[int, int]) -> bool:
     return any(side >= MUCH_LARGER * own for side, own in zip(image.shape, image_size, strict=False))
 
 
-class _Finisher(NamedTuple):
+class ResultWriter(NamedTuple):
     """What turns the maps of an image into files."""
 
     out: Path
@@ -172,14 +172,14 @@ class _Finisher(NamedTuple):
     settings: Settings
     config: Config
     heads: tuple[Head, ...]
-    rules: SeparationConfig
+    rules: PostprocessingConfig
     work: Path
 
     def finish(self, job: Job, image: ImageLike, maps: np.ndarray) -> None:
         """Writes everything about an image; the line that says so comes last."""
         nuclei = None
         if not WITHOUT_NUCLEI.issuperset(self.outputs):
-            labels = room(maps.shape[:2], np.int32, self.work / f"labels-{job.name}.npy")
+            labels = allocate(maps.shape[:2], np.int32, self.work / f"labels-{job.name}.npy")
             nuclei = find_nuclei(maps, image, self.heads, self.rules, labels=labels)
         result = Result(job.name, job.path, image, maps, _cut(maps, self.config), nuclei)
         write_results(self.out, result, self.outputs, self.settings)
@@ -238,11 +238,11 @@ def _cut(maps: np.ndarray, config: Config) -> np.ndarray:
     return cv2.threshold(levels, 0, 1, kind)[1] > 0
 
 
-def _colours(names: tuple[str, str]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _colors(names: tuple[str, str]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     try:
         background, nucleus = ([round(255 * part) for part in to_rgb(name)] for name in names)
     except ValueError as error:
-        raise ConfigError(f"infer.colours: {error}") from None
+        raise ConfigError(f"infer.colors: {error}") from None
     return (background[0], background[1], background[2]), (nucleus[0], nucleus[1], nucleus[2])
 
 

@@ -13,7 +13,7 @@ from cervseg_jax.runs.weights import Network
 from cervseg_jax.schema import Config, TiledConfig
 from cervseg_jax.segmentation.predict import Predictor, make_predictor, predict_images
 from cervseg_jax.segmentation.tiling import ImageLike, predict_tiled
-from cervseg_jax.segmentation.tta import with_symmetries
+from cervseg_jax.segmentation.tta import with_tta
 
 MAX_IN_MEMORY = 64_000_000
 """Arrays of more numbers than this lie on disk."""
@@ -34,16 +34,16 @@ def infer_predictor(networks: Sequence[Network], config: Config) -> Predictor:
     predictor = make_predictor(networks, batch_size=config.infer.batch_size)
     if not config.infer.test_time_augmentation:
         return predictor
-    return predictor._replace(predict=with_symmetries(predictor.predict, predictor.heads))
+    return predictor._replace(predict=with_tta(predictor.predict, predictor.heads))
 
 
-def predict_any(
+def predict_maps(
     predictor: Predictor,
     tiled: TiledConfig | None,
     images: Iterable[tuple[Tag, ImageLike]],
     *,
     work: Path,
-    each: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
     """Predicts images, whole or in tiles.
 
@@ -52,7 +52,7 @@ def predict_any(
       tiled: how to tile; None resizes whole images.
       images: each with a tag that comes back with the result.
       work: folder for maps that are too large for the memory.
-      each: called after each image, and after each row of tiles.
+      on_progress: called after each image, and after each row of tiles.
 
     Yields:
       Tag, image and probabilities [h, w, maps] in the image's size, in order.
@@ -71,7 +71,7 @@ def predict_any(
         for maps in predict_images(predictor, whole()):
             tag, image = waiting.pop(0)
             yield tag, image, maps
-            each()
+            on_progress()
         return
     image_size = predictor.image_size
     overlap_px = min(image_size) // 4 if tiled.overlap_px is None else tiled.overlap_px
@@ -81,14 +81,14 @@ def predict_any(
         )
     for number, (tag, image) in enumerate(images):
         height, width = image.shape[:2]
-        maps = room((height, width, num_maps(predictor.heads)), np.float16, work / f"maps-{number}.npy")
+        maps = allocate((height, width, num_maps(predictor.heads)), np.float16, work / f"maps-{number}.npy")
         rows_of_tiles = predict_tiled(
             predictor.predict,
             image,
             tile_size=image_size,
             overlap_px=overlap_px,
             batch_size=predictor.batch_size,
-            each=each,
+            on_progress=on_progress,
         )
         for first, rows in rows_of_tiles:
             maps[first : first + len(rows)] = rows
@@ -98,7 +98,7 @@ def predict_any(
         yield tag, image, maps
 
 
-def room(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
+def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
     """Makes an array of zeros: in memory, or in a file where it is large."""
     if math.prod(shape) <= MAX_IN_MEMORY:
         return np.zeros(shape, dtype)

@@ -1,7 +1,7 @@
 """What can be measured on single nuclei.
 
-Areas, axes and centres are moments of the pixels; the definitions follow scikit-image's `regionprops` where it has the
-same quantity. Lengths and areas are in pixels; `in_micrometres` adds columns in micrometres.
+Areas, axes and centers are moments of the pixels; the definitions follow scikit-image's `regionprops` where it has the
+same quantity. Lengths and areas are in pixels; `in_micrometers` adds columns in micrometers.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from cervseg_jax.data.augment import HED
-from cervseg_jax.label_maps import STEPS, bounding_boxes, neighbours
+from cervseg_jax.label_maps import STEPS, bounding_boxes, neighbors
 
-GREY_LEVELS = 32
+GRAY_LEVELS = 32
 """Of the texture."""
 
 Table = dict[str, np.ndarray]
@@ -25,14 +25,14 @@ def measure(
 ) -> Table:
     """Measures every nucleus.
 
-    Columns: `label`; `row`, `column` (centroid of pixel centres); `top`, `left`, `height`, `width` (bounding box);
+    Columns: `label`; `row`, `column` (centroid of pixel centers); `top`, `left`, `height`, `width` (bounding box);
     `area_px`; `equivalent_diameter_px` (of the disc of equal area); `perimeter_px` (Crofton, four directions);
     `major_axis_px`, `minor_axis_px` (of the ellipse with the same second moments); `eccentricity` and
     `orientation_degrees` (against the vertical, counter-clockwise) of that ellipse; `circularity` (4 pi area /
     perimeter squared); `solidity` (area / area of the convex hull of the pixels' corners); `intensity_mean`,
-    `intensity_sd` (grey, 0..255); `optical_density_mean`, `optical_density_sd` (-log10 of the grey share);
-    `haematoxylin_mean` (optical density of that dye by colour deconvolution); `texture_entropy_bits`,
-    `texture_contrast`, `texture_homogeneity` (32 grey levels, pairs of neighbours in eight directions);
+    `intensity_sd` (gray, 0..255); `optical_density_mean`, `optical_density_sd` (-log10 of the gray share);
+    `haematoxylin_mean` (optical density of that dye by color deconvolution); `texture_entropy_bits`,
+    `texture_contrast`, `texture_homogeneity` (32 gray levels, pairs of neighbors in eight directions);
     `num_touching` (nuclei that touch at a side or corner); `nearest_px` (distance to the nearest other centroid; NaN
     for a single nucleus); `touches_border` (of the image, 0 or 1); `confidence` (mean probability inside; only with
     `probs`).
@@ -87,12 +87,12 @@ def measure(
         "solidity": area / hull_area,
     }
     levels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    grey = levels[rows, columns].astype(np.float64)
-    density = -np.log10(np.maximum(grey, 1) / 255)
+    gray = levels[rows, columns].astype(np.float64)
+    density = -np.log10(np.maximum(gray, 1) / 255)
     dyes = -np.log10(np.maximum(image[rows, columns], 1) / 255) @ np.linalg.inv(
         HED / np.linalg.norm(HED, axis=1, keepdims=True)
     )
-    for name, values in (("intensity", grey), ("optical_density", density)):
+    for name, values in (("intensity", gray), ("optical_density", density)):
         table[f"{name}_mean"] = mean(values)
         table[f"{name}_sd"] = np.sqrt(np.maximum(0, mean(np.square(values)) - np.square(mean(values))))
     table["haematoxylin_mean"] = mean(dyes[:, 0])
@@ -105,15 +105,15 @@ def measure(
     return table
 
 
-def in_micrometres(table: Mapping[str, np.ndarray], mpp: float) -> Table:
-    """Adds a column in micrometres for each in pixels.
+def in_micrometers(table: Mapping[str, np.ndarray], mpp: float) -> Table:
+    """Adds a column in micrometers for each in pixels.
 
     Args:
       table: of `measure`.
-      mpp: micrometres per pixel.
+      mpp: micrometers per pixel.
 
     Returns:
-      All columns, those in micrometres behind the one that they come from.
+      All columns, those in micrometers behind the one that they come from.
     """
     out: Table = {}
     for name, values in table.items():
@@ -143,7 +143,7 @@ def _outline_measures(labels: np.ndarray, found: np.ndarray, boxes: np.ndarray) 
     for number, (label, (top, left, bottom, right)) in enumerate(zip(found, boxes, strict=True)):
         inside = np.pad(labels[top:bottom, left:right] == label, 1)
         for step in STEPS:
-            here, there = neighbours(inside, step)
+            here, there = neighbors(inside, step)
             perimeter[number] += np.count_nonzero(here != there) * (np.sqrt(0.5) if all(step) else 1.0)
         # The hull of the ends of each row is the hull of all pixels.
         kept = np.argwhere(inside & ~(np.roll(inside, 1, axis=1) & np.roll(inside, -1, axis=1)))
@@ -152,21 +152,21 @@ def _outline_measures(labels: np.ndarray, found: np.ndarray, boxes: np.ndarray) 
     return perimeter * np.pi / 8, hull_area
 
 
-def _texture(labels: np.ndarray, found: np.ndarray, grey: np.ndarray) -> Table:
-    """Entropy of the grey levels; contrast and homogeneity of neighbours within the nucleus."""
-    levels = (grey.astype(np.int64) * GREY_LEVELS) // 256
+def _texture(labels: np.ndarray, found: np.ndarray, gray: np.ndarray) -> Table:
+    """Entropy of the gray levels; contrast and homogeneity of neighbors within the nucleus."""
+    levels = (gray.astype(np.int64) * GRAY_LEVELS) // 256
     inside = labels > 0
     number = np.searchsorted(found, labels[inside])
-    histogram = np.zeros((len(found), GREY_LEVELS))
+    histogram = np.zeros((len(found), GRAY_LEVELS))
     np.add.at(histogram, (number, levels[inside]), 1)
     share = histogram / histogram.sum(axis=1, keepdims=True)
     entropy = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
     pairs, contrast, homogeneity = (np.zeros(len(found)) for _ in range(3))
     for step in STEPS:
-        here, there = neighbours(labels, step)
+        here, there = neighbors(labels, step)
         same = (here == there) & (here > 0)
         owner = np.searchsorted(found, here[same])
-        one, other = neighbours(levels, step)
+        one, other = neighbors(levels, step)
         difference = np.square(one[same] - other[same])
         pairs += np.bincount(owner, minlength=len(found))
         contrast += np.bincount(owner, difference, len(found))
@@ -183,7 +183,7 @@ def _num_touching(labels: np.ndarray, found: np.ndarray, context: np.ndarray) ->
     """Counts the nuclei of `context` that touch each nucleus."""
     meetings = []
     for step in STEPS:
-        (one, other), (here, there) = neighbours(labels, step), neighbours(context, step)
+        (one, other), (here, there) = neighbors(labels, step), neighbors(context, step)
         differ = (here != there) & (here > 0) & (there > 0)
         meetings += [np.stack([one[differ], there[differ]], axis=1), np.stack([other[differ], here[differ]], axis=1)]
     pairs = np.unique(np.concatenate(meetings), axis=0)
@@ -191,9 +191,9 @@ def _num_touching(labels: np.ndarray, found: np.ndarray, context: np.ndarray) ->
     return np.bincount(np.searchsorted(found, pairs[:, 0]), minlength=len(found))
 
 
-def nearest_distances(centres: np.ndarray) -> np.ndarray:
+def nearest_distances(centers: np.ndarray) -> np.ndarray:
     """Returns the distance from each point [n, 2] to the nearest other one; NaN for a single one."""
-    if len(centres) < 2:
-        return np.full(len(centres), np.nan)
-    distances, _ = KDTree(centres).query(centres, k=2)
+    if len(centers) < 2:
+        return np.full(len(centers), np.nan)
+    distances, _ = KDTree(centers).query(centers, k=2)
     return distances[:, 1]

@@ -8,15 +8,15 @@ import numpy as np
 from cervseg_jax.annotations.polygons import Polygon, polygons_of
 from cervseg_jax.heads import Head
 from cervseg_jax.label_maps import centroids
-from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.segmentation.morphometry import Table, measure, nearest_distances
 from cervseg_jax.segmentation.tiling import ImageLike
-from cervseg_jax.segmentation.watershed import numbered, separate
+from cervseg_jax.segmentation.watershed import label_instances, numbered
 
 BLOCK_PX = 2048
 """Side of a block; smaller images are one block."""
 HALO_PX = 256
-"""What a block sees beyond its border: more than the size of a nucleus and its neighbours."""
+"""What a block sees beyond its border: more than the size of a nucleus and its neighbors."""
 
 
 class Nuclei(NamedTuple):
@@ -32,7 +32,7 @@ def find_nuclei(
     maps: np.ndarray,
     image: ImageLike,
     heads: Sequence[Head],
-    rules: SeparationConfig,
+    rules: PostprocessingConfig,
     *,
     labels: np.ndarray | None = None,
 ) -> Nuclei:
@@ -49,7 +49,7 @@ def find_nuclei(
       labels: zeros, int32 [h, w], to be filled; None: made here.
 
     Returns:
-      The nuclei. Distances to the nearest neighbour are those in the whole image.
+      The nuclei. Distances to the nearest neighbor are those in the whole image.
     """
     height, width = maps.shape[:2]
     labels = np.zeros((height, width), np.int32) if labels is None else labels
@@ -70,7 +70,7 @@ def _block(
     maps: np.ndarray,
     image: ImageLike,
     heads: Sequence[Head],
-    rules: SeparationConfig,
+    rules: PostprocessingConfig,
     labels: np.ndarray,
     core: tuple[int, int, int, int],
     num_before: int,
@@ -80,7 +80,7 @@ def _block(
     top, left = max(0, core[0] - HALO_PX), max(0, core[1] - HALO_PX)
     window = np.s_[top : min(height, core[2] + HALO_PX), left : min(width, core[3] + HALO_PX)]
     seen = np.asarray(maps[window])
-    everything = separate(seen, heads, rules)
+    everything = label_instances(seen, heads, rules)
     # Another block's nuclei keep their pixels: clusters longer than the halo may be parted otherwise there.
     found = np.where(labels[window] > 0, 0, everything)
     places = centroids(found) + (top, left)

@@ -16,11 +16,11 @@ from cervseg_jax.annotations.documents import (
 )
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_labels, write_png, write_text
-from cervseg_jax.plots import PREDICTION_COLOUR, draw_instance_outlines, tint
-from cervseg_jax.segmentation.morphometry import in_micrometres
+from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
+from cervseg_jax.segmentation.morphometry import in_micrometers
 from cervseg_jax.segmentation.nuclei import Nuclei
 from cervseg_jax.segmentation.tiling import ImageLike
-from cervseg_jax.segmentation.uncertainty import doubt
+from cervseg_jax.segmentation.uncertainty import uncertainty
 
 MAX_OVERLAY_PIXELS = 64_000_000
 """Larger images get an overlay of a reduced size."""
@@ -46,8 +46,8 @@ class Settings(NamedTuple):
 
     mpp: float | None = None
     """Micrometres per pixel."""
-    colours: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (255, 255, 255))
-    """Of background and nuclei in `colour`."""
+    colors: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (255, 255, 255))
+    """Of background and nuclei in `color`."""
 
 
 def _mask(folder: Path, result: Result, settings: Settings) -> None:
@@ -61,7 +61,7 @@ def _overlay(folder: Path, result: Result, settings: Settings) -> None:
     bands = [np.asarray(result.image[top : top + band, 0:width])[::step, ::step] for top in range(0, height, band)]
     image = np.concatenate(bands)
     labels = (result.mask if result.nuclei is None else result.nuclei.labels)[::step, ::step]
-    picture = draw_instance_outlines(tint(image, labels > 0), labels, colour=PREDICTION_COLOUR)
+    picture = draw_instance_outlines(tint(image, labels > 0), labels, color=PREDICTION_COLOR)
     write_png(folder / f"{result.name}.png", picture)
 
 
@@ -77,8 +77,8 @@ def _probabilities(folder: Path, result: Result, settings: Settings) -> None:
     write_png(folder / f"{result.name}.png", levels)
 
 
-def _colour(folder: Path, result: Result, settings: Settings) -> None:
-    background, nucleus = (np.array(colour, np.uint8) for colour in settings.colours)
+def _color(folder: Path, result: Result, settings: Settings) -> None:
+    background, nucleus = (np.array(color, np.uint8) for color in settings.colors)
     write_png(folder / f"{result.name}.png", np.where(result.mask[..., None], nucleus, background))
 
 
@@ -116,7 +116,7 @@ def _measurements(folder: Path, result: Result, settings: Settings) -> None:
 
 def _table(result: Result, settings: Settings) -> Mapping[str, np.ndarray]:
     table = _nuclei(result).table
-    return table if settings.mpp is None else in_micrometres(table, settings.mpp)
+    return table if settings.mpp is None else in_micrometers(table, settings.mpp)
 
 
 def _nuclei(result: Result) -> Nuclei:
@@ -137,7 +137,7 @@ OUTPUTS: Mapping[str, Callable[[Path, Result, Settings], None]] = {
     "instances": _instances,
     "nuclei": _measurements,
     "probabilities": _probabilities,
-    "colour": _colour,
+    "color": _color,
     "geojson": _geojson,
     "coco": _coco,
     "labelme": _labelme,
@@ -145,7 +145,7 @@ OUTPUTS: Mapping[str, Callable[[Path, Result, Settings], None]] = {
 }
 """Each writes one file per image into a folder of its own name."""
 DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei")
-WITHOUT_NUCLEI = frozenset({"masks", "probabilities", "colour"})
+WITHOUT_NUCLEI = frozenset({"masks", "probabilities", "color"})
 
 
 def write_results(out: Path, result: Result, outputs: Sequence[str], settings: Settings) -> None:
@@ -159,7 +159,7 @@ def image_row(result: Result) -> list[Any]:
     height, width = result.mask.shape
     count = "" if result.nuclei is None else len(result.nuclei.polygons)
     share = float(result.mask.mean())
-    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{doubt(result.maps):.6f}"]
+    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{uncertainty(result.maps):.6f}"]
 
 
 IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "doubt")

@@ -31,7 +31,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     Args:
       length: of the side in pixels.
       tile: side of a tile.
-      overlap: pixels that neighbours share; less than the tile's side.
+      overlap: pixels that neighbors share; less than the tile's side.
 
     Returns:
       Starts; negative ones begin outside.
@@ -47,7 +47,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 def fade(tile: int, overlap: int) -> np.ndarray:
     """Returns the weights along one side of a tile: rising over the overlap, 1, falling; float32 [tile].
 
-    Neighbours' weights add up to 1.
+    Neighbors' weights add up to 1.
 
     Example:
       >>> fade(8, 4).tolist()
@@ -64,7 +64,7 @@ def predict_tiled(
     tile_size: tuple[int, int],
     overlap_px: int,
     batch_size: int,
-    each: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Streams an image through a network in tiles.
 
@@ -72,20 +72,20 @@ def predict_tiled(
       predict: from uint8 [batch_size, h, w, 3] to probabilities [batch_size, h, w, maps].
       image: of any size.
       tile_size: height and width of the network's input.
-      overlap_px: pixels that neighbouring tiles share.
+      overlap_px: pixels that neighboring tiles share.
       batch_size: rows of a batch; the last one is filled up.
-      each: called after each row of tiles.
+      on_progress: called after each row of tiles.
 
     Yields:
       The number of the first row, and float32 probabilities [rows, image width, maps], from the top down.
     """
     (tile_h, tile_w), (height, width) = tile_size, image.shape[:2]
-    tops, lefts = (tile_starts(length, tile, overlap_px) for length, tile in ((height, tile_h), (width, tile_w)))
+    peaks, lefts = (tile_starts(length, tile, overlap_px) for length, tile in ((height, tile_h), (width, tile_w)))
     weights = np.outer(fade(tile_h, overlap_px), fade(tile_w, overlap_px))[..., None]
     canvas_w = lefts[-1] + tile_w - lefts[0]
     total = sums = None
     emitted = 0
-    for number, top in enumerate(tops):
+    for number, top in enumerate(peaks):
         band = _band(image, top, tile_h, lefts[0], canvas_w)
         for first in range(0, len(lefts), batch_size):
             places = [left - lefts[0] for left in lefts[first : first + batch_size]]
@@ -98,15 +98,15 @@ def predict_tiled(
                 total[:, place : place + tile_w] += weights * probs
                 sums[:, place : place + tile_w] += weights
         assert total is not None and sums is not None  # noqa: S101 (every row has a tile)
-        is_last = number == len(tops) - 1
-        complete = min(height, top + tile_h if is_last else tops[number + 1]) - emitted
+        is_last = number == len(peaks) - 1
+        complete = min(height, top + tile_h if is_last else peaks[number + 1]) - emitted
         skip = emitted - top
         rows = np.s_[skip : skip + complete, -lefts[0] : -lefts[0] + width]
         yield emitted, total[rows] / sums[rows]
         emitted += complete
-        each()
+        on_progress()
         if not is_last:
-            step = tops[number + 1] - top
+            step = peaks[number + 1] - top
             for buffer in (total, sums):
                 buffer[: tile_h - step] = buffer[step:].copy()
                 buffer[tile_h - step :] = 0

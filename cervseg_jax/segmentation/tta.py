@@ -10,7 +10,7 @@ from cervseg_jax.heads import Head, channels
 from cervseg_jax.segmentation.predict import Predict
 
 
-def with_symmetries(predict: Predict, heads: Sequence[Head]) -> Predict:
+def with_tta(predict: Predict, heads: Sequence[Head]) -> Predict:
     """Returns a prediction that averages over the symmetries of the network's input.
 
     Args:

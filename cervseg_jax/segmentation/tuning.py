@@ -14,10 +14,10 @@ from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
-from cervseg_jax.runs.weights import SEPARATION_FILE, load_network
-from cervseg_jax.schema import Config, SeparationConfig
+from cervseg_jax.runs.weights import POSTPROCESSING_FILE, load_network
+from cervseg_jax.schema import Config, PostprocessingConfig
 from cervseg_jax.segmentation.predict import make_predictor, predict_images
-from cervseg_jax.segmentation.watershed import separate
+from cervseg_jax.segmentation.watershed import label_instances
 
 THRESHOLDS = (0.35, 0.5, 0.65)
 BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)
@@ -33,14 +33,14 @@ def tune(
     heads: Sequence[Head],
     *,
     depths: Sequence[float] = DEPTHS,
-) -> tuple[SeparationConfig, float]:
+) -> tuple[PostprocessingConfig, float]:
     """Tries a grid of parameters and takes those of the highest mean PQ.
 
     Args:
       maps: predictions for each image, [h, w, maps] in [0, 1].
       truths: instance labels for each image.
       heads: what the maps are.
-      depths: values of `min_depth` to try.
+      depths: values of `min_saddle_depth` to try.
 
     Returns:
       The parameters and their mean PQ; of equal ones the first in the grid.
@@ -49,16 +49,19 @@ def tune(
     grid = itertools.product(
         THRESHOLDS, BOUNDARY_THRESHOLDS if is_parted else BOUNDARY_THRESHOLDS[1:2], depths, SMOOTHINGS_PX
     )
-    best, best_quality = SeparationConfig(), -1.0
-    for threshold, boundary_threshold, min_depth, smoothing_px in grid:
-        rules = SeparationConfig(
+    best, best_quality = PostprocessingConfig(), -1.0
+    for threshold, boundary_threshold, min_saddle_depth, smoothing_px in grid:
+        rules = PostprocessingConfig(
             threshold=threshold,
             boundary_threshold=boundary_threshold,
-            min_depth=min_depth,
+            min_saddle_depth=min_saddle_depth,
             smoothing_px=smoothing_px,
         )
         counts = join_counts(
-            [count_instances(truth, separate(image, heads, rules)) for image, truth in zip(maps, truths, strict=True)]
+            [
+                count_instances(truth, label_instances(image, heads, rules))
+                for image, truth in zip(maps, truths, strict=True)
+            ]
         )
         quality = float(np.nan_to_num(panoptic_quality(counts)).mean())
         if quality > best_quality:
@@ -66,7 +69,7 @@ def tune(
     return best, best_quality
 
 
-def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Reporter) -> SeparationConfig:
+def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Reporter) -> PostprocessingConfig:
     """Tunes on validation images with instance labels, by the run's best weights, and writes what was found.
 
     Args:
@@ -85,28 +88,27 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     maps = list(predict_images(predictor, images))
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]
     rules, quality = tune(maps, truths, network.contract.heads)
-    save_rules(run / "best", rules)
-    reporter.info(
-        f"nuclei of {len(chosen)} validation images told apart with PQ {quality:.4f}: {run / 'best' / SEPARATION_FILE}"
-    )
+    save_postprocessing(run / "best", rules)
+    path = run / "best" / POSTPROCESSING_FILE
+    reporter.info(f"post-processing tuned on {len(chosen)} validation images, PQ {quality:.4f}: {path}")
     return rules
 
 
-def save_rules(folder: Path, rules: SeparationConfig) -> None:
+def save_postprocessing(folder: Path, rules: PostprocessingConfig) -> None:
     """Writes the parameters beside the weights."""
-    write_text(folder / SEPARATION_FILE, rules.model_dump_json(indent=2) + "\n")
+    write_text(folder / POSTPROCESSING_FILE, rules.model_dump_json(indent=2) + "\n")
 
 
-def load_rules(folder: Path) -> SeparationConfig:
+def load_postprocessing(folder: Path) -> PostprocessingConfig:
     """Reads the parameters beside the weights; the defaults where there are none.
 
     Raises:
       CheckpointError: if the file is damaged.
     """
-    path = folder / SEPARATION_FILE
+    path = folder / POSTPROCESSING_FILE
     try:
-        return SeparationConfig.model_validate_json(path.read_bytes())
+        return PostprocessingConfig.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return SeparationConfig()
+        return PostprocessingConfig()
     except ValidationError as error:
         raise CheckpointError(f"{path}: is damaged: {error.errors()[0]['msg']}") from None

@@ -7,7 +7,7 @@ POSSIBLE = 0.25
 """Probability from which a pixel may be nucleus."""
 
 
-def doubt(maps: np.ndarray) -> float:
+def uncertainty(maps: np.ndarray) -> float:
     """How unsure the network is about an image: mean entropy of the mask's probabilities where nuclei may be.
 
     That is from a probability of 0.25 on, so that nuclei count which are missed narrowly; certain background, however

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 
 from cervseg_jax.heads import Head, channels
-from cervseg_jax.label_maps import STEPS, neighbours
-from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.label_maps import STEPS, neighbors
+from cervseg_jax.schema import PostprocessingConfig
 
 
-def separate(maps: np.ndarray, heads: Sequence[Head], rules: SeparationConfig) -> np.ndarray:
+def label_instances(maps: np.ndarray, heads: Sequence[Head], rules: PostprocessingConfig) -> np.ndarray:
     """Finds the nuclei of an image.
 
     Args:
@@ -29,14 +29,14 @@ def separate(maps: np.ndarray, heads: Sequence[Head], rules: SeparationConfig) -
     inside = clean(maps[..., 0] >= rules.threshold, min_area_px=rules.min_area_px, max_hole_px=rules.max_hole_px)
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
-    labels = hills(_relief(maps, heads, inside, rules), inside, min_depth=rules.min_depth)
+    labels = watershed_labels(_elevation(maps, heads, inside, rules), inside, min_saddle_depth=rules.min_saddle_depth)
     areas = np.bincount(labels.ravel())
     keep = areas >= rules.min_area_px
     keep[0] = False
     return numbered(labels * keep[labels])
 
 
-def _relief(maps: np.ndarray, heads: Sequence[Head], inside: np.ndarray, rules: SeparationConfig) -> np.ndarray:
+def _elevation(maps: np.ndarray, heads: Sequence[Head], inside: np.ndarray, rules: PostprocessingConfig) -> np.ndarray:
     """Heights whose hills are the nuclei; float32 [h, w], positive inside."""
     boundary = maps[..., channels(heads, "boundary").start].astype(np.float32) if "boundary" in heads else None
     if "distance" in heads or "hover" in heads:
@@ -89,17 +89,17 @@ def _parts(mask: np.ndarray, *, connectivity: int) -> tuple[np.ndarray, np.ndarr
     return np.asarray(stats[:, cv2.CC_STAT_AREA], np.int64), np.asarray(parts, np.int32)
 
 
-def hills(relief: np.ndarray, inside: np.ndarray, *, min_depth: float) -> np.ndarray:
+def watershed_labels(elevation: np.ndarray, inside: np.ndarray, *, min_saddle_depth: float) -> np.ndarray:
     """Divides an area into the hills of a relief.
 
-    Every pixel belongs to the local top that it reaches by going to its highest neighbour, again and again. Then the
-    passes between hills are gone through from the highest down: where a pass lies less than `min_depth` below the
-    lower top, the lower hill becomes part of the higher one.
+    Every pixel belongs to the local top that it reaches by going to its highest neighbor, again and again. Then the
+    passes between hills are gone through from the highest down: where a pass lies less than `min_saddle_depth` below
+    the lower top, the lower hill becomes part of the higher one.
 
     Args:
-      relief: positive heights [h, w].
+      elevation: positive heights [h, w].
       inside: bool [h, w]; the area.
-      min_depth: as a share of the lower top's height.
+      min_saddle_depth: as a share of the lower top's height.
 
     Returns:
       int32 labels [h, w], 0 outside.
@@ -107,20 +107,20 @@ def hills(relief: np.ndarray, inside: np.ndarray, *, min_depth: float) -> np.nda
     Reference: Bertrand 2005, doi:10.1007/s10851-005-4891-5 (dynamics of tops); the climb is the watershed of
       Cousty et al. 2009, doi:10.1109/TPAMI.2008.173.
     """
-    top, area = _tops(relief, inside)
-    tops, basin = np.unique(top, return_inverse=True)
-    parent = _joined(relief, area, basin, relief.ravel()[tops], min_depth)
-    labels = np.zeros(relief.shape, np.int32)
+    top, area = _peaks(elevation, inside)
+    peaks, basin = np.unique(top, return_inverse=True)
+    parent = _joined(elevation, area, basin, elevation.ravel()[peaks], min_saddle_depth)
+    labels = np.zeros(elevation.shape, np.int32)
     labels.ravel()[area] = parent[basin] + 1
     return labels
 
 
-def _tops(relief: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _peaks(elevation: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flat index of each inside pixel's top, and the flat indices of the inside pixels."""
-    height, width = relief.shape
+    height, width = elevation.shape
     area = np.flatnonzero(inside)
     padded = np.full((height + 2, width + 2), -np.inf, np.float32)
-    padded[1:-1, 1:-1] = np.where(inside, relief, -np.inf)
+    padded[1:-1, 1:-1] = np.where(inside, elevation, -np.inf)
     flat = padded.ravel()
     rows, columns = np.divmod(area, width)
     here = (rows + 1) * (width + 2) + columns + 1
@@ -142,22 +142,22 @@ def _tops(relief: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _joined(
-    relief: np.ndarray,
+    elevation: np.ndarray,
     area: np.ndarray,
     basin: np.ndarray,
     heights: np.ndarray,
-    min_depth: float,
+    min_saddle_depth: float,
 ) -> np.ndarray:
     """Joins hills across high passes; returns the number of the hill that each has become part of."""
-    number = np.full(relief.size, -1)
+    number = np.full(elevation.size, -1)
     number[area] = basin
-    number = number.reshape(relief.shape)
+    number = number.reshape(elevation.shape)
     pairs, passes = [], []
     for step in STEPS:
-        here, there = neighbours(number, step)
+        here, there = neighbors(number, step)
         meet = (here != there) & (here >= 0) & (there >= 0)
         pairs.append(np.stack([here[meet], there[meet]], axis=1))
-        passes.append(np.minimum(*(heights_of[meet] for heights_of in neighbours(relief, step))))
+        passes.append(np.minimum(*(heights_of[meet] for heights_of in neighbors(elevation, step))))
     ends, levels = np.sort(np.concatenate(pairs), axis=1), np.concatenate(passes)
     order = np.argsort(-levels, kind="stable")
     parent = np.arange(len(heights))
@@ -175,7 +175,7 @@ def _joined(
         if one == other:
             continue
         lower, higher = (one, other) if (heights[one], one) < (heights[other], other) else (other, one)
-        if levels[position] >= (1.0 - min_depth) * heights[lower]:
+        if levels[position] >= (1.0 - min_saddle_depth) * heights[lower]:
             parent[lower] = higher
     return np.array([root(hill) for hill in range(len(parent))], np.int64)
 

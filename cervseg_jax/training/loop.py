@@ -21,24 +21,24 @@ from cervseg_jax.data.samples import SampleCache, sample_cache
 from cervseg_jax.data.source import Pair
 from cervseg_jax.engine.experiment import Compiled, compile_run, configured_network, configured_optimizer
 from cervseg_jax.engine.plateau import PlateauState, stops_early, update_best, update_plateau
-from cervseg_jax.engine.schedule import rate_factor
+from cervseg_jax.engine.schedule import lr_multiplier
 from cervseg_jax.engine.scores import Scores, evaluate
 from cervseg_jax.engine.state import TrainState, create_state
-from cervseg_jax.engine.step import StepMetrics, check_rate_factors
+from cervseg_jax.engine.step import StepMetrics, check_lr_multipliers
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
-from cervseg_jax.runs.bucket import STATES, at_hand
+from cervseg_jax.runs.bucket import STATES, local_copy
 from cervseg_jax.runs.checkpoint import Checkpoints
 from cervseg_jax.runs.folder import EventLog
 from cervseg_jax.runs.history import write_history
 from cervseg_jax.runs.progress import Progress, finite
 from cervseg_jax.runs.weights import load_arrays, save_weights
-from cervseg_jax.runtime.distributed import is_writer
+from cervseg_jax.runtime.distributed import is_primary
 from cervseg_jax.runtime.mesh import place, state_sharding, to_host, train_mesh
-from cervseg_jax.runtime.signals import StopRequest, Wish, Wishes
+from cervseg_jax.runtime.signals import StopRequest, StopVote, Vote
 from cervseg_jax.schema import Config
 from cervseg_jax.training.meter import StepMeter, StepProfiler, out_of_memory_advice
 from cervseg_jax.training.preview import write_previews
-from cervseg_jax.training.watchdog import InputWatch
+from cervseg_jax.training.watchdog import InputWatchdog
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ def train(
     """
     if not pairs.get("valid"):
         raise ConfigError("data.root: training needs validation images (valid), to choose the best epoch by")
-    log = EventLog(folder, trackers=config.train.trackers, is_open=is_writer())
+    log = EventLog(folder, trackers=config.train.trackers, is_open=is_primary())
     optimizer = configured_optimizer(config)
     mesh = train_mesh(config)
     apply, params, model_state = configured_network(config)
-    check_rate_factors(config.train.rate_factors, params)
+    check_lr_multipliers(config.train.lr_multipliers, params)
     every = config.train.keep_every_epochs
     checkpoints = Checkpoints(
         folder / STATES,
@@ -94,7 +94,7 @@ def train(
     )
     try:
         if config.train.init_from is not None and checkpoints.is_empty:
-            with at_hand(config.train.init_from) as start:
+            with local_copy(config.train.init_from) as start:
                 params, model_state = load_arrays(start.folder / "best", params, model_state)
         state = create_state(params, model_state, optimizer, with_ema=config.train.ema_decay is not None)
         state = place(state, state_sharding(mesh, state))
@@ -107,13 +107,13 @@ def train(
         reason = _end_reason(config, progress)
         if reason is None:
             compiled = compile_run(config, apply, optimizer, state, mesh, reporter=reporter, log=log)
-            wishes = Wishes(stop, lambda: checkpoints.age_seconds >= 60 * config.train.save_minutes)
+            stop_vote = StopVote(stop, lambda: checkpoints.age_seconds >= 60 * config.train.save_minutes)
             meter = StepMeter(log, every=config.train.log_steps, facts=compiled.facts)
             with (
                 StepProfiler(folder / "profile", num_steps=config.runtime.profile_steps) as profiler,
                 # Around all of it: steps run behind the program's back, their errors come when results are read.
                 out_of_memory_advice(config, compiled.facts),
-                InputWatch(reporter.warn) as watch,
+                InputWatchdog(reporter.warn) as watch,
             ):
                 run = _Run(
                     config=config,
@@ -123,7 +123,7 @@ def train(
                     compiled=compiled,
                     checkpoints=checkpoints,
                     reporter=reporter,
-                    wishes=wishes,
+                    stop_vote=stop_vote,
                     log=log,
                     meter=meter,
                     profiler=profiler,
@@ -136,7 +136,7 @@ def train(
     finally:
         log.close()
         checkpoints.close()
-    if is_writer():
+    if is_primary():
         write_history(folder, progress.history, metrics=config.train.metrics, best_epoch=progress.best.epoch)
     return TrainResult(progress, reason)
 
@@ -160,11 +160,11 @@ class _Run:
     compiled: Compiled
     checkpoints: Checkpoints
     reporter: Reporter
-    wishes: Wishes
+    stop_vote: StopVote
     log: EventLog
     meter: StepMeter
     profiler: StepProfiler
-    watch: InputWatch
+    watch: InputWatchdog
     publish: Callable[[], None]
 
     def epochs(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -203,9 +203,9 @@ class _Run:
                 self.profiler.step(metrics)
                 pending = metrics
                 advance(f"loss {progress.scores.loss:.4f}")
-                if self.wishes.agreed == Wish.STOP:
+                if self.stop_vote.global_vote == Vote.STOP:
                     break
-                if self.wishes.agreed == Wish.SAVE:
+                if self.stop_vote.global_vote == Vote.SAVE:
                     self._record(progress, pending)
                     pending = None
                     self._save(state, progress)
@@ -216,7 +216,7 @@ class _Run:
     def _rate(self, progress: Progress, step: int) -> float:
         """The learning rate of the update after `step` others."""
         train = self.config.train
-        return progress.plateau.learning_rate * rate_factor(
+        return progress.plateau.learning_rate * lr_multiplier(
             step,
             warmup_steps=train.warmup_steps,
             total_steps=train.epochs * steps_per_epoch(self.config, len(self.pairs["train"])),
@@ -225,7 +225,7 @@ class _Run:
 
     def _placed(self, batch: Batch) -> Batch:
         """Puts this process' share of a batch on its devices."""
-        batch = replace(batch, wish=np.full_like(batch.wish, self.wishes.mine))
+        batch = replace(batch, vote=np.full_like(batch.vote, self.stop_vote.local_vote))
         first, batch_size = self.compiled.images.start, self.config.train.batch_size
         return place(batch, self.compiled.batch_sharding, first=first, batch_size=batch_size)
 
@@ -233,7 +233,7 @@ class _Run:
         if metrics is None:
             return
         loss = progress.scores.add(metrics)
-        self.wishes.hear(int(metrics.wish))
+        self.stop_vote.observe(int(metrics.vote))
         self.meter.result(metrics)
         norm = float(metrics.gradient_norm)
         # An infinite gradient that is clipped does no harm.
@@ -253,12 +253,15 @@ class _Run:
 
         def score(batch: Batch) -> StepMetrics:
             metrics = self.compiled.eval_step(state, self._placed(batch))
-            self.wishes.hear(int(metrics.wish))
+            self.stop_vote.observe(int(metrics.vote))
             return metrics
 
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
             scores = evaluate(
-                score, self.watch.each(batches), each=advance, stop=lambda: self.wishes.agreed == Wish.STOP
+                score,
+                self.watch.iterate(batches),
+                on_progress=advance,
+                stop=lambda: self.stop_vote.global_vote == Vote.STOP,
             )
         if scores is None:
             self._leave_if_asked(state, progress)
@@ -294,7 +297,7 @@ class _Run:
         row, metrics = progress.history[-1], self.config.train.metrics
         if progress.best.epoch == progress.epoch:
             values = jax.tree.map(to_host, (state.averaged_params, state.model_state))
-            if is_writer():
+            if is_primary():
                 save_weights(
                     self.folder / "best",
                     self.config,
@@ -305,7 +308,7 @@ class _Run:
                 )
         self._save(state, progress)
         try:
-            if is_writer():
+            if is_primary():
                 write_history(self.folder, progress.history, metrics=metrics, best_epoch=progress.best.epoch)
             write_previews(
                 self.folder / "previews" / f"epoch_{progress.epoch:04d}",
@@ -333,12 +336,12 @@ class _Run:
         self.publish()
         # The state is the same before and after an epoch is closed; the number must not be.
         self.checkpoints.save(int(state.step) + progress.epoch, state, progress.to_json())
-        self.wishes.saved()
+        self.stop_vote.saved()
 
     def _leave_if_asked(self, state: TrainState, progress: Progress) -> None:
-        if self.wishes.agreed != Wish.STOP:
+        if self.stop_vote.global_vote != Vote.STOP:
             return
-        cause = self.wishes.cause
+        cause = self.stop_vote.cause
         self._save(state, progress)
         self.checkpoints.wait()
         step = int(state.step)

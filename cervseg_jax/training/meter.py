@@ -38,7 +38,7 @@ class StepFacts(NamedTuple):
 
     batch_size: int
     flops: float
-    """Of the whole step on all devices, from the program before optimisation."""
+    """Of the whole step on all devices, from the program before optimization."""
     num_devices: int
     temporary_bytes: int
     """Per device, besides weights, optimizer and batch."""
@@ -96,7 +96,7 @@ class StepMeter:
             images_per_second=round(steps_per_second * self._facts.batch_size, 3),
             input_wait=round(self._waited / seconds, 4),
             flops_per_second=finite(self._facts.flops * steps_per_second),
-            mfu=model_flops_utilisation(self._facts, steps_per_second),
+            mfu=model_flops_utilization(self._facts, steps_per_second),
             peak_memory_bytes=peak_memory(),
         )
         self._start, self._count, self._waited, self._losses = time.monotonic(), 0, 0.0, []
@@ -145,7 +145,7 @@ class StepProfiler:
             self._is_on = False
 
 
-def model_flops_utilisation(facts: StepFacts, steps_per_second: float) -> float | None:
+def model_flops_utilization(facts: StepFacts, steps_per_second: float) -> float | None:
     """Returns the share of the devices' peak that the model's operations reach; None for an unknown device.
 
     Reference: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
@@ -186,8 +186,9 @@ def out_of_memory_advice(config: Config, facts: StepFacts | None = None) -> Iter
         )
         raise ConfigError(
             f"the device has too little memory{needs}: {text.splitlines()[0][:300]}\n"
-            f"Less is needed with train.accumulate={2 * train.accumulate} (the batch of {train.batch_size} in parts), "
-            "runtime.recompute=true, runtime.precision=bfloat16, a smaller model.image_size or train.batch_size, or "
+            f"Less is needed with train.grad_accum_steps={2 * train.grad_accum_steps} (the batch of {train.batch_size} "
+            "in parts), "
+            "runtime.remat=true, runtime.precision=bfloat16, a smaller model.image_size or train.batch_size, or "
             f"with more devices: runtime.mesh.spatial divides the {height} rows of an image, runtime.mesh.fsdp the "
             "weights"
         ) from None

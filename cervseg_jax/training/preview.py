@@ -13,11 +13,11 @@ from cervseg_jax.data.source import Pair
 from cervseg_jax.engine.experiment import Compiled
 from cervseg_jax.engine.state import TrainState
 from cervseg_jax.files import make_folder, write_png
-from cervseg_jax.plots import TRUTH_COLOUR, draw_overlay, draw_sheet
-from cervseg_jax.runtime.distributed import is_writer
+from cervseg_jax.plots import TRUTH_COLOR, draw_overlay, draw_sheet
+from cervseg_jax.runtime.distributed import is_primary
 from cervseg_jax.runtime.mesh import num_batch_shards
 from cervseg_jax.schema import Config
-from cervseg_jax.segmentation.maps import predict_any
+from cervseg_jax.segmentation.maps import predict_maps
 from cervseg_jax.segmentation.predict import Predictor
 
 
@@ -48,16 +48,16 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
     overlays: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
         for ending, tiled in ways.items():
-            for pair, image, maps in predict_any(predictor, tiled, zip(pairs, images, strict=True), work=Path(work)):
-                if is_writer():  # the others only help to predict
+            for pair, image, maps in predict_maps(predictor, tiled, zip(pairs, images, strict=True), work=Path(work)):
+                if is_primary():  # the others only help to predict
                     mask = (maps[..., 0] >= config.infer.threshold).astype(np.uint8)
                     write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
                     overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(image), mask))
-    if not is_writer():
+    if not is_primary():
         return
     rows = []
     for pair, image in zip(pairs, images, strict=True):
         truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
-        rows.append((image, draw_overlay(image, truth, colour=TRUTH_COLOUR), *overlays[pair.stem]))
+        rows.append((image, draw_overlay(image, truth, color=TRUTH_COLOR), *overlays[pair.stem]))
     captions = ("image", "truth", *(f"prediction{ending.replace('_', ', ')}" for ending in ways))
     write_png(folder / "sheet.png", draw_sheet(rows, captions=captions))

@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 60.0
 """A batch that takes longer is reported, and again after as long."""
 
 
-class InputWatch:
+class InputWatchdog:
     """Waits for batches, with a thread beside it that warns when one does not come."""
 
     def __init__(self, warn: Callable[[str], None], *, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -28,7 +28,7 @@ class InputWatch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="input-watch", daemon=True)
 
-    def __enter__(self) -> "InputWatch":
+    def __enter__(self) -> "InputWatchdog":
         """Starts the thread."""
         self._thread.start()
         return self
@@ -48,7 +48,7 @@ class InputWatch:
         finally:
             self._since = None
 
-    def each(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def iterate(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yields all batches, watched over as by `next`."""
         with suppress(StopIteration):
             while True:

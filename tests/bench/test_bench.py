@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from cervseg_jax.bench.ours import random_batch
-from cervseg_jax.bench.peers import prepare_keras, torch_unet
+from cervseg_jax.bench.baselines import prepare_keras, torch_unet
+from cervseg_jax.bench.subject import random_batch
 from cervseg_jax.bench.timing import product_call, time_in_turns
 from cervseg_jax.config import load_config
 from cervseg_jax.models import build_model, check_model_args, functionalize

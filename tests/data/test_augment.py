@@ -8,7 +8,7 @@ GEOMETRIC = ("flip", "rotate90", "affine", "crop", "elastic", "bulge")
 
 
 def disc_sample(height=96, width=96):
-    """A dark disc off centre: the mask can be recomputed from the image."""
+    """A dark disc off center: the mask can be recomputed from the image."""
     rows, columns = np.mgrid[:height, :width]
     mask = np.uint8((rows - 40) ** 2 + (columns - 55) ** 2 < 15**2)
     image = np.where(mask[..., None] > 0, np.uint8(60), np.uint8(220)).repeat(3, axis=2)
@@ -26,14 +26,14 @@ def test_image_and_mask_stay_registered(name, size):
         assert got.image.dtype == got.mask.dtype == np.uint8
         assert set(np.unique(got.mask)) <= {0, 1}
         np.testing.assert_array_equal(got.instances, got.mask.astype(np.int32) * 700)
-        grey = got.image.mean(axis=2)
-        dark = grey < (grey.min() + grey.max()) / 2
+        gray = got.image.mean(axis=2)
+        dark = gray < (gray.min() + gray.max()) / 2
         overlap = 2 * (dark & (got.mask > 0)).sum() / (dark.sum() + got.mask.sum())
         assert overlap > 0.97, (name, seed, overlap)
 
 
 @pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - set(GEOMETRIC)))
-def test_colour_changes_leave_the_mask_alone(name):
+def test_color_changes_leave_the_mask_alone(name):
     sample = disc_sample()
     got = AUGMENTATIONS[name](sample, np.random.default_rng(1))
     np.testing.assert_array_equal(got.mask, sample.mask)

@@ -14,7 +14,7 @@ from cervseg_jax.errors import DataError
 
 @pytest.fixture
 def photo(rng):
-    """A smooth colour picture of 40 rows and 60 columns."""
+    """A smooth color picture of 40 rows and 60 columns."""
     noise = cv2.GaussianBlur(rng.normal(size=(40, 60, 3)), (0, 0), 4)
     return np.uint8(255 * (noise - noise.min()) / (noise.max() - noise.min()))
 
@@ -179,7 +179,7 @@ DISC = np.uint8(np.hypot(*np.mgrid[-20:20, -30:30]) < 12)
         np.dstack([DISC * 255] * 3),
         DISC * 0,
     ],
-    ids=["0/1", "0/255", "16-bit", "16-bit 0/1", "0/38", "grey RGB", "empty"],
+    ids=["0/1", "0/255", "16-bit", "16-bit 0/1", "0/38", "gray RGB", "empty"],
 )
 @pytest.mark.parametrize("rule", ["half_range", "any_nonzero"])
 def test_two_level_masks_mean_what_they_say(values, rule):
@@ -189,7 +189,7 @@ def test_two_level_masks_mean_what_they_say(values, rule):
     assert num_levels == (2 if values.max() else 1)
 
 
-def test_colour_on_black_and_palettes():
+def test_color_on_black_and_palettes():
     red = np.dstack([DISC * 0, DISC * 0, DISC * 128])
     _, packed = cv2.imencode(".png", red)
     np.testing.assert_array_equal(decode_mask(packed.tobytes(), source="x").mask, DISC)
@@ -214,7 +214,7 @@ def test_jpeg_masks_are_thresholded_and_the_other_rule_inflates_them():
     [
         (np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) % 7, "7 levels up to 6 of 65535: instance labels"),
         (np.uint8(DISC + 2 * DISC[::-1]), "instance labels or class numbers"),
-        (np.dstack([DISC * 255, DISC[:, ::-1] * 200, DISC[::-1] * 90]), "a mask with . colours"),
+        (np.dstack([DISC * 255, DISC[:, ::-1] * 200, DISC[::-1] * 90]), "a mask with . colors"),
         (np.dstack([DISC * 255] * 3 + [DISC * 200]), "transparency"),
     ],
 )

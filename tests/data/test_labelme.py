@@ -5,19 +5,19 @@ import pytest
 from matplotlib.path import Path as Polygon
 
 from cervseg_jax.annotations.labelme import labelme_document
-from cervseg_jax.annotations.outlines import draw_instances, rasterise
+from cervseg_jax.annotations.outlines import draw_instances, rasterize
 
 
 def whole(points, shape):
-    top, left, inside = rasterise([points], shape=shape)
+    top, left, inside = rasterize([points], shape=shape)
     mask = np.zeros(shape, bool)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
 
 
-def circle(radius, centre=(30.3, 28.6), corners=200):
+def circle(radius, center=(30.3, 28.6), corners=200):
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=1)
+    return np.stack([center[0] + radius * np.cos(angle), center[1] + radius * np.sin(angle)], axis=1)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -25,18 +25,18 @@ def test_equals_matplotlibs_point_in_polygon(seed):
     rng = np.random.default_rng(seed)
     points = rng.uniform(-8, 48, (int(rng.integers(3, 12)), 2))  # crossing itself, and partly outside
     rows, columns = np.mgrid[:40, :44]
-    centres = np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], axis=1)
-    crossings = Polygon(np.vstack([points, points[:1]])).contains_points(centres).reshape(40, 44)
+    centers = np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], axis=1)
+    crossings = Polygon(np.vstack([points, points[:1]])).contains_points(centers).reshape(40, 44)
     got = whole(points, (40, 44))
     if not _self_crossing(points):
         np.testing.assert_array_equal(got, crossings)
-    np.testing.assert_array_equal(got, _even_odd(points, centres).reshape(40, 44))
+    np.testing.assert_array_equal(got, _even_odd(points, centers).reshape(40, 44))
 
 
-def _even_odd(points, centres):
+def _even_odd(points, centers):
     """The crossing-number test, one point at a time."""
-    inside = np.zeros(len(centres), bool)
-    for index, (px, py) in enumerate(centres):
+    inside = np.zeros(len(centers), bool)
+    for index, (px, py) in enumerate(centers):
         for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
             if (y0 <= py) != (y1 <= py) and px >= x0 + (py - y0) / (y1 - y0) * (x1 - x0):
                 inside[index] ^= True
@@ -69,7 +69,7 @@ def test_polygons_outside_the_image_and_degenerate_ones_are_empty():
         assert whole(points, (64, 64)).sum() == 0
 
 
-def test_neighbours_share_no_pixel_and_leave_no_gap():
+def test_neighbors_share_no_pixel_and_leave_no_gap():
     left, right = (
         np.array([[5, 5], [20.5, 5], [20.5, 30], [5, 30.0]]),
         np.array([[20.5, 5], [40, 5], [40, 30], [20.5, 30.0]]),

@@ -9,13 +9,13 @@ from skimage.draw import polygon2mask
 
 from cervseg_jax.annotations.formats import read_coco, read_geojson
 from cervseg_jax.annotations.labelme import labelme_document, read_labelme
-from cervseg_jax.annotations.outlines import enclosed_area, from_pixel_centres, rasterise, trace
+from cervseg_jax.annotations.outlines import enclosed_area, from_pixel_centers, rasterize, trace
 from cervseg_jax.errors import DataError
 from tests.conftest import SHARED
 
 
 def whole(rings, shape):
-    top, left, inside = rasterise(rings, shape=shape)
+    top, left, inside = rasterize(rings, shape=shape)
     mask = np.zeros(shape, bool)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return mask
@@ -27,7 +27,7 @@ def random_blobs(seed, shape=(24, 30)):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_tracing_and_rasterising_gives_the_mask_back(seed):
+def test_tracing_and_rasterizing_gives_the_mask_back(seed):
     mask = random_blobs(seed)  # holes and pixels that meet at a corner included
     rings = trace(mask)
     np.testing.assert_array_equal(whole(rings, mask.shape), mask)
@@ -44,12 +44,12 @@ def test_tracing_has_an_offset_and_survives_emptiness():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_contours_through_pixel_centres_come_back_exactly(seed):
+def test_contours_through_pixel_centers_come_back_exactly(seed):
     mask = random_blobs(seed)
     for contour in cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
         want = np.zeros(mask.shape, np.uint8)
         cv2.fillPoly(want, [contour], 1)
-        np.testing.assert_array_equal(whole(from_pixel_centres(contour[:, 0]), mask.shape), want > 0)
+        np.testing.assert_array_equal(whole(from_pixel_centers(contour[:, 0]), mask.shape), want > 0)
 
 
 def labelme(*shapes, **more):
@@ -255,7 +255,7 @@ def test_broken_geojson_files_are_one_message(data, message):
         read_geojson(data, source=Path("g.geojson"))
 
 
-def test_round_trip_on_real_outlines_that_were_traced_through_pixel_centres():
+def test_round_trip_on_real_outlines_that_were_traced_through_pixel_centers():
     folder = SHARED / "data" / "dsb2018_stained"
     if not folder.is_dir():
         pytest.skip("the real images are not on this machine")
@@ -263,7 +263,7 @@ def test_round_trip_on_real_outlines_that_were_traced_through_pixel_centres():
     for path in sorted((folder / "labelme").glob("*.json"))[:15]:
         labels = cv2.imread(str(folder / "labels" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         for nucleus in read_labelme(path.read_bytes(), source=path).nuclei:
-            made = whole(from_pixel_centres(nucleus.rings[0]), labels.shape)
+            made = whole(from_pixel_centers(nucleus.rings[0]), labels.shape)
             truth = labels == np.bincount(labels[made]).argmax()
             errors.append((made != truth).sum() / truth.sum())
             shrunk.append(whole(nucleus.rings, labels.shape).sum() / truth.sum() - 1)

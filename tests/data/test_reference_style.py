@@ -37,9 +37,9 @@ def offline_names():
 
 
 @pytest.mark.parametrize("name", offline_names())
-@pytest.mark.parametrize("what", ["image", "mask", "grey mask"])
+@pytest.mark.parametrize("what", ["image", "mask", "gray mask"])
 def test_offline_variants(golden, inputs, name, what):
-    picture = {"image": inputs[0], "mask": np.dstack([inputs[1]] * 3), "grey mask": inputs[1]}[what]
+    picture = {"image": inputs[0], "mask": np.dstack([inputs[1]] * 3), "gray mask": inputs[1]}[what]
     made = dict(style.offline_variants(picture, is_mask=what != "image", random=np.random.default_rng(0)))
     assert len(made) == 20
     prefix = name.replace("8p0", "8.0").replace("0p3", "0.3") + "_"
@@ -76,8 +76,8 @@ def online_operations(image, mask):
     made["shear_0_1_vflip"] = tuple(p[::-1] for p in sheared)
     made["shear_0_1_hvflip"] = tuple(p[::-1, ::-1] for p in sheared)
     made["shrink_0_8"] = (
-        style.shrink(image, 0.8, colour=lambda s: s[2, 2] + s[s.shape[0] - 10, s.shape[1] - 10][::-1]),
-        style.shrink(mask, 0.8, colour=lambda s: s[s.shape[0] - 10, s.shape[1] - 10]),
+        style.shrink(image, 0.8, color=lambda s: s[2, 2] + s[s.shape[0] - 10, s.shape[1] - 10][::-1]),
+        style.shrink(mask, 0.8, color=lambda s: s[s.shape[0] - 10, s.shape[1] - 10]),
     )
     for prefix, amount in (("barrel", 0.3), ("pincushion", -0.3)):
         bulged = [list(style.bulges(p, radius=0.3, amount=amount)) for p in (image, mask)]
@@ -114,19 +114,19 @@ def test_elastic_fields_have_the_measured_size(golden):
 
 
 def test_bulges_equal_a_loop_over_pixels():
-    size, centre, radius, amount = 40, (0.4, 0.6), 0.3, -0.3
+    size, center, radius, amount = 40, (0.4, 0.6), 0.3, -0.3
     rows, columns = np.mgrid[:size, :size]
     map_x, map_y = columns.astype(np.float32), rows.astype(np.float32)
     for row in range(size):
         for column in range(size):
-            dx, dy = column - size * centre[0], row - size * centre[1]
+            dx, dy = column - size * center[0], row - size * center[1]
             distance, reach = np.hypot(dx, dy), size * radius
             if distance < reach:
                 factor = 1.0 if distance == 0 else np.sin(np.pi * distance / reach / 2) ** amount
-                map_x[row, column] = factor * dx + size * centre[0]
-                map_y[row, column] = factor * dy + size * centre[1]
+                map_x[row, column] = factor * dx + size * center[0]
+                map_y[row, column] = factor * dy + size * center[1]
     picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     map_x, map_y = np.round(map_x * 32) / 32, np.round(map_y * 32) / 32
     want = cv2.remap(picture, map_x, map_y, cv2.INTER_LINEAR)
-    got = style.bulge(picture, centre, radius=radius, amount=amount)
+    got = style.bulge(picture, center, radius=radius, amount=amount)
     assert np.abs(got.astype(int) - want).max() <= 1

@@ -25,8 +25,8 @@ def test_nuclei_are_dark_varied_and_clustered():
     contrast, touching, sizes, counts = [], [], [], []
     for scene in SCENES:
         labels = draw_instances(scene.outlines, shape=(256, 256))
-        grey = scene.image.mean(axis=2)
-        contrast.append(grey[labels == 0].mean() - grey[labels > 0].mean())
+        gray = scene.image.mean(axis=2)
+        contrast.append(gray[labels == 0].mean() - gray[labels > 0].mean())
         counts.append(len(scene.outlines))
         sizes += [int((labels == number).sum()) for number in range(1, len(scene.outlines) + 1)]
         components, _ = ndimage.label(labels > 0)

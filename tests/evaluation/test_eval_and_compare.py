@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.evaluation.compare import Recipe, compare_recipes
-from cervseg_jax.evaluation.subsets import find_subsets, summarise_subsets
+from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
 from tests.conftest import draw_discs
 from tests.test_command_line import refused, rows_of, run
 
@@ -17,7 +17,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def read_grey(path):
+def read_gray(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
@@ -28,8 +28,8 @@ def test_scores_are_those_of_the_written_masks_in_the_images_own_size(finished):
     results, truth = folder / "eval" / "test", config.parent / "data" / "test" / "masks"
     rows = rows_of(results / "per_image.csv")
     for row in rows:
-        mask, probs = (read_grey(results / name / f"{row['stem']}.png") for name in ("masks", "probabilities"))
-        actual = read_grey(truth / f"{row['stem']}.png") > 0
+        mask, probs = (read_gray(results / name / f"{row['stem']}.png") for name in ("masks", "probabilities"))
+        actual = read_gray(truth / f"{row['stem']}.png") > 0
         assert mask.shape == actual.shape == (48, 40)
         both = ((mask > 0) & actual).sum()
         assert float(row["dice"]) == pytest.approx(2 * both / ((mask > 0).sum() + actual.sum()), abs=1e-6)
@@ -177,11 +177,11 @@ def test_only_images_in_common_count(finished):
 
 
 def test_kinds_of_images_come_from_the_manifest_and_from_measures():
-    traits = [
+    metadata = [
         {"stem": str(n), "split": "test", "subset": "difficult" if n < 4 else "normal", "stain": ""} for n in range(9)
     ]
-    traits[0]["stain"] = "H&E"
-    subsets = find_subsets(traits, {"nuclei": np.arange(9.0), "constant": np.ones(9)})
+    metadata[0]["stain"] = "H&E"
+    subsets = find_subsets(metadata, {"nuclei": np.arange(9.0), "constant": np.ones(9)})
     assert [(subset.kind, subset.value, subset.rows.sum()) for subset in subsets] == [
         ("subset", "difficult", 4),
         ("subset", "normal", 5),
@@ -189,6 +189,6 @@ def test_kinds_of_images_come_from_the_manifest_and_from_measures():
         ("nuclei", "2.67 to 5.33", 3),
         ("nuclei", "more than 5.33", 3),
     ]
-    rows = summarise_subsets(subsets, {"dice": np.linspace(0, 0.8, 9)}, [str(n) for n in range(9)])
+    rows = summarize_subsets(subsets, {"dice": np.linspace(0, 0.8, 9)}, [str(n) for n in range(9)])
     assert rows[0]["dice"]["mean"] == pytest.approx(0.15)
     assert rows[0]["num_images"] == 4

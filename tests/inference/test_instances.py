@@ -9,16 +9,16 @@ from skimage.segmentation import watershed
 
 from cervseg_jax.data.targets import target_maps
 from cervseg_jax.metrics.instance import aji, count_instances
-from cervseg_jax.schema import SeparationConfig
-from cervseg_jax.segmentation.watershed import clean, hills, numbered, separate
+from cervseg_jax.schema import PostprocessingConfig
+from cervseg_jax.segmentation.watershed import clean, label_instances, numbered, watershed_labels
 
-RULES = SeparationConfig(min_area_px=20)
+RULES = PostprocessingConfig(min_area_px=20)
 
 
-def discs(shape, centres_and_radii):
+def discs(shape, centers_and_radii):
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     labels = np.zeros(shape, np.int32)
-    for number, (row, column, radius) in enumerate(centres_and_radii, start=1):
+    for number, (row, column, radius) in enumerate(centers_and_radii, start=1):
         labels[np.hypot(rows - row, columns - column) <= radius] = number
     return labels
 
@@ -43,7 +43,7 @@ def maps_of(labels, *heads):
 
 @pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",), ("boundary", "distance"), ("hover",)])
 def test_a_touching_pair_becomes_two(heads):
-    labels = separate(maps_of(PAIR, *heads), ("mask", *heads), RULES)
+    labels = label_instances(maps_of(PAIR, *heads), ("mask", *heads), RULES)
     assert labels.max() == 2
     assert aji(count_instances(PAIR, labels))[0] > 0.97
 
@@ -52,19 +52,19 @@ def test_a_touching_pair_becomes_two(heads):
 def test_a_single_nucleus_stays_whole(heads):
     rows, columns = np.mgrid[:60, :90]
     ellipse = (np.hypot((rows - 30) / 12, (columns - 45) / 30) <= 1).astype(np.int32)
-    labels = separate(maps_of(ellipse, *heads), ("mask", *heads), RULES)
+    labels = label_instances(maps_of(ellipse, *heads), ("mask", *heads), RULES)
     np.testing.assert_array_equal(labels, ellipse)
 
 
 def test_hills_equal_the_watershed_of_scikit_image(rng):
     """The same tops, and but for pixels on passes the same areas."""
     for _ in range(20):
-        relief = gaussian_filter(rng.random((80, 100)), 5)
-        relief = ((relief - relief.min()) / np.ptp(relief) + 0.2).astype(np.float32)
-        inside = relief > 0.45
-        ours = hills(relief, inside, min_depth=0.0)
-        tops = connected_parts(h_maxima(np.where(inside, relief, 0), 1e-6))
-        theirs = watershed(-relief, tops * inside, mask=inside, connectivity=2)
+        elevation = gaussian_filter(rng.random((80, 100)), 5)
+        elevation = ((elevation - elevation.min()) / np.ptp(elevation) + 0.2).astype(np.float32)
+        inside = elevation > 0.45
+        ours = watershed_labels(elevation, inside, min_saddle_depth=0.0)
+        peaks = connected_parts(h_maxima(np.where(inside, elevation, 0), 1e-6))
+        theirs = watershed(-elevation, peaks * inside, mask=inside, connectivity=2)
         assert ours.max() > 0
         assert len(np.unique(ours[inside])) == len(np.unique(theirs[inside]))
         assert aji(count_instances(theirs, ours))[0] > 0.9
@@ -73,25 +73,27 @@ def test_hills_equal_the_watershed_of_scikit_image(rng):
 def test_shallow_passes_join_and_deep_ones_part():
     columns = np.arange(60)
     profile = np.maximum(1.0 - np.abs(columns - 15) / 20, 0.9 - np.abs(columns - 40) / 20).astype(np.float32)
-    relief = np.tile(profile, (5, 1))
-    inside = relief > 0.1
-    saddle = relief[0, 15:40].min()
+    elevation = np.tile(profile, (5, 1))
+    inside = elevation > 0.1
+    saddle = elevation[0, 15:40].min()
     depth = 1 - saddle / 0.9
-    assert len(np.unique(hills(relief, inside, min_depth=depth - 0.02)[inside])) == 2
-    assert len(np.unique(hills(relief, inside, min_depth=depth + 0.02)[inside])) == 1
+    assert len(np.unique(watershed_labels(elevation, inside, min_saddle_depth=depth - 0.02)[inside])) == 2
+    assert len(np.unique(watershed_labels(elevation, inside, min_saddle_depth=depth + 0.02)[inside])) == 1
 
 
 def test_plateaus_have_one_top():
-    relief = np.ones((12, 14), np.float32)
+    elevation = np.ones((12, 14), np.float32)
     inside = np.zeros((12, 14), bool)
     inside[2:9, 1:5] = inside[2:4, 1:13] = inside[2:9, 10:13] = True  # a U
-    assert len(np.unique(hills(relief, inside, min_depth=0.0)[inside])) == 1
+    assert len(np.unique(watershed_labels(elevation, inside, min_saddle_depth=0.0)[inside])) == 1
 
 
 def test_every_pixel_of_the_mask_is_labelled_and_parts_stay_apart(rng):
     for _ in range(10):
         inside = gaussian_filter(rng.random((70, 70)), 3) > 0.51
-        labels = separate(np.float32(inside)[..., None], ("mask",), SeparationConfig(min_area_px=0, max_hole_px=0))
+        labels = label_instances(
+            np.float32(inside)[..., None], ("mask",), PostprocessingConfig(min_area_px=0, max_hole_px=0)
+        )
         np.testing.assert_array_equal(labels > 0, inside)
         parts = connected_parts(inside, connectivity=2)
         for number in range(1, labels.max() + 1):
@@ -115,8 +117,8 @@ def test_small_parts_go_and_small_holes_are_filled():
 
 
 def test_nothing_gives_an_empty_map():
-    assert separate(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).shape == (8, 9)
-    assert separate(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).max() == 0
+    assert label_instances(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).shape == (8, 9)
+    assert label_instances(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).max() == 0
 
 
 def test_numbers_follow_the_reading_order():

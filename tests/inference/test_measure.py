@@ -7,7 +7,7 @@ from skimage.color import rgb2hed
 from skimage.feature import graycomatrix, graycoprops
 from skimage.measure import perimeter_crofton, regionprops
 
-from cervseg_jax.segmentation.morphometry import GREY_LEVELS, in_micrometres, measure
+from cervseg_jax.segmentation.morphometry import GRAY_LEVELS, in_micrometers, measure
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_intensities_and_dyes(scene):
 def test_texture_equals_the_matrix_of_scikit_image(rng):
     image = np.repeat(rng.integers(0, 256, (30, 40, 1), np.uint8), 3, axis=2)
     table = measure(np.ones((30, 40), int), image)
-    levels = (image[..., 0].astype(int) * GREY_LEVELS // 256).astype(np.uint8)
+    levels = (image[..., 0].astype(int) * GRAY_LEVELS // 256).astype(np.uint8)
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
-    matrix = graycomatrix(levels, [1], angles, levels=GREY_LEVELS, symmetric=True).sum(axis=3, keepdims=True)
+    matrix = graycomatrix(levels, [1], angles, levels=GRAY_LEVELS, symmetric=True).sum(axis=3, keepdims=True)
     matrix = matrix / matrix.sum()
     for name in ("contrast", "homogeneity"):
         assert table[f"texture_{name}"][0] == pytest.approx(graycoprops(matrix, name)[0, 0])
@@ -88,7 +88,7 @@ def test_a_disc_is_round():
     assert np.isnan(table["nearest_px"][0])
 
 
-def test_neighbours_and_borders():
+def test_neighbors_and_borders():
     labels = np.zeros((30, 40), int)
     labels[0:10, 5:15], labels[10:20, 5:15], labels[9:15, 15:20] = 4, 2, 9  # 9 touches both
     labels[25:28, 30:33] = 5
@@ -99,10 +99,10 @@ def test_neighbours_and_borders():
     assert table["nearest_px"][1] == pytest.approx(10)
 
 
-def test_micrometres_stand_beside_pixels():
+def test_micrometers_stand_beside_pixels():
     labels = np.zeros((30, 40), int)
     labels[5:15, 5:15] = 1
-    table = in_micrometres(measure(labels, np.zeros((30, 40, 3), np.uint8)), 0.25)
+    table = in_micrometers(measure(labels, np.zeros((30, 40, 3), np.uint8)), 0.25)
     assert table["area_um2"][0] == pytest.approx(100 / 16)
     assert table["perimeter_um"][0] == pytest.approx(table["perimeter_px"][0] / 4)
     names = list(table)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.segmentation import nuclei
 from cervseg_jax.segmentation.nuclei import find_nuclei
 
-RULES = SeparationConfig(min_area_px=10)
+RULES = PostprocessingConfig(min_area_px=10)
 
 
 @pytest.fixture

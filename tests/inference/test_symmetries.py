@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.data.targets import target_maps
-from cervseg_jax.segmentation.tta import with_symmetries
+from cervseg_jax.segmentation.tta import with_tta
 
 HEADS = ("mask", "distance", "hover")
 
@@ -23,7 +23,7 @@ def test_a_predictor_that_is_right_everywhere_stays_right(side, rng):
         maps = [target_maps(one[..., 0].astype(np.int32), HEADS) for one in images]
         return np.stack([np.dstack([one[..., :1] > 0, m / 255]) for one, m in zip(images, maps, strict=True)])
 
-    got = with_symmetries(predict, HEADS)(image)
+    got = with_tta(predict, HEADS)(image)
     assert len(calls) == (8 if side == 32 else 4)
     np.testing.assert_allclose(got, predict(image), atol=0.01)
 
@@ -35,4 +35,4 @@ def test_the_average_is_a_mean(rng):
     def predict(images):
         return np.broadcast_to(position, (*images.shape[:3], 1)).astype(np.float32)
 
-    np.testing.assert_allclose(with_symmetries(predict, ("mask",))(image), 0.5, atol=1e-6)
+    np.testing.assert_allclose(with_tta(predict, ("mask",))(image), 0.5, atol=1e-6)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.schema import SeparationConfig
+from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.segmentation.tiling import fade, predict_tiled, tile_starts
-from cervseg_jax.segmentation.watershed import separate
+from cervseg_jax.segmentation.watershed import label_instances
 
 
 def stitched(predict, image, *, tile_size=(32, 48), overlap_px=8, batch_size=3):
@@ -47,7 +47,7 @@ def test_a_local_function_sees_true_context_at_seams_and_mirrors_at_borders(rng)
     assert np.median(np.abs(got - want)) < 1e-4
 
 
-def test_weights_of_neighbours_add_up_to_one():
+def test_weights_of_neighbors_add_up_to_one():
     weights, step = fade(32, 8), 24
     both = weights[step:] + weights[: 32 - step]
     np.testing.assert_allclose(both, 1)
@@ -76,7 +76,7 @@ def test_a_nucleus_on_any_seam_is_one_nucleus_of_the_same_area():
                 return (tiles[..., :1] < 150).astype(np.float32)
 
             maps = stitched(predict, image, tile_size=(tile, tile), overlap_px=overlap)
-            labels = separate(maps, ("mask",), SeparationConfig(min_area_px=5))
+            labels = label_instances(maps, ("mask",), PostprocessingConfig(min_area_px=5))
             assert labels.max() == 1, (shift, other)
             areas.append(int((labels == 1).sum()))
     assert max(areas) - min(areas) <= 0.02 * np.mean(areas)

@@ -5,8 +5,8 @@ import pytest
 
 from cervseg_jax.data.targets import target_maps
 from cervseg_jax.errors import CheckpointError
-from cervseg_jax.schema import SeparationConfig
-from cervseg_jax.segmentation.tuning import load_rules, save_rules, tune
+from cervseg_jax.schema import PostprocessingConfig
+from cervseg_jax.segmentation.tuning import load_postprocessing, save_postprocessing, tune
 
 
 def test_the_grid_finds_what_the_maps_need(rng):
@@ -22,10 +22,10 @@ def test_the_grid_finds_what_the_maps_need(rng):
 
 
 def test_rules_are_kept_beside_the_weights(tmp_path):
-    assert load_rules(tmp_path) == SeparationConfig()
-    rules = SeparationConfig(threshold=0.35, min_depth=0.2)
-    save_rules(tmp_path, rules)
-    assert load_rules(tmp_path) == rules
-    (tmp_path / "separation.json").write_text('{"treshold": 1}')
+    assert load_postprocessing(tmp_path) == PostprocessingConfig()
+    rules = PostprocessingConfig(threshold=0.35, min_saddle_depth=0.2)
+    save_postprocessing(tmp_path, rules)
+    assert load_postprocessing(tmp_path) == rules
+    (tmp_path / "postprocessing.json").write_text('{"treshold": 1}')
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_rules(tmp_path)
+        load_postprocessing(tmp_path)

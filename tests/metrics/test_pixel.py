@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cervseg_jax.metrics.pixel import METRICS, SUMMARY_NAMES, Counts, dice, pixel_counts, summarise
+from cervseg_jax.metrics.pixel import METRICS, SUMMARY_NAMES, Counts, dice, pixel_counts, summarize
 
 
 def counts_of(predicted, actual):
@@ -34,7 +34,7 @@ def test_equal_to_scores_of_pixel_sets(rng):
 def test_mean_and_pooled_differ_as_they_should(rng):
     predicted, actual = rng.random((4, 9, 7)) < 0.5, rng.random((4, 9, 7)) < 0.4
     predicted[0], actual[0] = actual[0], actual[0]
-    summary = summarise(counts_of(predicted, actual))
+    summary = summarize(counts_of(predicted, actual))
     images = [set_scores(p, a)["dice"] for p, a in zip(predicted, actual, strict=True)]
     assert summary["dice_mean"] == pytest.approx(np.mean(images))
     assert summary["dice_pooled"] == pytest.approx(set_scores(predicted, actual)["dice"])
@@ -53,8 +53,8 @@ def test_empty_masks(predicted, actual, want):
 
 def test_undefined_images_are_left_out_of_the_mean():
     counts = Counts(*np.array([[4, 0], [0, 0], [0, 0], [5, 9]]))
-    assert summarise(counts)["dice_mean"] == 1.0
-    assert np.isnan(summarise(Counts(*np.array([[0], [0], [0], [9]])))["dice_mean"])
+    assert summarize(counts)["dice_mean"] == 1.0
+    assert np.isnan(summarize(Counts(*np.array([[0], [0], [0], [9]])))["dice_mean"])
 
 
 def test_threshold_is_inclusive_and_in_probabilities():
@@ -68,5 +68,5 @@ def test_pooled_counts_stay_exact_beyond_float32():
     big = np.array([2**24, 1], np.int32)
     zero = np.zeros(2, np.int32)
     counts = Counts(big, np.array([1, 0], np.int32), zero, zero)
-    assert summarise(counts)["dice_pooled"] == (2 * (2**24 + 1)) / (2 * (2**24 + 1) + 1)
+    assert summarize(counts)["dice_pooled"] == (2 * (2**24 + 1)) / (2 * (2**24 + 1) + 1)
     assert dice(counts).dtype == np.float64

@@ -5,13 +5,13 @@ import keras
 import numpy as np
 import pytest
 
-from cervseg_jax.models.layers.blocks import HalfWordDropout
+from cervseg_jax.models.layers.blocks import Uint16Dropout
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(0.05, 32), (0.35, 33), (0.9, 1)])
 def test_the_share_and_the_mean_are_right(rate, channels):
     shape = (2, 64, 64, channels)
-    found = np.asarray(HalfWordDropout(rate, seed=3)(jnp.ones(shape), training=True))
+    found = np.asarray(Uint16Dropout(rate, seed=3)(jnp.ones(shape), training=True))
     dropped = found == 0
     error = 4 * np.sqrt(rate * (1 - rate) / found.size)
     assert abs(dropped.mean() - rate) < error + 2**-16
@@ -22,7 +22,7 @@ def test_the_share_and_the_mean_are_right(rate, channels):
 
 
 def test_calls_differ_and_inference_changes_nothing(rng):
-    layer = HalfWordDropout(0.5, seed=0)
+    layer = Uint16Dropout(0.5, seed=0)
     images = jnp.asarray(rng.standard_normal((1, 8, 8, 4), np.float32))
     first, second = (layer(images, training=True) for _ in range(2))
     assert not np.array_equal(first, second)
@@ -30,6 +30,6 @@ def test_calls_differ_and_inference_changes_nothing(rng):
 
 
 def test_it_is_keras_layer_otherwise():
-    layer = HalfWordDropout(0.25, seed=0, dtype="mixed_bfloat16", name="drop")
+    layer = Uint16Dropout(0.25, seed=0, dtype="mixed_bfloat16", name="drop")
     assert isinstance(layer, keras.layers.Dropout)
     assert layer(jnp.ones((1, 2, 2, 3)), training=True).dtype == jnp.bfloat16

@@ -10,7 +10,7 @@ import pytest
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import create_state
-from cervseg_jax.engine.step import StepRules, make_train_step
+from cervseg_jax.engine.step import StepOptions, make_train_step
 from cervseg_jax.losses import LOSSES, dice_coef
 from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.models.layers.blocks import KERAS_DTYPES
@@ -89,7 +89,7 @@ def three_steps(golden, name, file, dtype):
     apply, params, model_state, keys = load(golden, name, without_dropout=True)
     params, model_state = jax.tree.map(lambda array: array.astype(dtype), (params, model_state))
     optimizer = make_optimizer(clip_value=clip)
-    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepRules(norm_warmup=False)))
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepOptions(batch_norm_warmup=False)))
     images = jnp.asarray(np.load(golden / name / "io.npz")["x"])
     batch = Batch(
         images, jnp.asarray(stored["y_true"]), jnp.ones(2, jnp.float32), jnp.arange(2), jnp.zeros(2, jnp.uint8)

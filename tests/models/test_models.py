@@ -9,7 +9,7 @@ import pytest
 
 from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import create_state
-from cervseg_jax.engine.step import StepRules, make_train_step
+from cervseg_jax.engine.step import StepOptions, make_train_step
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import MODELS, build_model, functionalize
@@ -204,7 +204,7 @@ def test_donated_params_do_not_harm_the_model(images):
     apply, params, model_state = functionalize(model)
     want = np.asarray(apply(params, model_state, images)[0][0])
     optimizer = make_optimizer(clip_value=None)
-    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepRules()), donate_argnums=0)
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepOptions()), donate_argnums=0)
     from cervseg_jax.data.batch import Batch
 
     batch = Batch(

@@ -99,7 +99,7 @@ def test_the_published_experiment(tmp_path):
     assert set(notes) == set(read_ini(folder / "a.config"))  # no key without an account
 
 
-def test_tiled_inference_and_colours(tmp_path):
+def test_tiled_inference_and_colors(tmp_path):
     tiled = (
         "[tiledinfer]\noverlapping = 64\nsplit_size = 1024\nbitwise_blending = False\nbinarize = True\n"
         "threshold = 102\n"
@@ -110,9 +110,9 @@ def test_tiled_inference_and_colours(tmp_path):
     assert not config.infer.tiled.blend_whole
     assert config.infer.threshold == pytest.approx(0.4)
     assert config.infer.threshold_rule == "otsu"
-    assert config.infer.colours == ("black", "green")
+    assert config.infer.colors == ("black", "green")
     assert "network's size" in notes["tiledinfer.split_size"].message
-    assert "--output colour" in notes["segmentation.colorize"].message
+    assert "--output color" in notes["segmentation.colorize"].message
 
 
 VARIANTS = {

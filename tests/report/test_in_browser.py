@@ -133,8 +133,8 @@ def test_it_fits_a_phone_in_the_dark(scored, page):
     with Browser(PROGRAM, width=390, height=844, dark=True, phone=True) as browser:
         browser.open(scored / "report.html")
         assert browser.run("document.documentElement.scrollWidth") <= 390
-        colour = browser.run("getComputedStyle(document.body).backgroundColor")
-        assert max(map(int, colour[4:-1].split(","))) < 60
+        color = browser.run("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, color[4:-1].split(","))) < 60
         assert browser.errors == []
 
 

@@ -106,9 +106,9 @@ def test_an_inference_folder_has_a_page_sorted_by_doubt(finished, tmp_path):
     assert run("infer", folder, "--images", tmp_path / "in" / "images", "--out", tmp_path / "out")[0] == 1
     assert run("report", tmp_path / "out")[0] == 0
     text = (tmp_path / "out" / "report.html").read_text()
-    doubts = [image["scores"]["doubt"] for image in embedded_facts(text)["images"]]
-    assert len(doubts) == 3
-    assert doubts == sorted(doubts, reverse=True)
+    uncertainties = [image["scores"]["doubt"] for image in embedded_facts(text)["images"]]
+    assert len(uncertainties) == 3
+    assert uncertainties == sorted(uncertainties, reverse=True)
     assert "broken.png" in text
     assert set(embedded_facts(text)["images"][0]["layers"]) == {"image", "prediction", "instances"}
     assert "says how good the masks are" in text
@@ -154,7 +154,7 @@ def test_thousands_of_images_stay_bounded(tmp_path, monkeypatch):
     row = {"stem": "disc_000", "group": "g", "dice": "0.5", "mask_path": str(tmp_path / "masks" / "disc_000.png")}
     row["image_path"] = str(tmp_path / "images" / "disc_000.png")
     part = PartFacts("test", tmp_path / "part", {}, [row] * 205)
-    images = evaluated_images(part, "half_range", num_layered=3, each=lambda: None)
+    images = evaluated_images(part, "half_range", num_layered=3, on_progress=lambda: None)
     assert len(images) == 200
     assert sum(image["layers"] is not None for image in images) <= 3
     assert len(json.dumps(images)) / len(images) < 16_000  # bytes for each image

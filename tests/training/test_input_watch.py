@@ -2,7 +2,7 @@
 
 import time
 
-from cervseg_jax.training.watchdog import InputWatch
+from cervseg_jax.training.watchdog import InputWatchdog
 
 
 def slow(seconds):
@@ -13,7 +13,7 @@ def slow(seconds):
 
 def test_a_batch_that_does_not_come_is_reported_again_and_again():
     warnings = []
-    with InputWatch(warnings.append, patience_seconds=0.2) as watch:
+    with InputWatchdog(warnings.append, patience_seconds=0.2) as watch:
         batches = slow([0.0, 0.9])
         assert watch.next(batches)[0] == 0
         time.sleep(0.5)  # a long step is not a long wait
@@ -27,8 +27,8 @@ def test_a_batch_that_does_not_come_is_reported_again_and_again():
 
 def test_batches_one_by_one_are_watched_too():
     warnings = []
-    with InputWatch(warnings.append, patience_seconds=0.2) as watch:
-        assert list(watch.each(slow([0.0, 0.5, 0.0]))) == [0, 1, 2]
+    with InputWatchdog(warnings.append, patience_seconds=0.2) as watch:
+        assert list(watch.iterate(slow([0.0, 0.5, 0.0]))) == [0, 1, 2]
     assert warnings
 
 
@@ -37,7 +37,7 @@ def test_errors_of_the_input_pass_through():
         raise ValueError("image 7")
         yield
 
-    with InputWatch(lambda text: None) as watch:
+    with InputWatchdog(lambda text: None) as watch:
         try:
             watch.next(broken())
         except ValueError as error:

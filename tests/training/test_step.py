@@ -12,8 +12,8 @@ from cervseg_jax.data.batch import Batch, Element, collate
 from cervseg_jax.engine.optimizer import make_optimizer, scale_by_adam_epsilon_hat
 from cervseg_jax.engine.state import create_state
 from cervseg_jax.engine.step import (
-    StepRules,
-    check_rate_factors,
+    StepOptions,
+    check_lr_multipliers,
     make_eval_step,
     make_train_step,
     objective,
@@ -56,7 +56,7 @@ def parts(rng):
     return apply, optimizer, create_state(params, model_state, optimizer), batch
 
 
-def run(parts, mesh, steps=3, rules=StepRules(seed=1), loss="bce_dice"):  # noqa: B008 (immutable)
+def run(parts, mesh, steps=3, rules=StepOptions(seed=1), loss="bce_dice"):  # noqa: B008 (immutable)
     apply, optimizer, state, batch = parts
     everywhere, spread, places = replicated(mesh), batch_sharding(mesh), state_sharding(mesh, state)
     step = jax.jit(
@@ -119,7 +119,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(rng, num_parts):
     given = (apply, sgd, create_state(params, model_state, sgd), batch)
     mesh = make_mesh(MeshConfig(data=2), batch_size=8)
     whole, losses, counts = run(given, mesh, steps=1, loss="bce")
-    parts, other, other_counts = run(given, mesh, steps=1, loss="bce", rules=StepRules(seed=1, num_parts=num_parts))
+    parts, other, other_counts = run(given, mesh, steps=1, loss="bce", rules=StepOptions(seed=1, num_parts=num_parts))
     assert losses == pytest.approx(other, rel=1e-6)
     np.testing.assert_array_equal(counts, other_counts)
     for path, value in whole.params.items():
@@ -131,8 +131,8 @@ def test_recomputing_keeps_less_and_computes_the_same(parts):
     apply, optimizer, state, batch = parts
     batch = jax.tree.map(jnp.asarray, batch)
     results, kept = [], []
-    for recompute in (False, True):
-        rules = StepRules(recompute=recompute)
+    for remat in (False, True):
+        rules = StepOptions(remat=remat)
         step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], rules))
         results.append(step(state, batch, jnp.float32(1e-3))[1])
 
@@ -153,7 +153,7 @@ def test_norms_are_those_of_optax(parts):
     batch = jax.tree.map(jnp.asarray, batch)
     sgd = optax.identity()
     given = create_state(state.params, state.model_state, sgd)
-    after, metrics = jax.jit(make_train_step(apply, sgd, LOSSES["bce"], StepRules()))(given, batch, np.float32(1.0))
+    after, metrics = jax.jit(make_train_step(apply, sgd, LOSSES["bce"], StepOptions()))(given, batch, np.float32(1.0))
     moved = jax.tree.map(lambda new, old: new - old, after.params, given.params)
     total = sum(float(jnp.square(value).sum()) for value in moved.values()) ** 0.5
     assert float(metrics.gradient_norm) == pytest.approx(total, rel=1e-4)
@@ -170,10 +170,12 @@ def test_running_statistics_follow_fast_at_first(parts):
         return jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], rules))(given, batch, jnp.float32(0.0))[0]
 
     path = next(path for path in state.model_state if path.endswith("moving_mean"))
-    old, slow = state.model_state[path], after(StepRules(norm_warmup=False), 0).model_state[path]
+    old, slow = state.model_state[path], after(StepOptions(batch_norm_warmup=False), 0).model_state[path]
     seen = old + (slow - old) / 0.01
-    np.testing.assert_allclose(after(StepRules(), 0).model_state[path], old + 0.9 * (seen - old), rtol=1e-3, atol=1e-6)
-    late = [after(StepRules(norm_warmup=warm), 5000).model_state[path] for warm in (True, False)]
+    np.testing.assert_allclose(
+        after(StepOptions(), 0).model_state[path], old + 0.9 * (seen - old), rtol=1e-3, atol=1e-6
+    )
+    late = [after(StepOptions(batch_norm_warmup=warm), 5000).model_state[path] for warm in (True, False)]
     np.testing.assert_allclose(*late, rtol=1e-4, atol=1e-7)
 
 
@@ -200,7 +202,7 @@ def parts_with_heads(parts):
 
 def head_steps(parts, mesh, samples, steps=3):
     apply, optimizer, state, _ = parts
-    rules = StepRules(seed=1, heads=HEADS, head_weights={"hover": 0.5}, touching_weight=2.0)
+    rules = StepOptions(seed=1, heads=HEADS, head_weights={"hover": 0.5}, touching_weight=2.0)
     everywhere, spread = replicated(mesh), batch_sharding(mesh, HEADS)
     step = jax.jit(
         make_train_step(apply, optimizer, LOSSES["bce_soft_dice"], rules),
@@ -227,10 +229,10 @@ def test_heads_on_eight_devices_equal_one(parts_with_heads, shape):
 def test_heads_learn_from_labelled_images_alone(parts_with_heads):
     """Without any labels the loss is the mask's; the eval step counts the heads as the train step does."""
     apply, _, state, samples = parts_with_heads
-    unlabelled = [element._replace(sample=element.sample._replace(instances=None)) for element in samples]
-    rules = StepRules(heads=HEADS, touching_weight=2.0)
+    unlabeled = [element._replace(sample=element.sample._replace(instances=None)) for element in samples]
+    rules = StepOptions(heads=HEADS, touching_weight=2.0)
     score = jax.jit(make_eval_step(apply, LOSSES["bce"], rules))
-    alone = score(state, collate(unlabelled, batch_size=8, heads=HEADS))
+    alone = score(state, collate(unlabeled, batch_size=8, heads=HEADS))
     (logits, *_), _ = apply(state.params, state.model_state, collate(samples, batch_size=8).image)
     masks = jnp.asarray(collate(samples, batch_size=8).mask, jnp.float32)
     np.testing.assert_allclose(alone.loss, LOSSES["bce"](logits[..., :1], masks, jnp.ones(8)), rtol=1e-5)
@@ -254,7 +256,7 @@ def test_required_platform():
 
 def test_same_step_same_result_other_step_other_dropout(parts):
     apply, optimizer, state, batch = parts
-    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepRules(seed=1)))
+    step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepOptions(seed=1)))
     batch = jax.tree.map(jnp.asarray, batch)
     one, two = step(state, batch, jnp.float32(0.0)), step(state, batch, jnp.float32(0.0))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
@@ -275,7 +277,7 @@ def test_streams_and_steps_have_their_own_keys():
 
 def test_padding_never_counts_in_evaluation(parts):
     apply, _, state, batch = parts
-    score = jax.jit(make_eval_step(apply, LOSSES["bce_dice"], StepRules()))
+    score = jax.jit(make_eval_step(apply, LOSSES["bce_dice"], StepOptions()))
     samples = [Element(Sample(batch.image[i], batch.mask[i, ..., 0]), i) for i in range(5)]
     padded, exact = collate(samples, batch_size=8), collate(samples, batch_size=5)
     assert padded.valid.tolist() == [1] * 5 + [0] * 3
@@ -324,33 +326,33 @@ def stepped(parts, rules, *, weight_decay=0.0, steps=2):
 
 
 def test_moving_average_of_the_weights(parts):
-    states = stepped(parts, StepRules(ema_decay=0.9), steps=3)
+    states = stepped(parts, StepOptions(ema_decay=0.9), steps=3)
     average = states[0].params["head/kernel"]
     for number, state in enumerate(states[1:]):
         decay = min(0.9, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * state.params["head/kernel"]
     np.testing.assert_allclose(states[-1].ema_params["head/kernel"], average, rtol=1e-5)
     assert states[-1].averaged_params is states[-1].ema_params
-    plain = stepped(parts, StepRules(), steps=3)[-1]
+    plain = stepped(parts, StepOptions(), steps=3)[-1]
     assert plain.averaged_params is plain.params
     np.testing.assert_allclose(plain.params["head/kernel"], states[-1].params["head/kernel"], rtol=1e-5)
 
 
 def test_rate_factors_freeze_and_slow_down(parts):
-    before, after = stepped(parts, StepRules(rate_factors={"encoder": 0.0, "encoder1": 0.5}), steps=1)
-    free = stepped(parts, StepRules(), steps=1)[-1]
+    before, after = stepped(parts, StepOptions(lr_multipliers={"encoder": 0.0, "encoder1": 0.5}), steps=1)
+    free = stepped(parts, StepOptions(), steps=1)[-1]
     for path, value in before.params.items():
         moved, freely = after.params[path] - value, free.params[path] - value
         factor = 0.5 if path.startswith("encoder1") else 0.0 if path.startswith("encoder") else 1.0
         np.testing.assert_allclose(moved, factor * freely, atol=1e-6, err_msg=path)
-    check_rate_factors({"encoder0_conv1": 0.1}, before.params)
-    with pytest.raises(ConfigError, match="train.rate_factors: .* begins with 'encodr'"):
-        check_rate_factors({"encodr": 0.1}, before.params)
+    check_lr_multipliers({"encoder0_conv1": 0.1}, before.params)
+    with pytest.raises(ConfigError, match="train.lr_multipliers: .* begins with 'encodr'"):
+        check_lr_multipliers({"encodr": 0.1}, before.params)
 
 
 def test_weight_decay_shrinks_kernels_alone(parts):
-    before, after = stepped(parts, StepRules(), steps=1, weight_decay=0.1)
-    plain = stepped(parts, StepRules(), steps=1)[-1]
+    before, after = stepped(parts, StepOptions(), steps=1, weight_decay=0.1)
+    plain = stepped(parts, StepOptions(), steps=1)[-1]
     for path, value in before.params.items():
         want = plain.params[path] - (1e-3 * value if value.ndim > 1 else 0.0)
         np.testing.assert_allclose(after.params[path], want, atol=1e-6, err_msg=path)
@@ -362,7 +364,7 @@ def test_l2_penalty_adds_twice_the_kernel_to_its_gradient(parts):
     plain = optax.identity()
     state = create_state(state.params, state.model_state, plain)
     results = [
-        jax.jit(make_train_step(apply, plain, LOSSES["bce"], StepRules(l2_penalty=penalty)))(
+        jax.jit(make_train_step(apply, plain, LOSSES["bce"], StepOptions(l2_penalty=penalty)))(
             state, batch, jnp.float32(1.0)
         )[0]
         for penalty in (0.0, 0.01)
@@ -384,7 +386,7 @@ def test_side_outputs_join_the_objective_but_not_the_reported_loss(rng):
     optimizer = make_optimizer(clip_value=None)
     states, losses = [], []
     for weight in (0.0, 1.0):
-        step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepRules(side_loss_weight=weight)))
+        step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepOptions(deep_supervision_weight=weight)))
         state, metrics = step(create_state(params, {}, optimizer), batch, jnp.float32(1e-3))
         states.append(state)
         losses.append(float(metrics.loss))

@@ -79,7 +79,7 @@ def test_the_verdict_follows_the_memory(total, verdict):
         ("v5e:2x2", ("runtime.precision=bfloat16",), 1),
         ("v4:2x2x1", (), 1),
         ("v5p:2x2x2", ("train.batch_size=8",), 2),
-        ("v6e:1x1", ("train.accumulate=2", "runtime.recompute=true"), 1),
+        ("v6e:1x1", ("train.grad_accum_steps=2", "runtime.remat=true"), 1),
         ("v5e:2x4", ("runtime.mesh={data: 2, fsdp: 2, spatial: 2}",), 2),
     ],
 )

@@ -36,7 +36,7 @@ def basnet(
       num_maps: channels of the output.
       base_filters: filters of the first stage; eight times as many at the bottom.
       deep_supervision: whether the coarse predictions are outputs too.
-      variant: "paper" normalises the first convolution and narrows the decoder with the encoder; "reference" does
+      variant: "paper" normalizes the first convolution and narrows the decoder with the encoder; "reference" does
         neither, and takes skips before their last activation.
       input_range: "unit" or "raw".
 

@@ -14,7 +14,7 @@ from cervseg_jax.models.layers.attention import (
     PatchExpanding,
     PatchMerging,
     SwinTransformerBlock,
-    neighbours,
+    neighbors,
     to_patches,
 )
 from cervseg_jax.models.layers.blocks import InputRange, Layers
@@ -78,7 +78,7 @@ def swin_unet(
       is_shifted: whether every second block shifts its windows.
       is_masked: whether shifted windows ignore what the shift brought around the border. The reference's mask has
         no effect, so that its weights were trained without.
-      variant: "paper" normalises after embedding, merging and expanding, and at the end; "reference" does not, adds a
+      variant: "paper" normalizes after embedding, merging and expanding, and at the end; "reference" does not, adds a
         vector per place, expands to fewer channels at the end, and takes heads and windows of the next deeper level
         in its decoder.
       input_range: "unit" or "raw".
@@ -117,7 +117,7 @@ def swin_unet(
     x = blocks(x, blocks_down, 0, 0, "encoder0")
     skips = [x]
     for level in range(1, levels):
-        merged = norm(neighbours(x), f"encoder{level}_merge")
+        merged = norm(neighbors(x), f"encoder{level}_merge")
         x = net.keep(PatchMerging(dtype=net.policy, name=f"encoder{level}_merge"))(merged)
         x = blocks(x, blocks_down, level, level, f"encoder{level}")
         skips.append(x)

@@ -60,8 +60,8 @@ def trans_unet(
       num_heads: attention heads.
       num_blocks: transformer blocks.
       dropout_rate: in the transformer; the reference has none.
-      variant: "paper" has a ResNet with batch normalisation, keys of embed_width / num_heads channels and a last
-        normalisation; "reference" has two plain convolutions per level, keys of embed_width channels each, and an
+      variant: "paper" has a ResNet with batch normalization, keys of embed_width / num_heads channels and a last
+        normalization; "reference" has two plain convolutions per level, keys of embed_width channels each, and an
         activation behind each perceptron.
       input_range: "unit" or "raw", for the reference variant; encoders prepare their input themselves.
 
@@ -114,7 +114,7 @@ def trans_unet(
 
 
 def _block(net: Layers, x: Any, num_heads: int, mlp_width: int, rate: float, is_paper: bool, name: str) -> Any:
-    """Self-attention and a perceptron, each on normalised input (section 3.1)."""
+    """Self-attention and a perceptron, each on normalized input (section 3.1)."""
     width, epsilon = x.shape[-1], 1e-6 if is_paper else 1e-3
     normed = net.layer_norm(x, f"{name}_norm1", epsilon=epsilon)
     layer = keras.layers.MultiHeadAttention(

@@ -46,7 +46,7 @@ def u2net(
       base_filters: filters of the first level (the paper: 64).
       levels: blocks with poolings inside; two with dilations follow. The paper has 4.
       deep_supervision: whether the side outputs are outputs too.
-      variant: "paper" normalises after each convolution and fuses logits; "reference" does not normalise, fuses
+      variant: "paper" normalizes after each convolution and fuses logits; "reference" does not normalize, fuses
         probabilities, and has other inner widths.
       input_range: "unit" or "raw".
 

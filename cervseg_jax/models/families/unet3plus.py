@@ -41,7 +41,7 @@ def unet3plus(
       fused_width: channels of a decoder level, in multiples of `base_filters`.
       dropout_rate: in the reference variant; doubled after the second convolution of a block.
       deep_supervision: whether the other decoder levels and the bottom give side outputs.
-      variant: "paper" normalises right after each convolution; "reference" drops values before, on the logits too.
+      variant: "paper" normalizes right after each convolution; "reference" drops values before, on the logits too.
       input_range: "unit" or "raw".
 
     Returns:

@@ -49,7 +49,7 @@ class PatchEmbedding(keras.layers.Layer):
 
 
 class PatchMerging(keras.layers.Layer):
-    """Joins each 2x2 neighbours and maps them to twice the channels."""
+    """Joins each 2x2 neighbors and maps them to twice the channels."""
 
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
         """Creates the map for [b, h, w, 4c]."""
@@ -57,7 +57,7 @@ class PatchMerging(keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=(channels, channels // 2), initializer="glorot_uniform")
 
     def call(self, inputs: Any) -> Any:
-        """Maps [b, h, w, 4c] to [b, h, w, 2c]; see `neighbours`."""
+        """Maps [b, h, w, 4c] to [b, h, w, 2c]; see `neighbors`."""
         return ops.matmul(inputs, self.kernel)
 
     def compute_output_shape(self, input_shape: tuple[int | None, int, int, int]) -> tuple[int | None, ...]:
@@ -103,7 +103,7 @@ class PatchExpanding(keras.layers.Layer):
 
 
 class SwinTransformerBlock(keras.layers.Layer):
-    """Attention within windows, shifted or not, and a two-layer perceptron, each after a normalisation.
+    """Attention within windows, shifted or not, and a two-layer perceptron, each after a normalization.
 
     Reference: Liu et al. 2021, arXiv:2103.14030, sections 3.1 and 3.2.
     """
@@ -218,7 +218,7 @@ def to_patches(x: Any, size: int) -> Any:
     return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, height // size, width // size, size**2 * channels))
 
 
-def neighbours(x: Any) -> Any:
+def neighbors(x: Any) -> Any:
     """Turns [b, h, w, c] into [b, h / 2, w / 2, 4c]: top left, bottom left, top right, bottom right."""
     parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
     return ops.concatenate(parts, axis=-1)
@@ -226,8 +226,8 @@ def neighbours(x: Any) -> Any:
 
 def _layer_norm(x: Any, gamma: Any, beta: Any) -> Any:
     full = ops.cast(x, "float32")
-    centred = full - ops.mean(full, axis=-1, keepdims=True)
-    normed = centred / ops.sqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + 1e-5)
+    centerd = full - ops.mean(full, axis=-1, keepdims=True)
+    normed = centerd / ops.sqrt(ops.mean(ops.square(centerd), axis=-1, keepdims=True) + 1e-5)
     return ops.cast(normed, x.dtype) * gamma + beta
 
 

@@ -79,14 +79,14 @@ class Layers:
         return self.keep(layer)(x)
 
     def norm(self, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
-        """Normalises by batch statistics."""
+        """Normalizes by batch statistics."""
         layer = keras.layers.BatchNormalization(
             momentum=BATCH_NORM_MOMENTUM, epsilon=epsilon, dtype=self.policy, name=name
         )
         return self.keep(layer)(x)
 
     def layer_norm(self, x: Any, name: str, *, epsilon: float) -> Any:
-        """Normalises over channels."""
+        """Normalizes over channels."""
         return self.keep(keras.layers.LayerNormalization(epsilon=epsilon, dtype=self.policy, name=name))(x)
 
     def dense(self, x: Any, units: int, name: str, *, use_bias: bool = True, activation: Any = None) -> Any:
@@ -100,14 +100,14 @@ class Layers:
 
     def dropout(self, x: Any, rate: float, name: str) -> Any:
         """Drops values in training; no layer at all for a rate of zero."""
-        return HalfWordDropout(rate, seed=0, dtype=self.policy, name=name)(x) if rate > 0 else x
+        return Uint16Dropout(rate, seed=0, dtype=self.policy, name=name)(x) if rate > 0 else x
 
     def max_pool(self, x: Any, size: int, name: str) -> Any:
         """Takes the maximum of blocks of `size` pixels."""
         return BlockMaxPool(size, dtype=self.policy, name=name)(x)
 
     def upsample(self, x: Any, factor: int, name: str, *, method: str = "bilinear") -> Any:
-        """Enlarges with half-pixel centres, edges repeated."""
+        """Enlarges with half-pixel centers, edges repeated."""
         return keras.layers.UpSampling2D(factor, interpolation=method, dtype=self.policy, name=name)(x)
 
     def upsample_conv(self, x: Any, filters: int, name: str) -> Any:
@@ -140,7 +140,7 @@ class Layers:
         return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype=self.float_policy, name=name)(logits)
 
 
-class HalfWordDropout(keras.layers.Dropout):
+class Uint16Dropout(keras.layers.Dropout):
     """`keras.layers.Dropout` that draws 16 random bits for a value instead of 32.
 
     Drawing them is what dropout costs. The rate is rounded to a multiple of 2**-16.

@@ -43,7 +43,7 @@ def verdict(facts: RunFacts) -> list[str]:
         sentences.append(
             f"Of single nuclei, {nuclei['num_predicted']} were found where {nuclei['num_true']} are; their panoptic "
             f"quality is {scored(pq['mean'], pq['low'], pq['high'])}. {_share(split['mean'])} of the true nuclei came "
-            f"out in several pieces, {_share(merge['mean'])} together with a neighbour."
+            f"out in several pieces, {_share(merge['mean'])} together with a neighbor."
         )
     weakest = _weakest(summary)
     if weakest is not None:
@@ -75,10 +75,14 @@ def cautions(facts: RunFacts, part: PartFacts) -> list[str]:
             f"{scored(tuned['dice_mean'], tuned['low'], tuned['high'])} here: --set infer.threshold="
             f"{tuned['threshold']:.2f}"
         )
-    doubt = summary.get("doubt_against_dice")
-    if doubt is not None and not math.isnan(doubt):
-        useful = "images of high doubt are the ones to look at first" if doubt < -0.3 else "doubt is no guide to errors"
-        found.append(f"The network's doubt goes with Dice by a rank correlation of {doubt:.2f}: {useful}.")
+    uncertainty = summary.get("doubt_against_dice")
+    if uncertainty is not None and not math.isnan(uncertainty):
+        useful = (
+            "images of high doubt are the ones to look at first"
+            if uncertainty < -0.3
+            else "doubt is no guide to errors"
+        )
+        found.append(f"The network's doubt goes with Dice by a rank correlation of {uncertainty:.2f}: {useful}.")
     if facts.history.get("epoch") and facts.contract and facts.is_finished:
         last = facts.history["epoch"][-1]
         if facts.contract["epoch"] == last >= facts.config.train.epochs:

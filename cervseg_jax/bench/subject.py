@@ -20,7 +20,7 @@ from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.predict import make_predict
 
 
-class Ours(NamedTuple):
+class Subject(NamedTuple):
     """Functions to time, and what is known without timing."""
 
     step: Callable[[], None]
@@ -45,11 +45,11 @@ def random_batch(config: Config) -> Batch:
     batch: Any = jax.tree.map(lambda shape: np.ones(shape.shape, shape.dtype), shapes)
     batch.image[:] = rng.integers(0, 256, batch.image.shape, np.uint8)
     batch.mask[:] = rng.random(batch.mask.shape) < 1 / 3
-    batch.wish[:] = 0
+    batch.vote[:] = 0
     return batch
 
 
-def prepare_ours(config: Config) -> Ours:
+def prepare_subject(config: Config) -> Subject:
     """Compiles the recipe's train step and prediction.
 
     Args:
@@ -87,7 +87,9 @@ def prepare_ours(config: Config) -> Ours:
         "step_flops": step_flops(config, apply, optimizer, state, mesh),
         "temporary_bytes": float(getattr(train_step.memory_analysis(), "temp_size_in_bytes", 0)),
     }
-    return Ours(lambda: advance(device_batch), lambda batches: advance(place(next(batches), placement)), forward, facts)
+    return Subject(
+        lambda: advance(device_batch), lambda batches: advance(place(next(batches), placement)), forward, facts
+    )
 
 
 def input_batches(config: Config, pairs: list[Pair], load: Callable[[Pair], Sample]) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from cervseg_jax.bench.ours import random_batch
+from cervseg_jax.bench.subject import random_batch
 from cervseg_jax.engine.experiment import configured_loss
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import num_maps
@@ -19,7 +19,7 @@ FIT_BATCHES = 3
 """Batches of a call of `fit` and `predict`, so that their own start counts little."""
 
 
-class Peer(NamedTuple):
+class Baseline(NamedTuple):
     """Another program's train step and prediction."""
 
     step: Callable[[], None]
@@ -28,7 +28,7 @@ class Peer(NamedTuple):
     """Batches that one call works on."""
 
 
-def prepare_keras(config: Config) -> Peer:
+def prepare_keras(config: Config) -> Baseline:
     """The same Keras model, trained by `fit` and run by `predict`, with Keras' own Adam and gradients.
 
     Args:
@@ -64,10 +64,10 @@ def prepare_keras(config: Config) -> Peer:
     def forward() -> None:
         model.predict(images, batch_size=size, verbose=silent)
 
-    return Peer(step, forward, FIT_BATCHES)
+    return Baseline(step, forward, FIT_BATCHES)
 
 
-def prepare_torch(config: Config) -> Peer:
+def prepare_torch(config: Config) -> Baseline:
     """A twin of the U-Net in PyTorch: channels last, compiled on GPUs, autocast for bfloat16.
 
     Args:
@@ -112,7 +112,7 @@ def prepare_torch(config: Config) -> Peer:
         with torch.inference_mode(), precision:
             torch.sigmoid(run(images.float().contiguous(memory_format=torch.channels_last)).float()).cpu()
 
-    return Peer(step, forward, 1)
+    return Baseline(step, forward, 1)
 
 
 def torch_unet(args: Mapping[str, Any]) -> Any:
@@ -162,15 +162,15 @@ def torch_unet(args: Mapping[str, Any]) -> Any:
     return Twin()
 
 
-PEERS: Mapping[str, Callable[[Config], Peer]] = {"keras": prepare_keras, "torch": prepare_torch}
+BASELINES: Mapping[str, Callable[[Config], Baseline]] = {"keras": prepare_keras, "torch": prepare_torch}
 """What `bench --against` knows."""
 
 
-def installed_peers(names: Sequence[str]) -> list[str]:
+def installed_baselines(names: Sequence[str]) -> list[str]:
     """Returns the wanted peers that can be imported here.
 
     Args:
-      names: keys of `PEERS`.
+      names: keys of `BASELINES`.
 
     Raises:
       ConfigError: for one that is not installed.
