@@ -59,12 +59,12 @@ def _measure(options: Any) -> None:
     import numpy as np
 
     from cervseg_jax.bench.topology import collectives
-    from cervseg_jax.data.batch import Batch
+    from cervseg_jax.data.batch import Batch, batch_sharding
     from cervseg_jax.engine.step import StepOptions, objective
     from cervseg_jax.losses import LOSSES
     from cervseg_jax.models import build_model, functionalize
     from cervseg_jax.models.layers.blocks import KERAS_DTYPES
-    from cervseg_jax.runtime.mesh import batch_sharding, make_mesh, state_sharding
+    from cervseg_jax.runtime.mesh import make_mesh, state_sharding
     from cervseg_jax.schema import MeshConfig
 
     if options.precision == "float64":  # all that is float32 otherwise

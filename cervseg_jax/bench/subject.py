@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from cervseg_jax.data.augment import Sample
-from cervseg_jax.data.batch import Batch, abstract_batch
+from cervseg_jax.data.batch import Batch, abstract_batch, batch_sharding
 from cervseg_jax.data.pipeline import batches_ahead, train_batches
 from cervseg_jax.data.source import Pair
 from cervseg_jax.engine.experiment import configured_network, configured_optimizer, lower_train_step, step_flops
+from cervseg_jax.engine.predict import make_predict
 from cervseg_jax.engine.state import create_state
-from cervseg_jax.runtime.mesh import batch_sharding, place, state_sharding, train_mesh
+from cervseg_jax.runtime.mesh import place, state_sharding, train_mesh
 from cervseg_jax.schema import Config
-from cervseg_jax.segmentation.predict import make_predict
 
 
 class Subject(NamedTuple):

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.targets import target_maps, touching_pixels
 from cervseg_jax.heads import Head, needs_instances, num_maps
+from cervseg_jax.runtime.mesh import ROWS
 from cervseg_jax.typing import ArrayLike
 
 
@@ -112,3 +114,11 @@ def abstract_batch(
         vote=jax.ShapeDtypeStruct((num_rows,), np.uint8),
         targets=targets if needs_instances(heads) else None,
     )
+
+
+def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
+    """Returns the placement of a batch: images over `data` and `fsdp`, rows of the images over `spatial`."""
+    images = NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
+    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+    targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None
+    return Batch(image=images, mask=images, valid=rows, image_id=rows, vote=rows, targets=targets)

@@ -13,8 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.batch import Batch, abstract_batch
+from cervseg_jax.data.batch import Batch, abstract_batch, batch_sharding
 from cervseg_jax.engine.optimizer import make_optimizer
+from cervseg_jax.engine.predict import WeightedPredict, make_predict
 from cervseg_jax.engine.state import TrainState
 from cervseg_jax.engine.step import StepMetrics, StepOptions, make_eval_step, make_train_step
 from cervseg_jax.heads import num_maps
@@ -22,9 +23,8 @@ from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply, build_model, functionalize
 from cervseg_jax.models.layers.backend import formulation_for
 from cervseg_jax.runs.folder import EventLog
-from cervseg_jax.runtime.mesh import batch_sharding, local_images, replicated, state_sharding
+from cervseg_jax.runtime.mesh import local_images, replicated, state_sharding
 from cervseg_jax.schema import Config
-from cervseg_jax.segmentation.predict import WeightedPredict, make_predict
 from cervseg_jax.training.meter import StepFacts, out_of_memory_advice
 from cervseg_jax.typing import ModelState, Params
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cervseg_jax.console import Reporter
+from cervseg_jax.data.batch import batch_sharding
 from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.samples import sample_loader
 from cervseg_jax.data.source import Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
@@ -45,7 +46,7 @@ from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import Network, load_network
-from cervseg_jax.runtime.mesh import batch_sharding, make_mesh, replicated, require_devices
+from cervseg_jax.runtime.mesh import make_mesh, replicated, require_devices
 from cervseg_jax.schema import Config, PostprocessingConfig
 from cervseg_jax.segmentation.maps import infer_predictor, predict_maps
 from cervseg_jax.segmentation.predict import Predictor

@@ -12,9 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cervseg_jax.data.batch import Batch, Targets
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.heads import Head, needs_instances
 from cervseg_jax.schema import Config, MeshConfig, RuntimeConfig
 
 AXES = ("data", "fsdp", "spatial")
@@ -112,14 +110,6 @@ def _stripes(num_devices: int, height: int | None) -> int:
 def num_batch_shards(mesh: Mesh) -> int:
     """Returns the number of parts that a batch is divided into; a multiple of it is a batch's size."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
-
-
-def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
-    """Returns the placement of a batch: images over `data` and `fsdp`, rows of the images over `spatial`."""
-    images = NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
-    rows = NamedSharding(mesh, PartitionSpec(ROWS))
-    targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None
-    return Batch(image=images, mask=images, valid=rows, image_id=rows, vote=rows, targets=targets)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

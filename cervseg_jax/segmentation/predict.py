@@ -3,28 +3,19 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import cv2
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from cervseg_jax.data.source import resize_image
+from cervseg_jax.engine.predict import Predict, make_predict
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
-from cervseg_jax.models import Apply
-from cervseg_jax.models.layers.backend import formulation_for
 from cervseg_jax.runs.weights import Network
-from cervseg_jax.runtime.mesh import batch_sharding, make_mesh, num_batch_shards, place, replicated
-from cervseg_jax.typing import ModelState, Params
-
-Predict = Callable[[np.ndarray], np.ndarray]
-"""From a full batch of images, uint8 [b, h, w, 3], to float32 probabilities [b, h, w, maps]."""
-WeightedPredict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
-"""The same as a function of the weights: `predict(params, model_state, images)`."""
+from cervseg_jax.runtime.mesh import make_mesh, num_batch_shards
 
 
 class Predictor(NamedTuple):
@@ -75,31 +66,6 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int) -> Predictor
 
     batch_size = math.lcm(batch_size, num_batch_shards(mesh))
     return Predictor(mean if len(members) > 1 else members[0], first.image_size, batch_size, first.heads)
-
-
-def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
-    """Returns the prediction function, compiled on first use.
-
-    Args:
-      apply: the network.
-      mesh: devices over which each batch is spread.
-
-    Returns:
-      A function from weights and a full batch of images at the network's size to probabilities.
-    """
-    images_sharding = batch_sharding(mesh).image
-
-    def probabilities(params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
-        (logits, *_), _ = apply(params, model_state, images)
-        return jax.nn.sigmoid(logits)
-
-    compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
-
-    def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
-        with formulation_for(mesh):  # counts in the first call, which compiles
-            return np.asarray(compiled(params, model_state, place(images, images_sharding)))
-
-    return predict
 
 
 def predict_images(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

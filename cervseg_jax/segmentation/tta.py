@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cervseg_jax.engine.predict import Predict
 from cervseg_jax.heads import Head, channels
-from cervseg_jax.segmentation.predict import Predict
 
 
 def with_tta(predict: Predict, heads: Sequence[Head]) -> Predict:

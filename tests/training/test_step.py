@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from cervseg_jax.data.augment import Sample
-from cervseg_jax.data.batch import Batch, Element, collate
+from cervseg_jax.data.batch import Batch, Element, batch_sharding, collate
 from cervseg_jax.engine.optimizer import make_optimizer, scale_by_adam_epsilon_hat
 from cervseg_jax.engine.state import create_state
 from cervseg_jax.engine.step import (
@@ -24,14 +24,7 @@ from cervseg_jax.heads import num_maps
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.runtime import mesh as sharding
-from cervseg_jax.runtime.mesh import (
-    batch_sharding,
-    make_mesh,
-    replicated,
-    require_devices,
-    state_sharding,
-    to_host,
-)
+from cervseg_jax.runtime.mesh import make_mesh, replicated, require_devices, state_sharding, to_host
 from cervseg_jax.schema import MeshConfig, RuntimeConfig
 from tests.conftest import ROOT
 

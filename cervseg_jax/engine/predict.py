@@ -1,0 +1,43 @@
+"""The compiled prediction function of a network."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cervseg_jax.data.batch import batch_sharding
+from cervseg_jax.models import Apply
+from cervseg_jax.models.layers.backend import formulation_for
+from cervseg_jax.runtime.mesh import place, replicated
+from cervseg_jax.typing import ModelState, Params
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""From a full batch of images, uint8 [b, h, w, 3], to float32 probabilities [b, h, w, maps]."""
+WeightedPredict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
+"""The same as a function of the weights: `predict(params, model_state, images)`."""
+
+
+def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
+    """Returns the prediction function, compiled on first use.
+
+    Args:
+      apply: the network.
+      mesh: devices over which each batch is spread.
+
+    Returns:
+      A function from weights and a full batch of images at the network's size to probabilities.
+    """
+    images_sharding = batch_sharding(mesh).image
+
+    def probabilities(params: Params, model_state: ModelState, images: jax.Array) -> jax.Array:
+        (logits, *_), _ = apply(params, model_state, images)
+        return jax.nn.sigmoid(logits)
+
+    compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
+
+    def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
+        with formulation_for(mesh):  # counts in the first call, which compiles
+            return np.asarray(compiled(params, model_state, place(images, images_sharding)))
+
+    return predict
