@@ -18,15 +18,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers get the variables of 
 
 import cervseg_jax  # noqa: F401, I001 (selects the backend before anything imports Keras)
 
-from pathlib import Path
 
-import cv2
 import jax
 import numpy as np
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import SHARED, TINY_CONFIG, draw_discs, run
 
 
 def pytest_configure() -> None:
@@ -52,22 +49,6 @@ def golden():
     return folder
 
 
-def draw_discs(folder: Path, *, count: int, size: tuple[int, int] = (48, 40), seed: int = 0) -> None:
-    """Writes images with dark discs on bright ground, and their exact masks."""
-    rng = np.random.default_rng(seed)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    for index in range(count):
-        mask = np.zeros(size, np.uint8)
-        for _ in range(3):
-            center, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(4, 8)
-            mask |= ((rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2).astype(np.uint8)
-        image = np.where(mask[..., None] > 0, (90, 60, 70), (230, 220, 225)) + rng.normal(0, 8, (*size, 3))
-        cv2.imwrite(str(folder / "images" / f"disc_{index:03d}.png"), np.clip(image, 0, 255).astype(np.uint8))
-        cv2.imwrite(str(folder / "masks" / f"disc_{index:03d}.png"), mask * 255)
-
-
 @pytest.fixture
 def tiny_dataset(tmp_path):
     """Train, valid and test with discs: 6, 3 and 5 images of 48x40 pixels."""
@@ -75,27 +56,6 @@ def tiny_dataset(tmp_path):
     for seed, (split, count) in enumerate((("train", 6), ("valid", 3), ("test", 5))):
         draw_discs(root / split, count=count, seed=seed)
     return root
-
-
-TINY_CONFIG = """
-model:
-  name: unet
-  image_size: [32, 48]
-  args: {base_filters: 4, levels: 3, dropout_rate: 0.1}
-data:
-  root: data
-augment:
-  operations:
-    - {name: flip}
-    - {name: affine, probability: 0.5}
-train:
-  epochs: 3
-  batch_size: 4
-  learning_rate: 5e-3
-  seed: 3
-infer:
-  num_infer_images: 2
-"""
 
 
 @pytest.fixture
@@ -109,8 +69,6 @@ def tiny_config(tmp_path, tiny_dataset):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A small finished run: (config, run folder, stdout)."""
-    from tests.test_command_line import run
-
     folder = tmp_path_factory.mktemp("finished")
     for seed, (split, count) in enumerate((("train", 6), ("valid", 3), ("test", 5))):
         draw_discs(folder / "data" / split, count=count, seed=seed)

@@ -4,7 +4,7 @@ import yaml
 from cervseg_jax.config import config_differences, dump_config, load_config
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.yaml12 import parse_yaml
-from tests.conftest import ROOT, TINY_CONFIG
+from tests.helpers import ROOT, TINY_CONFIG
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 SCRIPT = ROOT / "scripts" / "tpu_vm.sh"
 # `describe` answers with the next line of `states`, `cat ....exit` with the next line of `codes`.

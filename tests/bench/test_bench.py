@@ -11,7 +11,7 @@ from cervseg_jax.bench.subject import random_batch
 from cervseg_jax.bench.timing import product_call, time_in_turns
 from cervseg_jax.config import load_config
 from cervseg_jax.models import build_model, check_model_args, functionalize
-from tests.test_command_line import run
+from tests.helpers import run
 
 
 def test_everything_is_called_in_turns():

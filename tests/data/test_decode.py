@@ -226,7 +226,7 @@ def test_ambiguous_masks_are_refused(values, message):
 
 
 def test_real_jpeg_masks_inflate_by_about_a_fifth():
-    from tests.conftest import SHARED
+    from tests.helpers import SHARED
 
     folder = SHARED / "data" / "cnseg_clustered" / "masks"
     if not folder.is_dir():

@@ -6,7 +6,7 @@ from cervseg_jax.config import load_config
 from cervseg_jax.data.source import check_pairs, find_pairs, load_sample, resize_image, resize_mask
 from cervseg_jax.data.split import split_groups
 from cervseg_jax.errors import ConfigError, DataError
-from tests.conftest import draw_discs
+from tests.helpers import draw_discs
 
 
 def data_of(tiny_config, *overrides):

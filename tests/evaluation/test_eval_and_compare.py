@@ -9,8 +9,7 @@ import pytest
 
 from cervseg_jax.evaluation.compare import Recipe, compare_recipes
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
-from tests.conftest import draw_discs
-from tests.test_command_line import refused, rows_of, run
+from tests.helpers import draw_discs, refused, rows_of, run
 
 
 def summary_of(folder):

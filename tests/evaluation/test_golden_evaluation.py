@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.test_command_line import rows_of, run
+from tests.helpers import rows_of, run
 
 
 def test_evaluation_csv_is_the_references(golden, tmp_path):

@@ -16,7 +16,7 @@ from cervseg_jax.reference.families import FAMILIES
 from cervseg_jax.reference.hdf5 import read_layers
 from cervseg_jax.reference.weights import import_weights
 from cervseg_jax.schema import ModelConfig
-from tests.test_command_line import refused, run
+from tests.helpers import refused, run
 
 QUICK = (
     "TensorflowAttentionUNet",

@@ -11,8 +11,7 @@ import pytest
 from cervseg_jax.report import gallery
 from cervseg_jax.report.facts import PartFacts
 from cervseg_jax.report.gallery import embedded, evaluated_images
-from tests.conftest import draw_discs
-from tests.test_command_line import refused, rows_of, run
+from tests.helpers import draw_discs, refused, rows_of, run
 
 
 def embedded_facts(page):

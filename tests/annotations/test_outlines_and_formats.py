@@ -11,7 +11,7 @@ from cervseg_jax.annotations.formats import read_coco, read_geojson
 from cervseg_jax.annotations.labelme import labelme_document, read_labelme
 from cervseg_jax.annotations.outlines import enclosed_area, from_pixel_centers, rasterize, trace
 from cervseg_jax.errors import DataError
-from tests.conftest import SHARED
+from tests.helpers import SHARED
 
 
 def whole(rings, shape):

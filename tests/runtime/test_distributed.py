@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
+from tests.helpers import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
 
 COMPARED = ("loss", "val_loss", "dice_coef", "val_dice_coef")
 

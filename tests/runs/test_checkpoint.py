@@ -11,7 +11,7 @@ from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.runs.checkpoint import Checkpoints, digest
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def make_state(step, *, width=64, dtype=jnp.float32):

@@ -1,10 +1,7 @@
 """The commands as a user runs them, in processes of their own."""
 
-import contextlib
-import csv
 import fcntl
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,75 +21,20 @@ from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.config import load_config
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.runs.weights import save_weights
-from tests.conftest import ROOT, draw_discs
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "KERAS_BACKEND")}
-COMMAND = [
-    sys.executable,
-    "-W",
-    "error::DeprecationWarning:cervseg_jax",
-    "-c",
-    "from cervseg_jax.cli import main; main()",
-]
-
-
-def run(*arguments):
-    """Runs a command in this process; returns (exit code, stdout, stderr)."""
-    from cervseg_jax.cli import main
-
-    stdout, stderr = io.StringIO(), io.StringIO()
-    before = sys.argv
-    sys.argv = ["cervseg-jax", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        sys.argv = before
-    return code, stdout.getvalue(), stderr.getvalue()
-
-
-def run_process(*arguments, prelude=""):
-    """Runs a command in a process of its own, after some code; returns (exit code, stdout, stderr)."""
-    command = [*COMMAND[:-1], prelude + COMMAND[-1], *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(code, *arguments):
-    """Runs a command that must fail with one message, and returns the message."""
-    got, _, stderr = run(*arguments)
-    assert got == code, (got, stderr)
-    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, stderr
-    return stderr[stderr.index("error: ") :]
-
-
-def rows_of(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def weights_of(run_dir):
-    contract = json.loads((run_dir / "best" / "contract.json").read_text())
-    with np.load(run_dir / "best" / contract["weights_file"]) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
-def assert_same_run(one, other):
-    """Two runs have the same history, apart from the clock, and bit-equal best weights."""
-    clock = ("seconds", "images_per_second", "input_wait")
-    histories = [
-        [{key: value for key, value in row.items() if key not in clock} for row in rows_of(path / "metrics.csv")]
-        for path in (one, other)
-    ]
-    assert histories[0] == histories[1]
-    a, b = weights_of(one), weights_of(other)
-    assert a.keys() == b.keys()
-    assert all(np.array_equal(a[name], b[name]) for name in a)
+from tests.helpers import (
+    COMMAND,
+    ENVIRONMENT,
+    ROOT,
+    assert_same_run,
+    draw_discs,
+    refused,
+    rows_of,
+    run,
+    run_process,
+    start,
+    wait_for,
+    weights_of,
+)
 
 
 def test_training_leaves_the_promised_files(finished):
@@ -440,19 +382,6 @@ def straight(finished, tmp_path_factory):
     code, _, stderr = run_process(*arguments, "--run-dir", folder)
     assert code == 0, stderr
     return arguments, folder
-
-
-def start(arguments, folder):
-    command = [*COMMAND, *map(str, arguments), "--run-dir", str(folder)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
 
 
 def test_infer_stops_when_asked_and_goes_on(finished, tmp_path):

@@ -26,7 +26,7 @@ from cervseg_jax.models import build_model, functionalize
 from cervseg_jax.runtime import mesh as sharding
 from cervseg_jax.runtime.mesh import make_mesh, replicated, require_devices, state_sharding, to_host
 from cervseg_jax.schema import MeshConfig, RuntimeConfig
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 SIZE = (32, 48)
 ARGS = {"base_filters": 4, "levels": 3, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.1, "batch_norm": True}

@@ -8,7 +8,7 @@ import pytest
 
 from cervseg_jax.runs import trackers
 from cervseg_jax.runs.folder import EventLog
-from tests.test_command_line import refused, run
+from tests.helpers import refused, run
 
 
 def scalars_of(folder):

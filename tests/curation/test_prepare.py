@@ -23,7 +23,7 @@ from cervseg_jax.curation.statistics import touching_nuclei, write_statistics
 from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.source import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
-from tests.conftest import SHARED
+from tests.helpers import SHARED
 
 QUIET = Reporter(quiet=True).progress
 
@@ -516,7 +516,7 @@ class Reader(HTMLParser):
 
 
 def test_the_overview_shows_the_dataset_without_a_network(drawn, tmp_path):
-    from tests.test_command_line import run
+    from tests.helpers import run
 
     out = tmp_path / "nuclei <b> & so on"
     assert run("prepare", drawn, "--out", out, "--size", 64, 64)[0] == 0
@@ -547,7 +547,7 @@ def test_touching_equals_a_loop_over_pixels(rng):
 
 
 def test_commands(drawn, tmp_path):
-    from tests.test_command_line import refused, run
+    from tests.helpers import refused, run
 
     code, stdout, stderr = run("prepare", drawn, "--out", tmp_path / "d", "--size", 64, 64, "--valid", 0.2)
     assert code == 0, stderr
@@ -568,7 +568,7 @@ def test_commands(drawn, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_message(small, tmp_path):
-    from tests.test_command_line import run_process
+    from tests.helpers import run_process
 
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

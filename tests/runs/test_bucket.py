@@ -14,8 +14,8 @@ import pytest
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.runs.bucket import local_copy
 from tests.bucket_server import Bucket
-from tests.test_command_line import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
-from tests.test_several_processes import COMPARED, end_of, start
+from tests.helpers import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
+from tests.runtime.test_distributed import COMPARED, end_of, start
 
 RUN = "gs://mine/runs/a"
 

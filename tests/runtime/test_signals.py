@@ -6,7 +6,7 @@ import pytest
 
 from cervseg_jax.runs import checkpoint
 from cervseg_jax.training import loop
-from tests.test_command_line import assert_same_run, run, run_process
+from tests.helpers import assert_same_run, run, run_process
 
 
 def raise_within(monkeypatch, owner, name, *, call=1):
