@@ -12,7 +12,8 @@ import numpy as np
 from cervseg_jax.curation.reference_style import VARIANT_PREFIXES
 from cervseg_jax.curation.registration import Registration, registration
 from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
-from cervseg_jax.data.decode import decode_image, decode_mask, read_bytes, read_labels
+from cervseg_jax.data.decode import decode_image, decode_mask, read_bytes
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.source import list_images, split_folders
 from cervseg_jax.errors import DataError

@@ -7,12 +7,14 @@ understood is refused by name; nothing is guessed silently.
 import os
 import stat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from cervseg_jax.data.headers import HeaderError, read_header
+from cervseg_jax.choices import MaskRule
+from cervseg_jax.data.headers import Header, HeaderError, read_header
+from cervseg_jax.data.palette import as_gray, unscaled
 from cervseg_jax.errors import DataError
 
 MAX_FILE_BYTES = 2**30
@@ -22,7 +24,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 MAX_COLORED_SHARE = 0.05
 """A three-channel mask with fewer colored pixels than this is gray with colored edges."""
 
-MaskRule = Literal["half_range", "any_nonzero"]
+MAX_CLASS_LEVELS = 8
+"""A lossless mask with at most so many levels may hold classes; interpolated edges have more."""
 
 
 class MaskReading(NamedTuple):
@@ -99,7 +102,8 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     With two levels, of which one is zero, the other is the nucleus (0/1, 0/255 and colors on black). With more,
     `half_range` takes values from half of the type's range, which drops the noise of JPEG masks, and
     `any_nonzero` takes every other value than zero, as the reference implementation does: on the published
-    JPEG masks that adds 19 % to the nuclei's area.
+    JPEG masks that adds 19 % to the area of the nuclei. `value_1` takes the value 1 only (of a palette, the index 1),
+    for masks in which 255 marks pixels to be ignored: they become background.
 
     Args:
       data: the whole file.
@@ -112,7 +116,9 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     Raises:
       DataError: if the file cannot be decoded, or its values do not say what is a nucleus.
     """
-    values = _single_channel(_decode(data, source=source), source=source)
+    if rule == "value_1":
+        return _mask_of_ones(data, source=source)
+    values = single_channel(_decode(data, source=source), source=source)
     levels = np.flatnonzero(np.bincount(values.ravel(), minlength=2))
     top = int(levels[-1])
     if rule == "any_nonzero" or top == 0 or len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
@@ -123,7 +129,31 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
             f"{source}: a mask with {len(levels)} levels up to {top} of {np.iinfo(values.dtype).max}: instance labels "
             "or class numbers? A mask has nucleus and background; data.mask_rule: any_nonzero takes all but zero"
         )
+    if len(levels) <= MAX_CLASS_LEVELS and not data.startswith(b"\xff\xd8") and _has_areas(values, levels[1:-1]):
+        raise DataError(
+            f"{source}: a mask with areas of the levels {', '.join(map(str, levels))}: classes, or pixels to be "
+            f"ignored? mask_rule half_range would take {half} and more for nucleus, any_nonzero all but 0; value_1 "
+            "takes 1 only"
+        )
     return MaskReading((values >= half).astype(np.uint8), len(levels))
+
+
+def _mask_of_ones(data: bytes, *, source: Path) -> MaskReading:
+    gray = as_gray(data)
+    values = (
+        single_channel(_decode(data, source=source), source=source)
+        if gray is None
+        else unscaled(_decode(gray[0], source=source), gray[1])
+    )
+    if values.any() and not (values == 1).any():
+        raise DataError(f"{source}: a mask without the value 1 (its largest is {values.max()}); mask_rule is value_1")
+    return MaskReading((values == 1).astype(np.uint8), len(np.unique(values)))
+
+
+def _has_areas(values: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether one of the levels fills a square of 3x3 pixels somewhere, which edges do not."""
+    square = np.ones((3, 3), np.uint8)
+    return any(cv2.erode((values == level).astype(np.uint8), square).any() for level in levels)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -136,30 +166,15 @@ def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
     return decode_mask(read_bytes(path), source=path, rule=rule)
 
 
-def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarray, bool]:
-    """Reads a file that holds instance labels, or a mask after all.
-
-    More than two levels in a lossless file are labels, one per nucleus. Two levels, or a JPEG, are a mask.
-
-    Args:
-      path: the file.
-      rule: how a mask is read, see `decode_mask`.
+def decode_stored(data: bytes, *, source: Path) -> tuple[np.ndarray, Header]:
+    """Decodes to the file's own type and channels, upright: gray [h, w] or BGR(A) [h, w, 3|4].
 
     Returns:
-      int32 [h, w] with 0 for background, and whether touching nuclei are told apart.
+      Pixels of any type, and the header.
 
     Raises:
-      DataError: if the file is bad.
+      DataError: if the file cannot be decoded faithfully.
     """
-    data = read_bytes(path)
-    values = _single_channel(_decode(data, source=path), source=path)
-    if data.startswith(b"\xff\xd8") or len(np.unique(values)) <= 2:
-        return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
-    return values.astype(np.int32), True
-
-
-def _decode(data: bytes, *, source: Path) -> np.ndarray:
-    """Decodes to the file's own depth, gray [h, w] or BGR(A) [h, w, 3|4], upright."""
     try:
         header = read_header(data)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -169,8 +184,6 @@ def _decode(data: bytes, *, source: Path) -> np.ndarray:
         raise DataError(f"{source}: cannot be decoded: {str(error).splitlines()[0]}") from None
     if pixels is None:
         raise DataError(f"{source}: is damaged and cannot be decoded")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{source}: has {pixels.dtype} pixels; 8-bit or 16-bit is needed")
     if pixels.shape[:2] != (header.height, header.width):
         raise DataError(
             f"{source}: its header says {header.width}x{header.height}, "
@@ -178,7 +191,17 @@ def _decode(data: bytes, *, source: Path) -> np.ndarray:
         )
     if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
         raise DataError(f"{source}: has {pixels.shape[2]} channels; 1, 3 or 4 are understood")
-    return _upright(pixels, header.orientation)
+    return _upright(pixels, header.orientation), header
+
+
+def _decode(data: bytes, *, source: Path) -> np.ndarray:
+    """Decodes a file of 8-bit or 16-bit pixels."""
+    pixels, header = decode_stored(data, source=source)
+    if header.has_signed_or_float_values:
+        raise DataError(f"{source}: is a TIFF of floating-point or signed values; 8-bit or 16-bit is needed")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{source}: has {pixels.dtype} pixels; 8-bit or 16-bit is needed")
+    return pixels
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -198,7 +221,7 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
+def single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
     """Reduces a mask file to one channel, or refuses a color mask of several classes."""
     if pixels.ndim == 2:
         return pixels

@@ -18,6 +18,8 @@ class Header(NamedTuple):
     height: int
     orientation: int = 1
     """EXIF orientation, 1 to 8."""
+    has_signed_or_float_values: bool = False
+    """Whether a TIFF says so; label maps may be of these types, images and masks may not."""
 
 
 class HeaderError(ValueError):
@@ -162,15 +164,14 @@ def _tiff(data: bytes) -> Header:
         raise SlideHeaderError("has several pages; one picture per file is needed")
     if tags.get(_TIFF_ORIENTATION, (1,))[0] != 1:
         raise HeaderError("is a TIFF with a rotated orientation tag; save it upright")
-    if tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] not in (1, 4):
-        raise HeaderError("is a TIFF of floating-point or signed values; 8-bit or 16-bit is needed")
     for offsets, lengths in _TIFF_OFFSETS_AND_LENGTHS:
         parts = zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
         if any(offset + length > len(data) for offset, length in parts):
             raise HeaderError("is cut short")
     if _TIFF_WIDTH not in tags or _TIFF_HEIGHT not in tags:
         raise HeaderError("has no size")
-    return Header(tags[_TIFF_WIDTH][0], tags[_TIFF_HEIGHT][0])
+    is_signed_or_float = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] not in (1, 4)
+    return Header(tags[_TIFF_WIDTH][0], tags[_TIFF_HEIGHT][0], has_signed_or_float_values=is_signed_or_float)
 
 
 def _tiff_directory(data: bytes) -> tuple[dict[int, tuple[int, ...]], int]:

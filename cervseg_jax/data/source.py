@@ -8,17 +8,17 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from cervseg_jax.choices import MaskRule
 from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.decode import (
     IMAGE_SUFFIXES,
-    MaskRule,
     decode_image,
     decode_mask,
     read_bytes,
     read_image,
-    read_labels,
     read_mask,
 )
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError

@@ -1,0 +1,20 @@
+"""Names that a user chooses from, in configs and on the command line; without imports, so that `--help` is quick."""
+
+from typing import Literal
+
+MaskRule = Literal["half_range", "any_nonzero", "value_1"]
+"""Which values of a mask with more than two levels are nucleus, see `decode_mask`."""
+
+Padding = Literal["none", "square", "square_reference"]
+"""`square` centers the image on the median color of its border, `square_reference` on its pixel (2, 2)."""
+
+OnBadFile = Literal["fail", "skip"]
+
+Crowd = Literal["drop", "keep"]
+"""Whether COCO entries with `iscrowd` are left out, or each is kept as one nucleus."""
+
+AnnotationKind = Literal["labelme", "geojson", "coco", "instances", "labels", "masks"]
+"""Kinds of annotations, named after the folders that hold them."""
+
+Outlines = Literal["exact", "pixel_centers"]
+"""Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centers`)."""
