@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cervseg_jax.choices import MaskRule, OnBadFile
 from cervseg_jax.heads import Head
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -62,8 +63,8 @@ class DataConfig(Section):
     split: SplitConfig | None = None
     origin: str | None = None
     """Where to get the data; shown when `data.root` is missing."""
-    mask_rule: Literal["half_range", "any_nonzero"] = "half_range"
-    on_bad_file: Literal["fail", "skip"] = "fail"
+    mask_rule: MaskRule = "half_range"
+    on_bad_file: OnBadFile = "fail"
     threads: Positive | None = None
     """Threads that read, augment and write images; None: one for each CPU core that the process may use, at most 16."""
     prefetch_batches: Positive = 4

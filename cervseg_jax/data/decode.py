@@ -7,11 +7,12 @@ understood is refused by name; nothing is guessed silently.
 import os
 import stat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from cervseg_jax.choices import MaskRule
 from cervseg_jax.data.headers import HeaderError, read_header
 from cervseg_jax.errors import DataError
 
@@ -21,8 +22,6 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 
 MAX_COLORED_SHARE = 0.05
 """A three-channel mask with fewer colored pixels than this is gray with colored edges."""
-
-MaskRule = Literal["half_range", "any_nonzero"]
 
 
 class MaskReading(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cervseg_jax import __version__
-from cervseg_jax.data.decode import MaskRule
+from cervseg_jax.choices import MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
