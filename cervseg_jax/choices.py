@@ -1,4 +1,4 @@
-"""Names that a user chooses from, in configs and on the command line; without imports, so that `--help` is quick."""
+"""Values that config keys and command-line options both accept; free of heavy imports, so that `--help` stays quick."""
 
 from typing import Literal
 
@@ -9,6 +9,7 @@ Padding = Literal["none", "square", "square_reference"]
 """`square` centers the image on the median color of its border, `square_reference` on its pixel (2, 2)."""
 
 OnBadFile = Literal["fail", "skip"]
+"""What becomes of files that cannot be used: the command ends, or they are left out."""
 
 Crowd = Literal["drop", "keep"]
 """Whether COCO entries with `iscrowd` are left out, or each is kept as one nucleus."""

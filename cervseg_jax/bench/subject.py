@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, abstract_batch, batch_sharding
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.pipeline import batches_ahead, train_batches
-from cervseg_jax.data.source import Pair
+from cervseg_jax.data.samples import Sample
 from cervseg_jax.engine.experiment import configured_network, configured_optimizer, lower_train_step, step_flops
 from cervseg_jax.engine.predict import make_predict
 from cervseg_jax.engine.state import create_state

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter, short_path
-from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
+from cervseg_jax.data.checks import CheckedPairs, check_pairs
+from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import LocalRun, local_copy
@@ -58,7 +59,7 @@ def run_train(
                     _draw_data(config, reporter)
         with sync_errors():
             pairs = _checked_data(config, reporter)
-        facts = {split: checked.facts for split, checked in pairs.items()}
+        facts = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(facts))
         if num_seeds is None:
             _train_one(config, place, pairs, allow_changes=allow_changes, reporter=reporter)
@@ -90,7 +91,7 @@ def _train_one(
             if is_primary():
                 stack.enter_context(locked(folder))
                 open_run_folder(folder, config, allow_changes=allow_changes)
-                facts = {split: checked.facts for split, checked in pairs.items()}
+                facts = {split: checked.stats for split, checked in pairs.items()}
                 record_data(folder, facts, allow_changes=allow_changes)
                 publish()  # a bucket that cannot be written is better known now
             files = {split: checked.pairs for split, checked in pairs.items()}
@@ -139,7 +140,7 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
     num_noisy = sum(result.num_noisy_masks for result in checked.values())
     if num_noisy:
         reporter.warn(
-            f"{num_noisy} of {sum(len(result.facts) for result in checked.values())} masks have more than two levels, "
+            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
             "as lossy files have; "
             + (
                 "values from half range count as nucleus (data.mask_rule: half_range)"
@@ -165,7 +166,7 @@ def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) 
 
 
 def _describe(split: str, checked: CheckedPairs) -> str:
-    facts = checked.facts
+    facts = checked.stats
     groups = len({fact.pair.group for fact in facts})
     sizes = sorted({(fact.height, fact.width) for fact in facts})
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")

@@ -15,7 +15,7 @@ from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
 from cervseg_jax.data.decode import decode_image, decode_mask, read_bytes
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.manifest import read_manifest
-from cervseg_jax.data.source import list_images, split_folders
+from cervseg_jax.data.pairs import list_images, split_folders
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import sha256_of
 from cervseg_jax.runtime.threads import default_threads

@@ -13,7 +13,7 @@ from scipy import ndimage
 from cervseg_jax.curation.overview import write_overview
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
-from cervseg_jax.data.source import list_images, split_folders
+from cervseg_jax.data.pairs import list_images, split_folders
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_json, write_png
 from cervseg_jax.plots import TRUTH_COLOR, draw_outline, draw_sheet, save_figure

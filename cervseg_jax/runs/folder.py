@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from cervseg_jax.config import config_differences, dump_config, load_config
-from cervseg_jax.data.source import PairFacts
+from cervseg_jax.data.checks import PairStats
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
 from cervseg_jax.files import csv_text, make_folder, write_json, write_text
 from cervseg_jax.runs.bucket import exists, is_address
@@ -126,7 +126,7 @@ def _differences_that_count(old: Config, new: Config) -> list[str]:
     return [change for change in config_differences(old, new) if change.partition(":")[0] not in RESUMABLE_KEYS]
 
 
-def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow_changes: bool) -> None:
+def record_data(folder: Path, facts: Mapping[str, Sequence[PairStats]], *, allow_changes: bool) -> None:
     """Writes `data.csv`: every file of the run with its split, source and hash.
 
     Args:
@@ -155,7 +155,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def data_csv(facts: Mapping[str, Sequence[PairFacts]]) -> str:
+def data_csv(facts: Mapping[str, Sequence[PairStats]]) -> str:
     """Returns the table of all files of a run, by split."""
     rows = [
         [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from cervseg_jax.errors import DataError
+from cervseg_jax.schema import DataConfig
 
 MAX_THREADS = 16
 """More threads mostly wait for Python's lock."""
@@ -27,7 +28,7 @@ def map_files(
     *,
     on_progress: Callable[[], object] = lambda: None,
     problems: list[str] | None = None,
-    num_threads: int | None = None,
+    threads: int | None = None,
 ) -> list[Outcome]:
     """Calls `work` for every entry on a pool of threads.
 
@@ -37,7 +38,7 @@ def map_files(
       on_progress: called after each entry, from any thread.
       problems: receives the messages of `DataError`s in the order of the entries, which are then missing from the
         result; None lets the first error end the call.
-      num_threads: size of the pool; default: `default_threads()`.
+      threads: size of the pool; default: `default_threads()`.
 
     Returns:
       Results in the order of the entries.
@@ -56,7 +57,7 @@ def map_files(
         finally:
             on_progress()
 
-    pool = ThreadPoolExecutor(num_threads or default_threads())
+    pool = ThreadPoolExecutor(threads or default_threads())
     try:
         outcomes = list(pool.map(guarded, entries))
     finally:
@@ -64,3 +65,8 @@ def map_files(
     if problems is not None:
         problems.extend(str(value) for is_good, value in outcomes if not is_good)
     return [value for is_good, value in outcomes if is_good]  # pyright: ignore[reportReturnType]
+
+
+def num_threads(data: DataConfig) -> int:
+    """Returns `data.threads`, or the default."""
+    return default_threads() if data.threads is None else data.threads

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.data.source import Pair, read_instances
+from cervseg_jax.data.pairs import Pair
+from cervseg_jax.data.samples import read_instances
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import write_text
 from cervseg_jax.heads import Head

@@ -16,9 +16,9 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.samples import SampleCache, sample_cache
-from cervseg_jax.data.source import Pair
 from cervseg_jax.engine.experiment import Compiled, compile_run, configured_network, configured_optimizer
 from cervseg_jax.engine.plateau import PlateauState, stops_early, update_best, update_plateau
 from cervseg_jax.engine.schedule import lr_multiplier

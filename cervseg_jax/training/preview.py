@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cervseg_jax.data.decode import read_image, read_mask
-from cervseg_jax.data.source import Pair
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.engine.experiment import Compiled
 from cervseg_jax.engine.state import TrainState
 from cervseg_jax.files import make_folder, write_png

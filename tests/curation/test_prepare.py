@@ -21,7 +21,7 @@ from cervseg_jax.curation.registration import registration
 from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
 from cervseg_jax.curation.statistics import touching_nuclei, write_statistics
 from cervseg_jax.curation.synthetic import draw_scene
-from cervseg_jax.data.source import find_pairs
+from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
 from tests.helpers import SHARED
 

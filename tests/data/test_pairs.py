@@ -3,7 +3,10 @@ import numpy as np
 import pytest
 
 from cervseg_jax.config import load_config
-from cervseg_jax.data.source import check_pairs, find_pairs, load_sample, resize_image, resize_mask
+from cervseg_jax.data.checks import check_pairs
+from cervseg_jax.data.pairs import find_pairs
+from cervseg_jax.data.resize import resize_image, resize_mask
+from cervseg_jax.data.samples import load_sample
 from cervseg_jax.data.split import split_groups
 from cervseg_jax.errors import ConfigError, DataError
 from tests.helpers import draw_discs

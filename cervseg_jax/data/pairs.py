@@ -1,29 +1,14 @@
-"""Datasets on disk: which files belong together, whether they can be read, and their samples at the network's size."""
+"""Discovery of image files and their masks."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
-from cervseg_jax.choices import MaskRule
-from cervseg_jax.data.augment import Sample
-from cervseg_jax.data.decode import (
-    IMAGE_SUFFIXES,
-    decode_image,
-    decode_mask,
-    read_bytes,
-    read_image,
-    read_mask,
-)
-from cervseg_jax.data.label_files import read_labels
+from cervseg_jax.data.decode import IMAGE_SUFFIXES
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.split import groups_by_pattern, split_groups
-from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import refuse_bucket, sha256_of
-from cervseg_jax.runtime.threads import default_threads
+from cervseg_jax.errors import ConfigError, DataError, first_few
+from cervseg_jax.files import refuse_bucket
 from cervseg_jax.schema import DataConfig, SplitConfig
 
 SPLITS = ("train", "valid", "test")
@@ -38,36 +23,6 @@ class Pair(NamedTuple):
     mask_path: Path
     instances_path: Path | None = None
     """Instance labels, where the dataset has them."""
-
-
-class PairFacts(NamedTuple):
-    """What a full read of one pair showed."""
-
-    pair: Pair
-    height: int
-    width: int
-    mask_levels: int
-    foreground: float
-    """Share of the pixels that are nucleus."""
-    image_sha256: str
-    """Hash of the image file's bytes."""
-
-
-class CheckedPairs(NamedTuple):
-    """Pairs that can be used, and what was left out."""
-
-    facts: list[PairFacts]
-    problems: list[str]
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """The usable pairs."""
-        return [fact.pair for fact in self.facts]
-
-    @property
-    def num_noisy_masks(self) -> int:
-        """Masks with more than two levels."""
-        return sum(fact.mask_levels > 2 for fact in self.facts)
 
 
 def find_pairs(
@@ -175,107 +130,6 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_pairs(
-    pairs: Sequence[Pair],
-    data: DataConfig,
-    *,
-    on_progress: Callable[[], None] = lambda: None,
-) -> CheckedPairs:
-    """Reads every file once, so that bad ones are known before the work starts.
-
-    Args:
-      pairs: what to read.
-      data: the config's data section.
-      on_progress: called after each pair, for a progress bar.
-
-    Returns:
-      Facts of the good pairs in the same order, and one message for each bad one.
-
-    Raises:
-      DataError: naming the bad files, if `data.on_bad_file` is "fail" or none is good.
-    """
-
-    def check(pair: Pair) -> PairFacts | str:
-        try:
-            return _read_facts(pair, data.mask_rule)
-        except DataError as error:
-            return str(error)
-        finally:
-            on_progress()
-
-    with ThreadPoolExecutor(num_threads(data)) as pool:
-        results = list(pool.map(check, pairs))
-    facts = [result for result in results if isinstance(result, PairFacts)]
-    problems = [result for result in results if isinstance(result, str)]
-    if problems and (data.on_bad_file == "fail" or not facts):
-        raise DataError(_bad_files_message(problems, len(pairs)))
-    return CheckedPairs(facts, problems)
-
-
-def num_threads(data: DataConfig) -> int:
-    """Returns how many threads work on images."""
-    return default_threads() if data.threads is None else data.threads
-
-
-def load_sample(
-    pair: Pair, *, image_size: tuple[int, int], mask_rule: MaskRule, with_instances: bool = False
-) -> Sample:
-    """Reads a pair at the network's size.
-
-    Args:
-      pair: the files.
-      image_size: height and width in pixels.
-      mask_rule: see `decode_mask`.
-      with_instances: read the instance labels as well, where there are any.
-
-    Returns:
-      Image and labels.
-
-    Raises:
-      DataError: if a file is bad.
-    """
-    mask = read_mask(pair.mask_path, rule=mask_rule).mask
-    instances = None
-    if with_instances and pair.instances_path is not None:
-        instances = resize_mask(read_instances(pair, mask.shape), image_size)
-    return Sample(resize_image(read_image(pair.image_path), image_size), resize_mask(mask, image_size), instances)
-
-
-def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads a pair's instance labels, int32 [h, w].
-
-    Raises:
-      DataError: if the file is bad, or of another size than the image.
-    """
-    if pair.instances_path is None:
-        raise ValueError(f"read_instances: {pair.stem} has none")
-    labels, _ = read_labels(pair.instances_path)
-    if labels.shape != shape:
-        raise DataError(
-            f"{pair.instances_path}: is {labels.shape[1]}x{labels.shape[0]}, the image {shape[1]}x{shape[0]}"
-        )
-    return labels
-
-
-def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes by area averaging where it shrinks and bilinearly where it grows; [h, w] or [h, w, c]."""
-    height, width = image_size
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes by nearest neighbor, so that no new values appear; [h, w] of any type."""
-    if mask.shape == image_size:
-        return mask
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(image_size, mask.shape, strict=True)
-    )
-    return mask[np.ix_(rows, columns)]
-
-
 def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]:
     images, masks = images_by_stem(folder / "images"), images_by_stem(folder / "masks")
     instances = images_by_stem(folder / "instances") if (folder / "instances").is_dir() else {}
@@ -305,28 +159,3 @@ def _divide(pairs: Sequence[Pair], split: SplitConfig, root: Path) -> dict[str, 
     except ValueError as error:
         raise DataError(f"{root}: {error}") from None
     return {name: [pair for pair in pairs if parts[pair.group] == name] for name in SPLITS if name in parts.values()}
-
-
-def _read_facts(pair: Pair, mask_rule: MaskRule) -> PairFacts:
-    data = read_bytes(pair.image_path)
-    image = decode_image(data, source=pair.image_path)
-    mask, num_levels = decode_mask(read_bytes(pair.mask_path), source=pair.mask_path, rule=mask_rule)
-    if image.shape[:2] != mask.shape:
-        raise DataError(
-            f"{pair.image_path}: is {image.shape[1]}x{image.shape[0]}, "
-            f"its mask {pair.mask_path} is {mask.shape[1]}x{mask.shape[0]}"
-        )
-    height, width = mask.shape
-    return PairFacts(pair, height, width, num_levels, float(mask.mean()), sha256_of(data))
-
-
-def _bad_files_message(problems: Sequence[str], num_pairs: int) -> str:
-    advice = "repair or remove them, or leave them out with --set data.on_bad_file=skip"
-    return f"{len(problems)} of {num_pairs} pairs cannot be used; {advice}:\n  " + first_few(problems, "\n  ")
-
-
-def first_few(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
-    """Joins the first items, and says how many more there are."""
-    listed = list(items)
-    rest = len(listed) - limit
-    return separator.join(listed[:limit] + ([f"and {rest} more"] if rest > 0 else []))
