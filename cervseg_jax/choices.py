@@ -19,3 +19,6 @@ AnnotationKind = Literal["labelme", "geojson", "coco", "instances", "labels", "m
 
 Outlines = Literal["exact", "pixel_centers"]
 """Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centers`)."""
+
+RENAMED_OUTLINES: dict[str, Outlines] = {"drawn": "exact", "traced": "pixel_centers"}
+"""Names of earlier releases."""

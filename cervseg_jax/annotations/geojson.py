@@ -95,13 +95,13 @@ def _read_feature(feature: Any, name: str, notes: list[Note], *, has_nuclei: boo
     kind, geometry = _object_type(feature), feature.get("geometry")
     nucleus = _nucleus_geometry(feature)
     if nucleus is not None:
-        notes.append(Note("is a cell; the nucleus is taken from its nucleusGeometry, not the cell's border", name))
+        notes.append(Note("a cell: the nucleus is taken from its nucleusGeometry, not the cell's border", name))
         geometry = nucleus
     elif kind == "cell" and has_nuclei:
-        notes.append(Note("is a cell without a nucleusGeometry and is left out", name))
+        notes.append(Note("a cell without a nucleusGeometry is left out", name))
         return None
     elif kind == "cell":
-        notes.append(Note("is a cell without a nucleusGeometry; the cell's border is taken as the nucleus", name))
+        notes.append(Note("a cell without a nucleusGeometry: the cell's border is taken as the nucleus", name))
     if not isinstance(geometry, dict):
         raise DataError(f"{name}: has no geometry")
     rings = _rings(geometry, name, notes)

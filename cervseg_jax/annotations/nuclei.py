@@ -3,14 +3,13 @@
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cervseg_jax.annotations.objects import AnnotatedObject, Annotation, Note, tally
 from cervseg_jax.annotations.outlines import Rings, enclosed_area, join_parts
-
-Crowd = Literal["drop", "keep"]
+from cervseg_jax.choices import Crowd
 
 DETECTIONS = frozenset({"detection", "cell"})
 NOT_NUCLEI = {"tile": "a tile", "tma_core": "a TMA core", "root": "the root object"}
@@ -81,7 +80,7 @@ def list_labels(counts: Mapping[str, int]) -> str:
       "(no label): 12, 'Tumor': 3"
     """
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{repr(label) if label else '(no label)'}: {count}" for label, count in ordered)
+    return ", ".join(f"{repr(label) if label else '(no label)'}: {count}" for label, count in ordered) or "none"
 
 
 def missing_label_message(wanted: str, counts: Mapping[str, int]) -> str:
@@ -112,18 +111,16 @@ def _plain(label: str) -> str:
 
 def _is_left_out(entry: AnnotatedObject, labels: Collection[str], crowd: Crowd, notes: list[Note]) -> bool:
     if entry.kind in NOT_NUCLEI:
-        notes.append(Note(f"is {NOT_NUCLEI[entry.kind]} of QuPath and is left out", entry.name))
+        notes.append(Note(f"{NOT_NUCLEI[entry.kind]} is not a nucleus and is left out", entry.name))
         return True
     if entry.label.endswith("*") and entry.label not in labels:
-        notes.append(Note(f"has the class {entry.label!r}, which QuPath ignores, and is left out", entry.name))
+        notes.append(Note(f"the class {entry.label!r}, which QuPath ignores, is left out", entry.name))
         return True
     if entry.is_crowd and crowd == "drop":
-        notes.append(
-            Note("is a crowd (iscrowd: 1) of nuclei that are not separated and is left out (see --crowd)", entry.name)
-        )
+        notes.append(Note("a crowd (iscrowd: 1) of nuclei that are not separated is left out; see --crowd", entry.name))
         return True
     if entry.is_crowd:
-        notes.append(Note("is a crowd (iscrowd: 1) and is kept as one nucleus", entry.name))
+        notes.append(Note("a crowd (iscrowd: 1) is kept as one nucleus", entry.name))
     return False
 
 
@@ -147,15 +144,15 @@ def _regions(objects: Sequence[AnnotatedObject], notes: list[Note]) -> set[int]:
         held = near[_contains(entry.rings, centers[near])]
         if detected[held].any():
             if (areas[held[detected[held]]] > areas[position] / 2).any():
-                notes.append(Note("is an annotation around a detection of its own size; both are taken", entry.name))
+                notes.append(Note("an annotation around a detection of its own size: both are taken", entry.name))
                 continue
-            notes.append(Note("is an annotation that contains detections: a region, left out", entry.name))
+            notes.append(Note("an annotation that contains detections is a region and is left out", entry.name))
             regions.add(id(entry))
         elif len(held) >= 2 and (
             entry.label not in {objects[other].label for other in held}
             or areas[position] >= REGION_RATIO * np.median(areas[held])
         ):
-            notes.append(Note("is an annotation that contains other annotations: a region, left out", entry.name))
+            notes.append(Note("an annotation that contains other annotations is a region and is left out", entry.name))
             regions.add(id(entry))
     return regions
 

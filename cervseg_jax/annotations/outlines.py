@@ -215,14 +215,14 @@ def follows_pixel_centers(rings: Rings) -> bool:
 def join_parts(rings: Rings) -> Rings:
     """Makes the rings of one nucleus fit the even-odd rule.
 
-    A ring within another one is a hole, and separate rings are parts; both stay as they are. Rings that overlap in part
-    would exclude each other's common pixels: they are united on the pixel grid.
+    A ring within another one is a hole, and separate rings are parts. Rings that overlap in part would exclude each
+    other's common pixels: they are united on the pixel grid.
 
     Args:
       rings: rings in any order and direction.
 
     Returns:
-      The same rings, or the outline of their union.
+      The same rings, holes in the opposite direction; or the outline of their union.
 
     Example:
       >>> halves = [np.array([[0, 0], [5, 0], [5, 4], [0, 4.0]]), np.array([[3, 0], [8, 0], [8, 4], [3, 4.0]])]
@@ -236,14 +236,15 @@ def join_parts(rings: Rings) -> Rings:
     width, height = (np.ceil(points.max(axis=0)).astype(int) - (left, top)).tolist()
     if width * height * len(rings) > MAX_JOINED_PIXELS:
         return rings
-    parts = [_within(rasterize([ring - (left, top)], shape=(height, width)), (height, width)) for ring in rings]
-    parts.sort(key=np.count_nonzero, reverse=True)
-    joined, has_overlap = np.zeros((height, width), bool), False
-    for index, part in enumerate(parts):
-        is_nested = any(not (part & ~larger).any() and (larger & ~part).any() for larger in parts[:index])
-        has_overlap |= not is_nested and bool((joined & part).any())
-        joined = joined ^ part if is_nested else joined | part
-    return trace(joined, top=int(top), left=int(left)) if has_overlap else rings
+    by_area = sorted(rings, key=lambda ring: abs(signed_area(ring)), reverse=True)
+    parts = [_within(rasterize([ring - (left, top)], shape=(height, width)), (height, width)) for ring in by_area]
+    joined, has_overlap, directed = np.zeros((height, width), bool), False, []
+    for index, (ring, part) in enumerate(zip(by_area, parts, strict=True)):
+        depth = sum(not (part & ~larger).any() and (larger & ~part).any() for larger in parts[:index])
+        has_overlap |= depth == 0 and bool((joined & part).any())
+        joined = joined ^ part if depth else joined | part
+        directed.append(ring if (signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1])
+    return trace(joined, top=int(top), left=int(left)) if has_overlap else directed
 
 
 def _within(window: Window, shape: tuple[int, int]) -> np.ndarray:

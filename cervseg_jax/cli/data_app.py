@@ -1,15 +1,15 @@
 """The commands about data, as Typer sees them. Heavy imports happen inside, so that `--help` is quick."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cervseg_jax.choices import MaskRule, OnBadFile
+from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, OnBadFile, Padding
 from cervseg_jax.cli.options import Quiet
 
-Padding = Literal["none", "square", "square_reference"]
-Outlines = Literal["drawn", "traced"]
+OutlinesOption = Literal["exact", "pixel_centers", "drawn", "traced"]
 Style = Literal["sound", "reference"]
 
 
@@ -32,11 +32,21 @@ def prepare(
     padding: Annotated[Padding, typer.Option(help="Pad to a square first, or not.")] = "none",
     size: Annotated[tuple[int, int] | None, typer.Option(min=8, help="Resize to this height and width.")] = None,
     tile: Annotated[tuple[int, int] | None, typer.Option(min=8, help="Cut into pieces of height and width.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Keep this label only (repeatable).")] = None,
+    annotations: Annotated[
+        AnnotationKind | None, typer.Option(help="Which annotations to take, where there are several kinds.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Keep nuclei of this class and of those derived from it (repeatable).")
+    ] = None,
+    crowd: Annotated[Crowd, typer.Option(help="Leave out COCO crowds, or keep each as one nucleus.")] = "drop",
     outlines: Annotated[
-        Outlines, typer.Option(help="traced: coordinates name border pixels, as cv2.findContours writes them.")
-    ] = "drawn",
-    mask_rule: Annotated[MaskRule, typer.Option(help="What is nucleus in a mask of many levels.")] = "half_range",
+        OutlinesOption,
+        typer.Option(help="pixel_centers: coordinates name border pixels, as cv2.findContours writes them."),
+    ] = "exact",
+    mask_rule: Annotated[
+        MaskRule,
+        typer.Option(help="Nucleus in a mask of many levels: the upper half, all but 0, or the value 1 only."),
+    ] = "half_range",
     valid: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the sources for validation.")] = 0.15,
     test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share for testing, where none is given.")] = 0.15,
     seed: Annotated[int, typer.Option(min=0, help="Another seed divides otherwise.")] = 0,
@@ -60,10 +70,15 @@ def prepare(
     from cervseg_jax.curation.geometry import Geometry
     from cervseg_jax.curation.recipe import Recipe
 
+    if outlines in RENAMED_OUTLINES:
+        notice = f"--outlines {outlines} is called {RENAMED_OUTLINES[outlines]} now"
+        logging.getLogger("cervseg_jax").warning(notice)
     recipe = Recipe(
         geometry=Geometry(padding, size, tile),
+        annotations=annotations,
         labels=tuple(label or ()),
-        outlines=outlines,
+        crowd=crowd,
+        outlines=RENAMED_OUTLINES.get(outlines, outlines),  # pyright: ignore[reportArgumentType]
         mask_rule=mask_rule,
         valid=valid,
         test=test,

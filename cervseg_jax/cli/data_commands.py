@@ -5,13 +5,13 @@ from pathlib import Path
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.collect import collect
-from cervseg_jax.curation.prepare import prepare
+from cervseg_jax.curation.prepare import count_nuclei, group_problems, prepare
 from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.errors import ConfigError, FindingsError
 from cervseg_jax.files import make_folder, write_json
 
-MAX_REMARKS = 10
-"""Remarks on annotations that are printed one by one; the rest is counted."""
+MAX_NOTES = 20
+"""Notes on annotations that are printed; the others are counted."""
 
 
 def run_prepare_reference(source: Path, out: Path, *, seed: int, quiet: bool) -> None:
@@ -53,23 +53,26 @@ def run_prepare(source: Path, out: Path, recipe: Recipe, *, quiet: bool) -> None
         recipe,
         progress=reporter.progress,
         is_resumed=lambda: reporter.info(f"{out}: going on with what an earlier call left"),
+        summarize=lambda: write_statistics(out.absolute(), out.absolute(), progress=reporter.progress),
     )
-    for problem in made.problems:
+    for remark in made.remarks:
+        reporter.info(remark)
+    for problem in group_problems(made.problems):
         reporter.warn(problem)
-    for note in made.notes[:MAX_REMARKS]:
+    if made.problems:
+        reporter.warn(f"{len(made.problems)} files or entries are left out")
+    for note in made.notes[:MAX_NOTES]:
         reporter.warn(note)
-    if len(made.notes) > MAX_REMARKS:
-        reporter.warn(f"{len(made.notes) - MAX_REMARKS} more remarks like these")
+    if len(made.notes) > MAX_NOTES:
+        reporter.warn(f"{len(made.notes) - MAX_NOTES} more notes like these")
     images = Counter(record.split for record in made.records)
     for split in ("train", "valid", "test"):
         records = [record for record in made.records if record.split == split]
         if records:
-            nuclei = sum(max(record.num_nuclei, 0) for record in records)
             groups = len({record.group for record in records})
-            reporter.info(f"{split}: {images[split]} images of {groups} sources, {nuclei} nuclei")
+            reporter.info(f"{split}: {images[split]} images of {groups} sources, {count_nuclei(records)}")
     if made.records and all(record.num_nuclei < 0 for record in made.records):
         reporter.warn("the masks do not tell touching nuclei apart; the dataset has no instance labels")
-    write_statistics(out.absolute(), out.absolute(), progress=reporter.progress)
     reporter.info(f"what it holds: {out / 'overview.html'}")
     reporter.info(f"written to {out}; next: cervseg-jax train CONFIG --set data.root={out}")
 

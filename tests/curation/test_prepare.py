@@ -13,7 +13,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.curation.audit import audit, source_of
 from cervseg_jax.curation.collect import collect
 from cervseg_jax.curation.dataset_folder import write_scenes
-from cervseg_jax.curation.geometry import Geometry, pieces
+from cervseg_jax.curation.geometry import Geometry, cut_tiles
 from cervseg_jax.curation.prepare import prepare
 from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.curation.reference_dataset import build_reference_dataset
@@ -160,10 +160,10 @@ def test_padding_resizing_and_tiles_keep_the_truth_in_place(drawn, tmp_path):
 
 def test_reference_padding_takes_pixel_two_two():
     image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
-    (piece,) = pieces(image, None, Geometry("square_reference"))
-    assert piece.image.shape == (40, 40, 3)
-    np.testing.assert_array_equal(piece.image[0, 0], image[2, 2])
-    np.testing.assert_array_equal(piece.image[10:30], image)
+    (tile,) = cut_tiles(image, None, Geometry("square_reference"))
+    assert tile.image.shape == (40, 40, 3)
+    np.testing.assert_array_equal(tile.image[0, 0], image[2, 2])
+    np.testing.assert_array_equal(tile.image[10:30], image)
 
 
 def test_same_input_same_dataset_whatever_the_order(drawn, tmp_path):
