@@ -141,6 +141,8 @@ def _regions(objects: Sequence[AnnotatedObject], notes: list[Note]) -> set[int]:
         first, last = np.searchsorted(rows, (corners[:, 1].min(), corners[:, 1].max()))
         near = by_row[first:last]
         near = near[areas[near] < areas[position]]
+        if not len(near):
+            continue
         held = near[_contains(entry.rings, centers[near])]
         if detected[held].any():
             if (areas[held[detected[held]]] > areas[position] / 2).any():
@@ -167,6 +169,8 @@ def _contains(rings: Rings, points: np.ndarray) -> np.ndarray:
     corners = np.concatenate(list(rings))
     inside = ((points >= corners.min(axis=0)) & (points <= corners.max(axis=0))).all(axis=1)
     candidates = np.flatnonzero(inside)
+    if not len(candidates):
+        return inside
     x, y = points[candidates].T
     crossings = np.zeros(len(candidates), bool)
     for ring in rings:
