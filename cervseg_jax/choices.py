@@ -7,3 +7,6 @@ MaskRule = Literal["half_range", "any_nonzero"]
 
 OnBadFile = Literal["fail", "skip"]
 """What becomes of files that cannot be used: the command ends, or they are left out."""
+
+BitDepth = Literal["auto", 8, 10, 12, 14, 16]
+"""Bits that the camera used in 16-bit files; "auto": as few of these as hold the values."""
