@@ -94,7 +94,18 @@ def decode_raw(data: bytes, *, source: Path) -> RawImage:
     if pixels.values.dtype == np.uint8:
         return RawImage(pixels, None)
     colors = pixels.values if pixels.values.ndim == 2 else pixels.values[:, :, :3]
-    return RawImage(pixels, next(bits for bits in BIT_DEPTHS if int(colors.max(initial=0)) < 2**bits))
+    return RawImage(pixels, bits_used(colors))
+
+
+def bits_used(values: np.ndarray) -> int:
+    """Returns the least of `BIT_DEPTHS` that holds 16-bit values.
+
+    Example:
+      >>> bits_used(np.array([[0, 4095]], np.uint16))
+      12
+    """
+    highest = int(values.max(initial=0))
+    return next(bits for bits in BIT_DEPTHS if highest < 2**bits)
 
 
 def decode_image(
@@ -138,15 +149,21 @@ def rgb_of(raw: RawImage, *, source: Path, bit_depth: BitDepth = "auto") -> np.n
                 f"{source}: has values up to {highest}, which is more than {bit_depth} bits; set data.bit_depth"
             )
         bits = bit_depth
-    colors = _to_8_bit(values if values.ndim == 2 else values[:, :, :3], bits)
+    colors = scale_to_8_bit(values if values.ndim == 2 else values[:, :, :3], bits)
     if colors.ndim == 2:
         return np.repeat(colors[:, :, None], 3, axis=2)
     if values.shape[2] == 3:
         return cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)  # ten times as fast as a copy of the reversed view
-    rgb, alpha = colors[:, :, ::-1], _to_8_bit(values[:, :, 3:], 16).astype(np.uint16)
-    if raw.pixels.is_premultiplied:
-        return np.minimum(rgb + (255 - alpha), 255).astype(np.uint8)
-    return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    alpha = scale_to_8_bit(values[:, :, 3:], 16)
+    return lay_on_white(colors[:, :, ::-1], alpha, is_premultiplied=raw.pixels.is_premultiplied)
+
+
+def lay_on_white(rgb: np.ndarray, alpha: np.ndarray, *, is_premultiplied: bool) -> np.ndarray:
+    """Returns transparent pixels in front of white; uint8 [h, w, 3] from colors [h, w, 3] and opacity [h, w, 1]."""
+    wide = alpha.astype(np.uint16)
+    if is_premultiplied:
+        return np.minimum(rgb + (255 - wide), 255).astype(np.uint8)
+    return ((rgb * wide + 255 * (255 - wide) + 127) // 255).astype(np.uint8)
 
 
 def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> MaskReading:
@@ -247,7 +264,7 @@ def _is_jpeg(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8")
 
 
-def _to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:
+def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:
     """Scales 0 .. 2**bits - 1 to 0 .. 255 with rounding; uint8 stays as it is."""
     if pixels.dtype == np.uint8:
         return pixels

@@ -7,6 +7,7 @@ compression is one that libtiff knows here, and whether its data expand to the s
 import struct
 import zlib
 from collections.abc import Iterator
+from mmap import mmap
 from typing import NamedTuple
 
 from cervseg_jax.data.lzw import expanded_size_lzw
@@ -14,7 +15,7 @@ from cervseg_jax.data.lzw import expanded_size_lzw
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, STRIP_OFFSETS, ORIENTATION, SAMPLES = 266, 270, 273, 274, 277
 ROWS_PER_STRIP, STRIP_SIZES = 278, 279
-MAX_VALUE, X_RESOLUTION, PLANAR, RESOLUTION_UNIT = 281, 282, 284, 296
+MAX_VALUE, X_RESOLUTION, Y_RESOLUTION, PLANAR, RESOLUTION_UNIT = 281, 282, 283, 284, 296
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_SIZES, EXTRA_SAMPLES, SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
 
 NO_COMPRESSION, LZW, JPEG, ADOBE_DEFLATE, PACKBITS, DEFLATE = 1, 5, 7, 8, 32773, 32946
@@ -57,6 +58,9 @@ _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q"}
 _REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 _ASCII, _RATIONAL = 2, 5
 _MAX_TEXT = 2**20
+MAX_ENTRIES = 4096
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF files."""
 
 
 class Directory(NamedTuple):
@@ -66,8 +70,6 @@ class Directory(NamedTuple):
     """Byte order, "<" or ">"."""
     values: dict[int, tuple[int, ...]]
     """Integers by tag; a rational number is two of them."""
-    positions: dict[int, int]
-    """Where the values of each tag lie in the file."""
     texts: dict[int, bytes]
     following: int
     """Offset of the next directory, 0 for none."""
@@ -77,8 +79,8 @@ class Directory(NamedTuple):
         return self.values.get(tag, (default,))[0]
 
 
-def read_directory(data: bytes, start: int | None = None) -> Directory:
-    """Reads a directory of a classic TIFF structure, which EXIF blocks are as well.
+def read_directory(data: bytes | mmap, start: int | None = None) -> Directory:
+    """Reads a directory of a TIFF structure, which EXIF blocks are as well.
 
     Args:
       data: the whole file, or as much as holds the directory and its values.
@@ -88,35 +90,35 @@ def read_directory(data: bytes, start: int | None = None) -> Directory:
       struct.error: if it is cut short.
     """
     order = "<" if data[:2] == b"II" else ">"
+    # BigTIFF has wider offsets and counts.
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    first, offset, count, entry = (8, "Q", "Q", 20) if is_big else (4, "I", "H", 12)
     if start is None:
-        (start,) = struct.unpack_from(f"{order}I", data, 4)
-    (entries,) = struct.unpack_from(f"{order}H", data, start)
-    directory = Directory(order, {}, {}, {}, 0)
-    for index in range(entries):
-        _read_entry(data, start + 2 + 12 * index, directory)
-    (following,) = struct.unpack_from(f"{order}I", data, start + 2 + 12 * entries)
+        (start,) = struct.unpack_from(f"{order}{offset}", data, first)
+    (entries,) = struct.unpack_from(f"{order}{count}", data, start)
+    directory = Directory(order, {}, {}, 0)
+    at = start + struct.calcsize(count)
+    for index in range(min(entries, MAX_ENTRIES)):
+        _read_entry(data, at + entry * index, directory, offset)
+    (following,) = struct.unpack_from(f"{order}{offset}", data, at + entry * entries)
     return directory._replace(following=following)
 
 
-def _read_entry(data: bytes, at: int, directory: Directory) -> None:
-    order = directory.order
-    tag, kind, count = struct.unpack_from(f"{order}HHI", data, at)
+def _read_entry(data: bytes | mmap, at: int, directory: Directory, offset: str) -> None:
+    order, inline_bytes = directory.order, struct.calcsize(offset)
+    tag, kind, count = struct.unpack_from(f"{order}HH{offset}", data, at)
     if not 0 < count <= len(data):
         return
+    code, per_value = ("B", 1) if kind == _ASCII else ("I", 2) if kind == _RATIONAL else (_CODES.get(kind, ""), 1)
+    if not code:
+        return
+    where, num_bytes = at + 4 + inline_bytes, struct.calcsize(code) * per_value * count
+    if num_bytes > inline_bytes:
+        (where,) = struct.unpack_from(f"{order}{offset}", data, where)
     if kind == _ASCII:
-        (where,) = (at + 8,) if count <= 4 else struct.unpack_from(f"{order}I", data, at + 8)
-        directory.texts[tag] = data[where : where + min(count, _MAX_TEXT)].rstrip(b"\0")
-        return
-    if kind == _RATIONAL:
-        code, count = "I", 2 * count
-    elif kind in _CODES:
-        code = _CODES[kind]
+        directory.texts[tag] = bytes(data[where : where + min(count, _MAX_TEXT)]).rstrip(b"\0")
     else:
-        return
-    inline = struct.calcsize(code) * count <= 4
-    (where,) = (at + 8,) if inline else struct.unpack_from(f"{order}I", data, at + 8)
-    directory.values[tag] = struct.unpack_from(f"{order}{count}{code}", data, where)
-    directory.positions[tag] = where
+        directory.values[tag] = struct.unpack_from(f"{order}{per_value * count}{code}", data, where)
 
 
 class Block(NamedTuple):
