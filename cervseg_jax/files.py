@@ -24,6 +24,8 @@ BUCKET_SCHEMES = frozenset({"gs:", "s3:", "az:", "hdfs:", "http:", "https:"})
 TEMPORARY_PREFIX = ".cervseg-"
 """Names of temporary files and folders begin with this and the process number."""
 
+_STARTED = f"{time.time_ns():x}"
+
 
 def make_folder(path: Path) -> Path:
     """Creates a folder with its parents.
@@ -87,8 +89,8 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def temporary_name(kind: str = "tmp") -> str:
-    """Returns a hidden name of this process and thread, which `remove_stale_temporaries` knows; at most 60 bytes."""
-    return f"{TEMPORARY_PREFIX}{os.getpid()}-{threading.get_ident():x}-{time.monotonic_ns():x}.{kind}"
+    """Returns a hidden name of this process and thread, which `remove_stale_temporaries` knows; under 80 bytes."""
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-{_STARTED}-{threading.get_ident():x}-{time.monotonic_ns():x}.{kind}"
 
 
 def remove_stale_temporaries(folder: Path) -> int:
@@ -115,16 +117,19 @@ def remove_stale_temporaries(folder: Path) -> int:
 
 
 def _is_stale(name: str) -> bool:
-    match = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-[0-9a-f]+-[0-9a-f]+\.\w+", name)
+    match = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-([0-9a-f]+)-[0-9a-f]+-[0-9a-f]+\.\w+", name)
     if match is None:
         return False
+    pid = int(match[1])
+    if pid == os.getpid():
+        return match[2] != _STARTED  # containers give the same number again and again
     try:
-        os.kill(int(match[1]), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False  # another user's process
-    return int(match[1]) == 0
+    return pid == 0
 
 
 def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None:
