@@ -67,14 +67,16 @@ class Slide:
                 f"{path}: slides and very large images need the extra: pip install 'cervseg-jax[slides]'"
             ) from None
         self.path = path
+        stack = _describe_stack(path) if path.suffix.lower() in TIFF_SUFFIXES else ""
+        if stack:
+            raise DataError(f"{path}: {stack}")
         try:
             self._slide: Any = TiffSlide(path)
             self._series: Any = self._slide.ts_tifffile.series[
                 int(self._slide.properties.get("tiffslide.series-index") or 0)
             ]
         except Exception as error:  # TiffFile's own errors have no common base
-            stack = _describe_stack(path)
-            raise DataError(f"{path}: {stack or f'is no slide that can be read: {error}'}") from None
+            raise DataError(f"{path}: is no slide that can be read: {error}") from None
         try:
             self._check()
             width, height = self._slide.dimensions
