@@ -22,3 +22,6 @@ Outlines = Literal["exact", "pixel_centers"]
 
 RENAMED_OUTLINES: dict[str, Outlines] = {"drawn": "exact", "traced": "pixel_centers"}
 """Names of earlier releases."""
+
+BitDepth = Literal["auto", 8, 10, 12, 14, 16]
+"""Bits that the camera used in 16-bit files; "auto": as few of these as hold the values."""

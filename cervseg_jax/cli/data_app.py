@@ -9,6 +9,7 @@ import typer
 from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, OnBadFile, Padding
 from cervseg_jax.cli.options import Quiet
 
+BitDepthOption = Literal["auto", "8", "10", "12", "14", "16"]
 OutlinesOption = Literal["exact", "pixel_centers", "drawn", "traced"]
 Style = Literal["sound", "reference"]
 
@@ -47,6 +48,9 @@ def prepare(
         MaskRule,
         typer.Option(help="Nucleus in a mask of many levels: the upper half, all but 0, or the value 1 only."),
     ] = "half_range",
+    bit_depth: Annotated[
+        BitDepthOption, typer.Option(help="Bits of the values in 16-bit images; auto: the most that any of them uses.")
+    ] = "auto",
     valid: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the sources for validation.")] = 0.15,
     test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share for testing, where none is given.")] = 0.15,
     seed: Annotated[int, typer.Option(min=0, help="Another seed divides otherwise.")] = 0,
@@ -80,6 +84,7 @@ def prepare(
         crowd=crowd,
         outlines=RENAMED_OUTLINES.get(outlines, outlines),  # pyright: ignore[reportArgumentType]
         mask_rule=mask_rule,
+        bit_depth="auto" if bit_depth == "auto" else int(bit_depth),  # pyright: ignore[reportArgumentType]
         valid=valid,
         test=test,
         seed=seed,

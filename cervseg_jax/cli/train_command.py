@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter, short_path
-from cervseg_jax.data.checks import CheckedPairs, check_pairs
+from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, check_pairs, common_bit_depth
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
@@ -59,6 +59,12 @@ def run_train(
                     _draw_data(config, reporter)
         with sync_errors():
             pairs = _checked_data(config, reporter)
+        bits = [item.bits for checked in pairs.values() for item in checked.stats]
+        depth = common_bit_depth(bits, config.data.bit_depth)
+        warning = bit_depth_warning(bits, depth, option="--set data.bit_depth=")
+        if warning:
+            reporter.warn(warning)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"bit_depth": depth})})
         facts = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(facts))
         if num_seeds is None:
@@ -66,7 +72,7 @@ def run_train(
         else:
             losses = []
             for seed in range(config.train.seed, config.train.seed + num_seeds):
-                own = load_config(config_path, [*overrides, f"train.seed={seed}"])
+                own = load_config(config_path, [*overrides, f"train.seed={seed}", f"data.bit_depth={depth}"])
                 part = place._replace(folder=seed_folder(place.folder, seed))
                 losses.append(_train_one(own, part, pairs, allow_changes=allow_changes, reporter=reporter))
             spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
@@ -137,6 +143,12 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
         reporter.warn(problem)
     if problems:
         reporter.warn(f"{len(problems)} files are left out")
+    num_inverted = sum(result.num_inverted_masks for result in checked.values())
+    if num_inverted:
+        reporter.warn(
+            f"{num_inverted} of {sum(len(result.stats) for result in checked.values())} masks seem inverted: they mark "
+            "the larger and brighter part of the image; nuclei must not be zero"
+        )
     num_noisy = sum(result.num_noisy_masks for result in checked.values())
     if num_noisy:
         reporter.warn(

@@ -22,6 +22,7 @@ from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
 from cervseg_jax.curation.scan import require_size
 from cervseg_jax.curation.truth import read_truth
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
+from cervseg_jax.data.checks import looks_inverted
 from cervseg_jax.data.decode import read_bytes, read_image
 from cervseg_jax.data.manifest import Record
 from cervseg_jax.data.samples import Sample
@@ -64,11 +65,14 @@ def build_source(
       DataError: if a file is bad, or the annotation does not fit its image.
     """
     item = entry.item
-    image = read_image(item.image_path)
+    image = read_image(item.image_path, bit_depth=recipe.bit_depth)
     truth = read_truth(item, mask_rule=recipe.mask_rule, labels=recipe.labels, crowd=recipe.crowd)
     size = (image.shape[0], image.shape[1])
     require_size(item, truth.stated_size, size)
     notes = list(truth.notes)
+    if item.kind == "masks" and truth.labels is not None and looks_inverted(image, truth.labels.astype(np.uint8)):
+        message = "a mask that seems inverted: it marks the larger and brighter part of the image"
+        notes.append(Note(message, str(item.annotation_path)))
     outlines = (
         None if truth.nuclei is None else _usable_outlines(truth.nuclei, size, recipe, str(item.annotation_path), notes)
     )

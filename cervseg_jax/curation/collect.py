@@ -12,13 +12,12 @@ from cervseg_jax.curation.pairing import (
     GEOJSON_SUFFIXES,
     JSON_SUFFIXES,
     annotation_files,
-    by_normalized_stem,
     normalized,
     pair_by_stem,
     pair_named_images,
 )
 from cervseg_jax.data.decode import read_bytes
-from cervseg_jax.data.pairs import list_images
+from cervseg_jax.data.pairs import images_by_stem, list_images
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import refuse_bucket
 
@@ -133,7 +132,7 @@ def _subsets(
     def find() -> tuple[list[SourceImage], list[str]]:
         items, problems = [], []
         for name, images, annotations in subsets:
-            pairs, unpaired = pair_by_stem(by_normalized_stem(images), annotation_files(annotations, suffixes))
+            pairs, unpaired = pair_by_stem(images_by_stem(images), annotation_files(annotations, suffixes))
             items += [SourceImage(stem, image, name, is_test(name), kind, *rest) for stem, image, *rest in pairs]
             problems += unpaired
         return items, problems
@@ -154,7 +153,7 @@ def _side_folders(source: Path) -> list[_Layout]:
 
 def _plain(kind: AnnotationKind, images: Path, annotations: Path, suffixes: frozenset[str] | None) -> _Layout:
     def find() -> tuple[list[SourceImage], list[str]]:
-        pairs, problems = pair_by_stem(by_normalized_stem(images), annotation_files(annotations, suffixes))
+        pairs, problems = pair_by_stem(images_by_stem(images), annotation_files(annotations, suffixes))
         return [SourceImage(stem, image, "", False, kind, *rest) for stem, image, *rest in pairs], problems
 
     return _Layout(kind, annotations.name, find)

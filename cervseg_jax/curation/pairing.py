@@ -22,24 +22,6 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def by_normalized_stem(folder: Path) -> dict[str, Path]:
-    """Lists the images of a folder by normalized stem.
-
-    Raises:
-      ConfigError: if the folder does not exist.
-      DataError: if two images share a stem.
-    """
-    images: dict[str, Path] = {}
-    for stem, path in images_by_stem(folder).items():
-        other = images.setdefault(normalized(stem), path)
-        if other != path:
-            raise DataError(
-                f"{folder}: two images are named {normalized(stem)!r}, with letters composed in different ways; "
-                "names must be unique"
-            )
-    return images
-
-
 def annotation_files(folder: Path, suffixes: frozenset[str] | None) -> list[Path]:
     """Lists annotation files by suffix, or images if `suffixes` is None; hidden files are no annotations."""
     paths = list_images(folder) if suffixes is None else sorted(folder.iterdir())
@@ -108,7 +90,7 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
       Pairs, and one message for each file without a partner.
     """
     beside = folder.parent / "images"
-    siblings = {stem: path.resolve() for stem, path in by_normalized_stem(beside).items()} if beside.is_dir() else {}
+    siblings = {stem: path.resolve() for stem, path in images_by_stem(beside).items()} if beside.is_dir() else {}
     by_image: dict[Path, list[tuple[Path, Annotation | None]]] = {}
     problems = []
     for path in files:

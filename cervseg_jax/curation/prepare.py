@@ -21,6 +21,7 @@ from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
 from cervseg_jax.curation.scan import check_labels, scan_image, tell_masks_from_labels
 from cervseg_jax.curation.similarity import join_groups, near_pairs
 from cervseg_jax.curation.workspace import Workspace
+from cervseg_jax.data.checks import bit_depth_warning, common_bit_depth
 from cervseg_jax.data.manifest import DATASET_FILE, Record, groups_from_csv, write_manifest
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
@@ -81,7 +82,10 @@ def prepare(
     problems += [problem for entry in scanned for problem in entry.problems]
     if problems and (recipe.on_bad_file == "fail" or not scanned):
         raise DataError(_problems_message(problems))
-    notes = check_labels(scanned, recipe.labels)
+    bits = [entry.bits for entry in scanned]
+    depth = common_bit_depth(bits, recipe.bit_depth)
+    narrow = bit_depth_warning(bits, depth, option="--bit-depth ")
+    notes = [*([narrow] if narrow else []), *check_labels(scanned, recipe.labels)]
     scanned, found_masks = tell_masks_from_labels(scanned, recipe)
     assigned = assign_splits(scanned, recipe)
     if is_continued:
@@ -91,7 +95,7 @@ def prepare(
     def build(entry: ScannedImage) -> tuple[list[Record], list[Note]]:
         stored = workspace.load(entry.item.stem)
         if stored is None:
-            stored = build_source(entry, assigned[entry.item.stem], source, out, recipe)
+            stored = build_source(entry, assigned[entry.item.stem], source, out, recipe._replace(bit_depth=depth))
             workspace.save(entry.item.stem, *stored)
         return stored
 

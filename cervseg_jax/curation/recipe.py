@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cervseg_jax.choices import AnnotationKind, Crowd, MaskRule, OnBadFile, Outlines
+from cervseg_jax.choices import AnnotationKind, BitDepth, Crowd, MaskRule, OnBadFile, Outlines
 from cervseg_jax.curation.collect import SourceImage
 from cervseg_jax.curation.geometry import Geometry
 from cervseg_jax.data.label_files import LabelStats
@@ -23,6 +23,8 @@ class Recipe(NamedTuple):
     outlines: Outlines = "exact"
     crowd: Crowd = "drop"
     mask_rule: MaskRule = "half_range"
+    bit_depth: BitDepth = "auto"
+    """Bits of the values in 16-bit images, see `decode_image`; "auto": the most that any image of the source uses."""
     valid: float = 0.15
     """Share of the groups for validation."""
     test: float = 0.15
@@ -52,6 +54,8 @@ class ScannedImage(NamedTuple):
     """Nuclei by class; empty for label maps and masks."""
     label_stats: LabelStats | None = None
     """Properties of a label file, by which label maps are told from masks."""
+    bits: int | None = None
+    """Bits that the values of a 16-bit image use; None for 8-bit images."""
     problems: tuple[str, ...] = ()
     """Entries of the annotation that cannot be read."""
 

@@ -8,7 +8,7 @@ from cervseg_jax.curation.collect import SourceImage
 from cervseg_jax.curation.recipe import Recipe, ScannedImage
 from cervseg_jax.curation.similarity import perceptual_hash
 from cervseg_jax.curation.truth import LABEL_KINDS, read_truth
-from cervseg_jax.data.decode import decode_image, read_bytes
+from cervseg_jax.data.decode import decode_raw, read_bytes, rgb_of
 from cervseg_jax.data.label_files import LabelStats, are_label_maps, label_stats
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import sha256_of
@@ -21,7 +21,8 @@ def scan_image(item: SourceImage, recipe: Recipe) -> ScannedImage:
       DataError: if a file is bad, or the annotation is for an image of another size.
     """
     data = read_bytes(item.image_path)
-    image = decode_image(data, source=item.image_path)
+    raw = decode_raw(data, source=item.image_path)
+    image = rgb_of(raw, source=item.image_path, bit_depth=recipe.bit_depth)
     size = (image.shape[0], image.shape[1])
     stats, counts, problems = None, Counter[str](), ()
     if item.kind in LABEL_KINDS:
@@ -30,7 +31,7 @@ def scan_image(item: SourceImage, recipe: Recipe) -> ScannedImage:
         truth = read_truth(item, mask_rule=recipe.mask_rule, crowd=recipe.crowd)
         stated_size, counts, problems = truth.stated_size, truth.label_counts, tuple(truth.problems)
     require_size(item, stated_size, size)
-    return ScannedImage(item, size, sha256_of(data), perceptual_hash(image), counts, stats, problems)
+    return ScannedImage(item, size, sha256_of(data), perceptual_hash(image), counts, stats, raw.bits, problems)
 
 
 def require_size(item: SourceImage, stated: tuple[int, int] | None, size: tuple[int, int]) -> None:

@@ -1,20 +1,21 @@
-"""One canonical way from a file to pixels, used by training, evaluation and inference alike.
+"""Decoding of image, mask and label files, the same for training, evaluation and inference.
 
-Images become RGB uint8, masks become 0/1. The EXIF orientation is applied to both. Every file that is not
-understood is refused by name; nothing is guessed silently.
+Images become RGB uint8, masks 0/1. The EXIF orientation is applied to both. A file that is damaged or of a kind that is
+not read raises an error that names it; no pixels are made up.
 """
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from cervseg_jax.choices import MaskRule
-from cervseg_jax.data.headers import Header, HeaderError, read_header
-from cervseg_jax.data.palette import as_gray, unscaled
+from cervseg_jax.choices import BitDepth, MaskRule
+from cervseg_jax.data.raw import decode_pixels
+from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
 
 MAX_FILE_BYTES = 2**30
@@ -24,12 +25,16 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 MAX_COLORED_SHARE = 0.05
 """A three-channel mask with fewer colored pixels than this is gray with colored edges."""
 
+
 MAX_CLASS_LEVELS = 8
-"""A lossless mask with at most so many levels may hold classes; interpolated edges have more."""
+"""A lossless mask with at most this many levels may hold classes; smoothed edges have more."""
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+IGNORED_LEVELS, IGNORED_SHARE = 16, 0.1
+"""Levels below this, on at least this share of the pixels at the top of the range, are classes and not noise."""
 
 
 class MaskReading(NamedTuple):
-    """A decoded mask and what its file looked like."""
+    """A decoded mask and the number of levels in its file."""
 
     mask: np.ndarray
     """uint8 [h, w], 1 for nucleus."""
@@ -71,29 +76,96 @@ def read_bytes(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def decode_image(data: bytes, *, source: Path) -> np.ndarray:
+class RawImage(NamedTuple):
+    """A decoded image in the file's own depth."""
+
+    pixels: Pixels
+    bits: int | None
+    """Least depth of `BIT_DEPTHS` that holds the values of a 16-bit file; None for 8-bit files."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels.values.shape[:2]
+        return height, width
+
+
+def decode_raw(data: bytes, *, source: Path) -> RawImage:
+    """Decodes an image without scaling it to 8 bits; arguments and errors as of `decode_image`."""
+    pixels = decode_pixels(data, source=source)
+    if pixels.values.dtype == np.uint8:
+        return RawImage(pixels, None)
+    colors = pixels.values if pixels.values.ndim == 2 else pixels.values[:, :, :3]
+    return RawImage(pixels, bits_used(colors))
+
+
+def bits_used(values: np.ndarray) -> int:
+    """Returns the least of `BIT_DEPTHS` that holds 16-bit values.
+
+    Example:
+      >>> bits_used(np.array([[0, 4095]], np.uint16))
+      12
+    """
+    highest = int(values.max(initial=0))
+    return next(bits for bits in BIT_DEPTHS if highest < 2**bits)
+
+
+def decode_image(
+    data: bytes,
+    *,
+    source: Path,
+    bit_depth: BitDepth = "auto",
+    on_narrow: Callable[[int], None] = lambda bits: None,
+) -> np.ndarray:
     """Decodes an image to RGB.
 
-    Gray becomes three equal channels, 16-bit is scaled to 8-bit with rounding, CMYK and palettes become RGB,
+    Gray becomes three equal channels, 16-bit files are scaled to 8 bits with rounding, CMYK and palettes become RGB,
     transparency is laid on white (the slide's empty background).
 
     Args:
       data: the whole file.
       source: its name, for messages.
+      bit_depth: bits that the values of a 16-bit file have: 12 scales 0..4095 to 0..255.
+      on_narrow: called with the bits if a 16-bit file uses fewer than 16.
 
     Returns:
       uint8 [h, w, 3].
 
     Raises:
-      DataError: if the file cannot be decoded faithfully.
+      DataError: if the file is damaged, of a kind that is not read, or has values beyond `bit_depth`.
     """
-    pixels = _to_8_bit(_decode(data, source=source))
-    if pixels.ndim == 2:
-        return np.repeat(pixels[:, :, None], 3, axis=2)
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # ten times as fast as a copy of the reversed view
-    rgb, alpha = pixels[:, :, 2::-1], pixels[:, :, 3:].astype(np.uint16)
-    return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    raw = decode_raw(data, source=source)
+    if raw.bits is not None and raw.bits < 16:
+        on_narrow(raw.bits)
+    return rgb_of(raw, source=source, bit_depth=bit_depth)
+
+
+def rgb_of(raw: RawImage, *, source: Path, bit_depth: BitDepth = "auto") -> np.ndarray:
+    """Scales a decoded image to RGB uint8 [h, w, 3]; arguments and errors as of `decode_image`."""
+    values = raw.pixels.values
+    bits = 16 if raw.bits is None else raw.bits
+    if bit_depth != "auto" and raw.bits is not None:
+        if raw.bits > bit_depth:
+            highest = int(values.max() if values.ndim == 2 else values[:, :, :3].max())
+            raise DataError(
+                f"{source}: has values up to {highest}, which is more than {bit_depth} bits; set data.bit_depth"
+            )
+        bits = bit_depth
+    colors = scale_to_8_bit(values if values.ndim == 2 else values[:, :, :3], bits)
+    if colors.ndim == 2:
+        return np.repeat(colors[:, :, None], 3, axis=2)
+    if values.shape[2] == 3:
+        return cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)  # ten times as fast as a copy of the reversed view
+    alpha = scale_to_8_bit(values[:, :, 3:], 16)
+    return lay_on_white(colors[:, :, ::-1], alpha, is_premultiplied=raw.pixels.is_premultiplied)
+
+
+def lay_on_white(rgb: np.ndarray, alpha: np.ndarray, *, is_premultiplied: bool) -> np.ndarray:
+    """Returns transparent pixels in front of white; uint8 [h, w, 3] from colors [h, w, 3] and opacity [h, w, 1]."""
+    wide = alpha.astype(np.uint16)
+    if is_premultiplied:
+        return np.minimum(rgb + (255 - wide), 255).astype(np.uint8)
+    return ((rgb * wide + 255 * (255 - wide) + 127) // 255).astype(np.uint8)
 
 
 def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> MaskReading:
@@ -102,8 +174,10 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     With two levels, of which one is zero, the other is the nucleus (0/1, 0/255 and colors on black). With more,
     `half_range` takes values from half of the type's range, which drops the noise of JPEG masks, and
     `any_nonzero` takes every other value than zero, as the reference implementation does: on the published
-    JPEG masks that adds 19 % to the area of the nuclei. `value_1` takes the value 1 only (of a palette, the index 1),
-    for masks in which 255 marks pixels to be ignored: they become background.
+    JPEG masks that adds 19 % to the nuclei's area.
+
+    `value_1` takes the value 1 only (of a palette, the index 1), for masks in which 255 marks pixels to be ignored:
+    they become background.
 
     Args:
       data: the whole file.
@@ -118,107 +192,73 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     """
     if rule == "value_1":
         return _mask_of_ones(data, source=source)
-    values = single_channel(_decode(data, source=source), source=source)
-    levels = np.flatnonzero(np.bincount(values.ravel(), minlength=2))
+    values = single_channel(decode_pixels(data, source=source).values, source=source)
+    counts = np.bincount(values.ravel(), minlength=2)
+    levels = np.flatnonzero(counts)
     top = int(levels[-1])
     if rule == "any_nonzero" or top == 0 or len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
         return MaskReading((values > 0).astype(np.uint8), len(levels))
-    half = (np.iinfo(values.dtype).max + 1) // 2
+    highest = np.iinfo(values.dtype).max
+    half = (highest + 1) // 2
     if top < half:
         raise DataError(
-            f"{source}: a mask with {len(levels)} levels up to {top} of {np.iinfo(values.dtype).max}: instance labels "
+            f"{source}: a mask with {len(levels)} levels up to {top} of {highest}: instance labels "
             "or class numbers? A mask has nucleus and background; data.mask_rule: any_nonzero takes all but zero"
         )
-    if len(levels) <= MAX_CLASS_LEVELS and not data.startswith(b"\xff\xd8") and _has_areas(values, levels[1:-1]):
+    if not is_jpeg(data) and (_has_ignored_level(counts, levels, highest) or _has_areas(values, levels[1:-1])):
         raise DataError(
-            f"{source}: a mask with areas of the levels {', '.join(map(str, levels))}: classes, or pixels to be "
-            f"ignored? mask_rule half_range would take {half} and more for nucleus, any_nonzero all but 0; value_1 "
-            "takes 1 only"
+            f"{source}: a mask with areas of the levels {', '.join(map(str, levels[:MAX_CLASS_LEVELS]))}: classes, or "
+            f"pixels to be ignored? mask_rule half_range would take {half} and more for nucleus, any_nonzero all but "
+            "0; value_1 takes 1 only"
         )
     return MaskReading((values >= half).astype(np.uint8), len(levels))
 
 
 def _mask_of_ones(data: bytes, *, source: Path) -> MaskReading:
-    gray = as_gray(data)
-    values = (
-        single_channel(_decode(data, source=source), source=source)
-        if gray is None
-        else unscaled(_decode(gray[0], source=source), gray[1])
-    )
+    values = single_channel(decode_pixels(data, source=source, for_labels=True).values, source=source)
     if values.any() and not (values == 1).any():
         raise DataError(f"{source}: a mask without the value 1 (its largest is {values.max()}); mask_rule is value_1")
     return MaskReading((values == 1).astype(np.uint8), len(np.unique(values)))
 
 
 def _has_areas(values: np.ndarray, levels: np.ndarray) -> bool:
-    """Whether one of the levels fills a square of 3x3 pixels somewhere, which edges do not."""
+    """Whether one of a few levels fills a square of 3x3 pixels somewhere, which smoothed edges do not."""
     square = np.ones((3, 3), np.uint8)
-    return any(cv2.erode((values == level).astype(np.uint8), square).any() for level in levels)
+    return len(levels) + 2 <= MAX_CLASS_LEVELS and any(
+        cv2.erode((values == level).astype(np.uint8), square).any() for level in levels
+    )
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Reads a file as RGB uint8 [h, w, 3]; errors as `read_bytes` and `decode_image`."""
-    return decode_image(read_bytes(path), source=path)
+def _has_ignored_level(counts: np.ndarray, levels: np.ndarray, highest: int) -> bool:
+    """Whether a mask has class numbers from zero and, far from them, one more level at the top of the range."""
+    if levels[-1] != highest or len(levels) < 3 or levels[-2] >= IGNORED_LEVELS:
+        return False
+    return bool(counts[1:IGNORED_LEVELS].sum() >= IGNORED_SHARE * counts[highest])
+
+
+def read_image(
+    path: Path, *, bit_depth: BitDepth = "auto", on_narrow: Callable[[int], None] = lambda bits: None
+) -> np.ndarray:
+    """Reads a file as RGB uint8 [h, w, 3]; arguments and errors as of `read_bytes` and `decode_image`."""
+    return decode_image(read_bytes(path), source=path, bit_depth=bit_depth, on_narrow=on_narrow)
 
 
 def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
-    """Reads a file as a 0/1 mask; errors as `read_bytes` and `decode_mask`."""
+    """Reads a file as a 0/1 mask; errors as of `read_bytes` and `decode_mask`."""
     return decode_mask(read_bytes(path), source=path, rule=rule)
 
 
-def decode_stored(data: bytes, *, source: Path) -> tuple[np.ndarray, Header]:
-    """Decodes to the file's own type and channels, upright: gray [h, w] or BGR(A) [h, w, 3|4].
-
-    Returns:
-      Pixels of any type, and the header.
-
-    Raises:
-      DataError: if the file cannot be decoded faithfully.
-    """
-    try:
-        header = read_header(data)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    except HeaderError as error:
-        raise DataError(f"{source}: {error}") from None
-    except (cv2.error, MemoryError) as error:
-        raise DataError(f"{source}: cannot be decoded: {str(error).splitlines()[0]}") from None
-    if pixels is None:
-        raise DataError(f"{source}: is damaged and cannot be decoded")
-    if pixels.shape[:2] != (header.height, header.width):
-        raise DataError(
-            f"{source}: its header says {header.width}x{header.height}, "
-            f"its pixels are {pixels.shape[1]}x{pixels.shape[0]}"
-        )
-    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
-        raise DataError(f"{source}: has {pixels.shape[2]} channels; 1, 3 or 4 are understood")
-    return _upright(pixels, header.orientation), header
+def is_jpeg(data: bytes) -> bool:
+    """Whether a file is a JPEG, whose pixels are not exact."""
+    return data.startswith(b"\xff\xd8")
 
 
-def _decode(data: bytes, *, source: Path) -> np.ndarray:
-    """Decodes a file of 8-bit or 16-bit pixels."""
-    pixels, header = decode_stored(data, source=source)
-    if header.has_signed_or_float_values:
-        raise DataError(f"{source}: is a TIFF of floating-point or signed values; 8-bit or 16-bit is needed")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{source}: has {pixels.dtype} pixels; 8-bit or 16-bit is needed")
-    return pixels
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation (EXIF 2.3, tag 0x0112)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
+def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Scales 0 .. 2**bits - 1 to 0 .. 255 with rounding; uint8 stays as it is."""
     if pixels.dtype == np.uint8:
         return pixels
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    highest = 2**bits - 1
+    return ((pixels.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
 
 
 def single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:

@@ -8,11 +8,10 @@ import numpy as np
 from scipy import ndimage
 
 from cervseg_jax.choices import MaskRule
-from cervseg_jax.data.decode import decode_mask, decode_stored, read_bytes, single_channel
-from cervseg_jax.data.palette import as_gray, unscaled
+from cervseg_jax.data.decode import decode_mask, is_jpeg, read_bytes, single_channel
+from cervseg_jax.data.raw import decode_pixels
 from cervseg_jax.errors import DataError
 
-JPEG = b"\xff\xd8"
 MASK_VALUES = frozenset({255, 65535})
 """Values that mark the nuclei in a mask with a single level."""
 IGNORE_VALUES = frozenset({1, 255})
@@ -63,7 +62,7 @@ def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarra
       DataError: if the file is bad.
     """
     data = read_bytes(path)
-    values = None if data.startswith(JPEG) else _label_values(data, source=path)
+    values = None if is_jpeg(data) else _label_values(data, source=path)
     if values is None or (values.any() and set(np.unique(values).tolist()) - {0} <= MASK_VALUES):
         return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
     return values, True
@@ -79,7 +78,7 @@ def label_stats(path: Path) -> tuple[LabelStats, tuple[int, int]]:
       DataError: if the file is bad.
     """
     data = read_bytes(path)
-    if data.startswith(JPEG):
+    if is_jpeg(data):
         mask = decode_mask(data, source=path).mask
         return LabelStats(frozenset({255}), 0, 0, is_lossy=True), (mask.shape[0], mask.shape[1])
     values = _label_values(data, source=path)
@@ -112,10 +111,7 @@ def are_label_maps(files: Sequence[LabelStats]) -> bool:
 
 
 def _label_values(data: bytes, *, source: Path) -> np.ndarray:
-    gray = as_gray(data)
-    if gray is not None:
-        return unscaled(decode_stored(gray[0], source=source)[0], gray[1]).astype(np.int32)
-    pixels, _ = decode_stored(data, source=source)
+    pixels = decode_pixels(data, source=source, for_labels=True).values
     if pixels.dtype.kind == "f":
         if not np.isfinite(pixels).all() or (pixels != np.rint(pixels)).any() or np.abs(pixels).max() >= 2**62:
             raise DataError(f"{source}: has values that are not whole numbers; labels must be")

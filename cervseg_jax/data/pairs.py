@@ -1,17 +1,21 @@
 """Discovery of image files and their masks."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cervseg_jax.data.decode import IMAGE_SUFFIXES
 from cervseg_jax.data.manifest import read_manifest
+from cervseg_jax.data.slides import SLIDE_SUFFIXES
 from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
 from cervseg_jax.files import refuse_bucket
 from cervseg_jax.schema import DataConfig, SplitConfig
 
 SPLITS = ("train", "valid", "test")
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 class Pair(NamedTuple):
@@ -99,35 +103,67 @@ def split_folders(dataset: Path) -> dict[str, Path]:
     return folders
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Lists a folder's image files by suffix, sorted by name.
+class FolderScan(NamedTuple):
+    """The files of a folder."""
+
+    images: list[Path]
+    """Image files, sorted by name."""
+    left_out: dict[str, int]
+    """Number of other files by suffix; hidden files do not count."""
+
+    def left_out_text(self) -> str:
+        """Returns the other files as text, such as "2 .jp2, 1 without suffix"; "" if there are none."""
+        return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in self.left_out.items())
+
+
+def scan_folder(folder: Path, *, with_slides: bool = False) -> FolderScan:
+    """Finds a folder's image files by suffix.
+
+    Files whose names begin with a dot are skipped: macOS keeps metadata in `._name.png` beside `name.png`.
+
+    Args:
+      folder: the folder; folders in it are not searched.
+      with_slides: take the suffixes of slide scanners as well.
 
     Raises:
       ConfigError: if there is no such folder, or it cannot be listed.
     """
+    suffixes = IMAGE_SUFFIXES | SLIDE_SUFFIXES if with_slides else IMAGE_SUFFIXES
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        images = [path for path in paths if path.suffix.lower() in suffixes]
+        others = [path for path in paths if path.suffix.lower() not in suffixes and not path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"no such folder: {folder}") from None
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from None
+    ignored = [path for path in others if path.name.lower() not in SYSTEM_FILES]
+    return FolderScan(images, dict(sorted(Counter(path.suffix.lower() for path in ignored).items())))
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns `scan_folder(folder).images`."""
+    return scan_folder(folder).images
+
+
+def stem_of(path: Path) -> str:
+    """Returns a file's stem with letters and their marks composed (Unicode NFC), as macOS does not store them."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Lists a folder's images by their stem, which pairs them with their masks.
+    """Lists a folder's images by their stem, which pairs them with their masks; see `stem_of`.
 
     Raises:
       ConfigError: if there is no such folder.
       DataError: if two files share a stem.
     """
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for path in list_images(folder):
-        if path.stem in found:
-            raise DataError(
-                f"{folder}: {found[path.stem].name} and {path.name} share a stem; pairing needs unique ones"
-            )
-        found[path.stem] = path
-    return found
+        first = by_stem.setdefault(stem_of(path), path)
+        if first != path:
+            raise DataError(f"{folder}: {first.name} and {path.name} share a stem; pairing needs unique ones")
+    return by_stem
 
 
 def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]:

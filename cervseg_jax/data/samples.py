@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cervseg_jax.choices import MaskRule
+from cervseg_jax.choices import BitDepth, MaskRule
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import Pair
@@ -29,7 +29,12 @@ class Sample(NamedTuple):
 
 
 def load_sample(
-    pair: Pair, *, image_size: tuple[int, int], mask_rule: MaskRule, with_instances: bool = False
+    pair: Pair,
+    *,
+    image_size: tuple[int, int],
+    mask_rule: MaskRule,
+    bit_depth: BitDepth = "auto",
+    with_instances: bool = False,
 ) -> Sample:
     """Reads a pair at the network's size.
 
@@ -37,6 +42,7 @@ def load_sample(
       pair: the files.
       image_size: height and width in pixels.
       mask_rule: see `decode_mask`.
+      bit_depth: see `decode_image`.
       with_instances: read the instance labels as well, where there are any.
 
     Returns:
@@ -49,7 +55,8 @@ def load_sample(
     instances = None
     if with_instances and pair.instances_path is not None:
         instances = resize_mask(read_instances(pair, mask.shape), image_size)
-    return Sample(resize_image(read_image(pair.image_path), image_size), resize_mask(mask, image_size), instances)
+    image = resize_image(read_image(pair.image_path, bit_depth=bit_depth), image_size)
+    return Sample(image, resize_mask(mask, image_size), instances)
 
 
 def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
@@ -74,6 +81,7 @@ def sample_loader(config: Config) -> Callable[[Pair], Sample]:
         load_sample,
         image_size=config.model.image_size,
         mask_rule=config.data.mask_rule,
+        bit_depth=config.data.bit_depth,
         with_instances=needs_instances(config.model.heads),
     )
 

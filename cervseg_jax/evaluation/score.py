@@ -188,7 +188,7 @@ def _score_images(
 
     def images() -> Iterator[tuple[Pair, np.ndarray]]:
         for pair in pairs:
-            yield pair, read_image(pair.image_path)
+            yield pair, read_image(pair.image_path, bit_depth=config.data.bit_depth)
 
     if folder:
         for name in PREDICTIONS:

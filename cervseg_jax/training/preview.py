@@ -40,7 +40,7 @@ def write_previews(folder: Path, config: Config, compiled: Compiled, state: Trai
     if not pairs:
         return
     make_folder(folder)
-    images = [read_image(pair.image_path) for pair in pairs]
+    images = [read_image(pair.image_path, bit_depth=config.data.bit_depth) for pair in pairs]
     predict = functools.partial(compiled.predict, state.averaged_params, state.model_state)
     batch_size = math.lcm(config.infer.batch_size, num_batch_shards(compiled.mesh))
     predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)

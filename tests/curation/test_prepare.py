@@ -10,10 +10,11 @@ import pytest
 from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.curation.audit import audit, source_of
+from cervseg_jax.curation.audit import audit
 from cervseg_jax.curation.collect import collect
 from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.curation.geometry import Geometry, cut_tiles
+from cervseg_jax.curation.leaks import source_of
 from cervseg_jax.curation.prepare import prepare
 from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.curation.reference_dataset import build_reference_dataset
@@ -291,7 +292,7 @@ def test_whatever_a_killed_call_leaves_the_next_one_ends_the_same(drawn, tmp_pat
 def test_existing_folders_are_left_alone(drawn, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(ConfigError, match="is there already and not an empty folder"):
+    with pytest.raises(ConfigError, match="exists and is not an empty folder"):
         make(drawn, tmp_path / "mine")
     make(drawn, tmp_path / "d")
     before = bytes_of(tmp_path / "d")
@@ -501,7 +502,7 @@ def test_audit_of_the_references_recipe(reference_built):
     flagged = findings["misregistered"].files
     assert all("/distorted_0.0" in name for name in flagged)  # nothing else is accused
     assert sum("/distorted_0.03" in name for name in flagged) >= 3
-    assert "across parts" in findings["near-duplicates"].message
+    assert "across splits" in findings["near-duplicates"].message
 
 
 def test_audit_of_our_recipe_is_clean(reference_built, tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cervseg_jax.data.label_files import are_label_maps, label_stats, read_label_map, read_labels
-from cervseg_jax.data.palette import as_gray, unscaled
 from cervseg_jax.errors import DataError
 
 
@@ -95,16 +94,6 @@ def test_palette_indices_are_labels(tmp_path, depth):
     indices = np.random.default_rng(depth).integers(0, min(2**depth, 200), (13, 21))
     values = read_label_map(palette_png(tmp_path / "a.png", indices, depth=depth))
     np.testing.assert_array_equal(values, indices)
-
-
-def test_files_without_a_palette_are_left_alone(tmp_path):
-    path = tmp_path / "a.png"
-    cv2.imwrite(str(path), np.zeros((4, 4, 3), np.uint8))
-    assert as_gray(path.read_bytes()) is None
-    assert as_gray(b"\x89PNG\r\n\x1a\n") is None
-    assert as_gray(b"\x89PNG\r\n\x1a\n\0\0\0\0IHDR\0\0\0\0") is None
-    assert as_gray(b"hello") is None
-    assert unscaled(np.array([[255]], np.uint8), 1)[0, 0] == 1
 
 
 def png(path, values):
