@@ -354,7 +354,7 @@ def test_groups_folds_and_labels(drawn, tmp_path):
             assert len({row["split"] for row in rows if row["group"] == group}) == 1
         valid += [row["stem"] for row in rows if row["split"] == "valid"]
     assert sorted(valid) == names  # each image is valid exactly once
-    with pytest.raises(DataError, match="4 sources cannot be dealt into 9 folds"):
+    with pytest.raises(DataError, match="4 sources are too few for 9 folds"):
         make(drawn, tmp_path / "f9", recipe._replace(folds=9))
     with pytest.raises(ConfigError, match="no nucleus has the label 'Nucleus' .did you mean 'nucleus'"):
         make(drawn, tmp_path / "l", Recipe(labels=("Nucleus",), valid=0.2, test=0.2))
