@@ -18,6 +18,7 @@ from cervseg_jax.models.families import (
     basnet,
     deeplab_v3plus,
     efficient_unet,
+    efficientnet_lite0_unet,
     multires_unet,
     sharp_unet,
     swin_unet,
@@ -89,6 +90,11 @@ MODELS: Mapping[str, ModelEntry] = {
     ),
     "efficientnet_b7_unet": ModelEntry(
         efficient_unet.efficientnet_b7_unet, efficient_unet.size_divisor, "encoder: Tan and Le 2019, arXiv:1905.11946"
+    ),
+    "efficientnet_lite0_unet": ModelEntry(
+        efficientnet_lite0_unet.efficientnet_lite0_unet,
+        efficientnet_lite0_unet.size_divisor,
+        "encoder: Tan and Le 2019, arXiv:1905.11946",
     ),
     "multires_unet": ModelEntry(
         multires_unet.multires_unet, multires_unet.size_divisor, "Ibtehaz and Rahman 2019, arXiv:1902.04049"

@@ -25,6 +25,7 @@ SMALL = {
     "deeplab_v3plus": [{}],
     "efficient_unet": [{}],
     "efficientnet_b7_unet": [{"encoder": "efficientnet_b0", "base_filters": 4}],
+    "efficientnet_lite0_unet": [{"filters": [4, 4, 8, 8, 8]}],
     "multires_unet": [{"base_filters": 4, "levels": 3}],
     "sharp_unet": [{"filters": [4, 8], "bottom_filters": 16}],
     "swin_unet": [{"embed_width": 8, "num_heads": [2, 4], "window": [4, 4]}],
@@ -47,7 +48,16 @@ SMALL = {
     "unet3plus": [{"base_filters": 2}],
     "xception_like_unet": [{"base_filters": 4, "levels": 2}],
 }
-DEEP = ("basnet", "deeplab_v3plus", "efficient_unet", "efficientnet_b7_unet", "multires_unet", "trans_unet-0", "u2net")
+DEEP = (
+    "basnet",
+    "deeplab_v3plus",
+    "efficient_unet",
+    "efficientnet_b7_unet",
+    "efficientnet_lite0_unet",
+    "multires_unet",
+    "trans_unet-0",
+    "u2net",
+)
 """Networks of hundreds of layers, whose gradients compile for long. The quick run builds most of them."""
 CASES = [
     pytest.param(name, args, id=f"{name}-{number}")
@@ -60,7 +70,7 @@ GRADIENT_CASES = [
 ]
 SHAPE_CASES = [
     pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
-    if case.id.startswith(("basnet", "efficient_unet", "efficientnet_b7_unet"))
+    if case.id.startswith(("basnet", "efficient_unet", "efficientnet_b7_unet", "efficientnet_lite0_unet"))
     else case
     for case in CASES
 ]
