@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,7 @@ from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import create_state
 from cervseg_jax.engine.step import StepOptions, make_train_step
 from cervseg_jax.losses import LOSSES
-from cervseg_jax.models import functionalize
-from cervseg_jax.models.layers.backend import formulation_for
+from cervseg_jax.models import Apply, backend_for, build_abstract, functionalize
 from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import MeshConfig
 
@@ -49,32 +49,33 @@ class Cost(NamedTuple):
         return self._asdict() | {"median_seconds": self.median_seconds}
 
 
-def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
+def measure_cost(model: keras.Model, args: Mapping[str, Any], *, batch_size: int) -> Cost:
     """Compiles and times train steps on random images.
 
     Args:
       model: the network; its input size counts.
+      args: the arguments that it was built with.
       batch_size: images per step.
 
     Returns:
       The figures, on JAX's default device.
     """
-    apply, params, model_state = functionalize(model)
+    plain, params, model_state = functionalize(model)
     height, width, channels = model.inputs[0].shape[1:]
+    backend = backend_for(make_mesh(MeshConfig(), batch_size=batch_size))
+    apply, _, _ = build_abstract(model.name, image_size=(height, width), args=args, backend=backend)
     optimizer = make_optimizer(clip_value=None)
     state = create_state(params, model_state, optimizer)
     trainable = sum(value.size for value in params.values())
     fixed = sum(value.size for value in model_state.values())
     shapes = abstract_batch(batch_size, (height, width), num_channels=channels)
-    forward = jax.jit(apply).lower(params, model_state, shapes.image)
+    forward = jax.jit(plain).lower(params, model_state, shapes.image)
 
-    def lower() -> jax.stages.Lowered:
-        # Each time another function: JAX would take the traced one of the other formulation again.
+    def lower(apply: Apply) -> jax.stages.Lowered:
         step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepOptions()), donate_argnums=0)
         return step.lower(state, shapes, jax.ShapeDtypeStruct((), np.float32))
 
-    with formulation_for(make_mesh(MeshConfig(), batch_size=batch_size)):
-        lowered = lower()
+    lowered = lower(apply)
     start = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
@@ -97,7 +98,7 @@ def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
         trainable=trainable,
         fixed=fixed,
         forward_flops=_flops(forward),
-        step_flops=_flops(lower()),
+        step_flops=_flops(lower(plain)),
         activation_bytes=int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)),
         compile_seconds=compile_seconds,
         step_seconds=tuple(seconds[NUM_WARM:]),

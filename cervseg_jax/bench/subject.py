@@ -16,6 +16,7 @@ from cervseg_jax.data.source import Pair
 from cervseg_jax.engine.experiment import configured_network, configured_optimizer, lower_train_step, step_flops
 from cervseg_jax.engine.predict import make_predict
 from cervseg_jax.engine.state import create_state
+from cervseg_jax.models import backend_for
 from cervseg_jax.runtime.mesh import place, state_sharding, train_mesh
 from cervseg_jax.schema import Config
 
@@ -59,7 +60,7 @@ def prepare_subject(config: Config) -> Subject:
       The functions; each keeps its own state.
     """
     mesh = train_mesh(config)
-    apply, params, model_state = configured_network(config)
+    apply, params, model_state = configured_network(config, backend=backend_for(mesh))
     optimizer = configured_optimizer(config)
     state = create_state(params, model_state, optimizer, with_ema=config.train.ema_decay is not None)
     held = [place(state, state_sharding(mesh, state))]
@@ -84,7 +85,7 @@ def prepare_subject(config: Config) -> Subject:
     facts = {
         "trace_seconds": traced - start,
         "compile_seconds": compiled - traced,
-        "step_flops": step_flops(config, apply, optimizer, state, mesh),
+        "step_flops": step_flops(config, optimizer, state, mesh),
         "temporary_bytes": float(getattr(train_step.memory_analysis(), "temp_size_in_bytes", 0)),
     }
     return Subject(

@@ -15,6 +15,7 @@ from cervseg_jax.components import lookup
 from cervseg_jax.engine.experiment import configured_network, configured_optimizer, lower_train_step, step_flops
 from cervseg_jax.engine.state import create_state
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.models import backend_for
 from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import Config, MeshConfig
 
@@ -74,7 +75,7 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
         height=config.model.image_size[0],
         devices=devices,
     )
-    apply, params, model_state = configured_network(config)
+    apply, params, model_state = configured_network(config, backend=backend_for(mesh))
     optimizer = configured_optimizer(config)
     with_ema = config.train.ema_decay is not None
     state = jax.eval_shape(lambda: create_state(params, model_state, optimizer, with_ema=with_ema))
@@ -112,7 +113,7 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
         **used,
         "total_bytes": total,
         "fits": total <= facts["chip_bytes"],
-        "step_flops": step_flops(config, apply, optimizer, state, here),
+        "step_flops": step_flops(config, optimizer, state, here),
         "collectives": collectives(compiled.as_text() or ""),
         "compile_seconds": seconds,
     }

@@ -82,7 +82,7 @@ def _facts(
         "license": _license(check_model_args(model.name, size, args)),
     }
     if cost:
-        facts |= {"batch_size": batch_size, "cost": measure_cost(model, batch_size=batch_size).to_json()}
+        facts |= {"batch_size": batch_size, "cost": measure_cost(model, args, batch_size=batch_size).to_json()}
     return facts
 
 

@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import keras
@@ -20,8 +20,7 @@ from cervseg_jax.engine.state import TrainState
 from cervseg_jax.engine.step import StepMetrics, StepOptions, make_eval_step, make_train_step
 from cervseg_jax.heads import num_maps
 from cervseg_jax.losses import LOSSES, Loss
-from cervseg_jax.models import Apply, build_model, functionalize
-from cervseg_jax.models.layers.backend import formulation_for
+from cervseg_jax.models import Apply, Backend, build_abstract, build_model, functionalize
 from cervseg_jax.runs.folder import EventLog
 from cervseg_jax.runtime.mesh import local_images, replicated, state_sharding
 from cervseg_jax.schema import Config
@@ -76,20 +75,15 @@ def compile_run(
     memory = compiled.memory_analysis()
     temporary = getattr(memory, "temp_size_in_bytes", 0)
     reporter.info(f"compiled in {seconds:.1f} s; the step needs {temporary / 2**20:.0f} MiB besides the weights")
-    flops = step_flops(config, apply, optimizer, state, mesh)
+    flops = step_flops(config, optimizer, state, mesh)
     facts = StepFacts(config.train.batch_size, flops, mesh.size, temporary)
     log.write("compiled", seconds=round(seconds, 2), temporary_bytes=temporary, step_flops=flops)
     spread, images = batch_sharding(mesh, config.model.heads), local_images(mesh, config.train.batch_size)
-    score = jax.jit(
+    eval_step = jax.jit(
         make_eval_step(apply, configured_loss(config), step_options(config)),
         in_shardings=(state_sharding(mesh, state), spread),
         out_shardings=replicated(mesh),
     )
-
-    def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
-        with formulation_for(mesh):  # counts in the first call, which compiles
-            return score(state, batch)
-
     return Compiled(compiled, eval_step, make_predict(apply, mesh), mesh, spread, images, facts)
 
 
@@ -108,21 +102,19 @@ def lower_train_step(
     Returns:
       The step, ready to be compiled; it gives the state's memory away.
     """
-    with formulation_for(mesh):
-        return _lower(config, apply, optimizer, state, mesh, step_options(config))
+    return _lower(config, apply, optimizer, state, mesh, step_options(config))
 
 
-def step_flops(
-    config: Config, apply: Apply, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
-) -> float:
-    """Counts the operations of a train step, a multiplication and an addition counting two.
+def step_flops(config: Config, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh) -> float:
+    """Counts the operations of a train step; a multiplication and an addition count as two.
 
-    They are those of a program without loops, of which XLA counts one round: of the whole batch at once and with plain
-    convolutions. Arguments are those of `lower_train_step`.
+    The count is that of the whole batch at once with XLA's convolutions, whatever the backend, since XLA counts the
+    body of a loop once. Arguments are those of `lower_train_step`.
 
     Returns:
       Operations on all devices together; NaN where XLA does not count.
     """
+    apply, _, _ = build_abstract(config.model.name, **_network_options(config))
     lowered = _lower(config, apply, optimizer, state, mesh, step_options(config)._replace(num_parts=1))
     return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
@@ -146,18 +138,24 @@ def _lower(
     return step.lower(state, batch, jax.ShapeDtypeStruct((), np.float32))
 
 
-def configured_network(config: Config) -> tuple[Apply, Params, ModelState]:
-    """Builds the network with its initial weights, which depend on `train.seed` alone."""
+def configured_network(config: Config, *, backend: Backend = "xla") -> tuple[Apply, Params, ModelState]:
+    """Builds the network with its initial weights, which depend on `train.seed` alone.
+
+    Args:
+      config: the recipe.
+      backend: target of the program: `backend_for` the mesh.
+    """
     keras.utils.set_random_seed(config.train.seed)
-    return functionalize(
-        build_model(
-            config.model.name,
-            image_size=config.model.image_size,
-            args=config.model.args,
-            dtype=config.runtime.precision,
-            num_maps=num_maps(config.model.heads),
-        )
-    )
+    return functionalize(build_model(config.model.name, **_network_options(config), backend=backend))
+
+
+def _network_options(config: Config) -> dict[str, Any]:
+    return {
+        "image_size": config.model.image_size,
+        "args": config.model.args,
+        "dtype": config.runtime.precision,
+        "num_maps": num_maps(config.model.heads),
+    }
 
 
 def configured_optimizer(config: Config) -> optax.GradientTransformation:

@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from cervseg_jax.data.batch import batch_sharding
 from cervseg_jax.models import Apply
-from cervseg_jax.models.layers.backend import formulation_for
 from cervseg_jax.runtime.mesh import place, replicated
 from cervseg_jax.typing import ModelState, Params
 
@@ -22,7 +21,7 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     """Returns the prediction function, compiled on first use.
 
     Args:
-      apply: the network.
+      apply: the network, built for the backend of `mesh`.
       mesh: devices over which each batch is spread.
 
     Returns:
@@ -37,7 +36,6 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
 
     def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
-        with formulation_for(mesh):  # counts in the first call, which compiles
-            return np.asarray(compiled(params, model_state, place(images, images_sharding)))
+        return np.asarray(compiled(params, model_state, place(images, images_sharding)))
 
     return predict

@@ -155,7 +155,7 @@ def encode(
                 settings |= {"strides": 1, "dilation_rate": 2 if layer.name.endswith("_2_conv") else 1}
             made = type(layer).from_config(settings)
         made.trainable = layer.name not in frozen
-        return net.keep(made)
+        return net.record(made)
 
     clone = keras.models.clone_model(features, clone_function=copy)
     if weights is not None:

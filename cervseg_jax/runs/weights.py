@@ -17,7 +17,7 @@ from cervseg_jax.data.decode import MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
-from cervseg_jax.models import Apply, build_model, functionalize
+from cervseg_jax.models import Apply, Backend, build_abstract
 from cervseg_jax.schema import Config
 from cervseg_jax.typing import ModelState, Params
 
@@ -55,12 +55,47 @@ class Contract(BaseModel):
 class Network:
     """A network that is ready to use: the pure function, its values, and the contract."""
 
-    def __init__(self, contract: Contract, apply: Apply, params: Params, model_state: ModelState) -> None:
-        """Keeps the parts together."""
+    def __init__(
+        self,
+        contract: Contract,
+        apply: Apply,
+        params: Params,
+        model_state: ModelState,
+        *,
+        precision: str = "float32",
+    ) -> None:
+        """Keeps the parts together.
+
+        Args:
+          contract: how to use the network.
+          apply: the network, built for the backend "xla".
+          params: trainable variables.
+          model_state: BatchNorm statistics.
+          precision: "float32" or "bfloat16" compute, as of `apply`.
+        """
         self.contract = contract
         self.apply = apply
         self.params = params
         self.model_state = model_state
+        self.precision = precision
+        self._applies: dict[Backend, Apply] = {"xla": apply}
+
+    def apply_for(self, backend: Backend) -> Apply:
+        """Returns the network as a pure function built for a backend; it takes the same values."""
+        if backend not in self._applies:
+            self._applies[backend], _, _ = _build(self.contract, self.precision, backend)
+        return self._applies[backend]
+
+
+def _build(contract: Contract, precision: str, backend: Backend) -> tuple[Apply, Params, ModelState]:
+    return build_abstract(
+        contract.model_name,
+        image_size=contract.image_size,
+        args=contract.model_args,
+        dtype=precision,
+        num_maps=num_maps(contract.heads),
+        backend=backend,
+    )
 
 
 def save_weights(
@@ -151,17 +186,11 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     contract = read_contract(folder)
     arrays = _read_arrays(folder, contract)
     try:
-        model = build_model(
-            contract.model_name,
-            image_size=contract.image_size,
-            args=contract.model_args,
-            dtype=precision,
-            num_maps=num_maps(contract.heads),
-        )
+        apply, params, model_state = _build(contract, precision, "xla")
     except CervsegError as error:
         raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None
-    apply, params, model_state = functionalize(model)
-    return Network(contract, apply, *_fitted(arrays, params, model_state, source=folder / contract.weights_file))
+    fitted = _fitted(arrays, params, model_state, source=folder / contract.weights_file)
+    return Network(contract, apply, *fitted, precision=precision)
 
 
 def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:

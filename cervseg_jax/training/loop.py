@@ -26,6 +26,7 @@ from cervseg_jax.engine.scores import Scores, evaluate
 from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.engine.step import StepMetrics, check_lr_multipliers
 from cervseg_jax.errors import ConfigError, DivergedError, InterruptedRunError
+from cervseg_jax.models import backend_for
 from cervseg_jax.runs.bucket import STATES, local_copy
 from cervseg_jax.runs.checkpoint import Checkpoints
 from cervseg_jax.runs.folder import EventLog
@@ -83,7 +84,7 @@ def train(
     log = EventLog(folder, trackers=config.train.trackers, is_open=is_primary())
     optimizer = configured_optimizer(config)
     mesh = train_mesh(config)
-    apply, params, model_state = configured_network(config)
+    apply, params, model_state = configured_network(config, backend=backend_for(mesh))
     check_lr_multipliers(config.train.lr_multipliers, params)
     every = config.train.keep_every_epochs
     checkpoints = Checkpoints(

@@ -9,8 +9,9 @@ from cervseg_jax.models.layers.blocks import num_params
 
 
 def test_the_operations_are_those_of_the_convolutions():
-    model = build_model("unet", image_size=(32, 48), args={"base_filters": 4, "levels": 2})
-    cost = measure_cost(model, batch_size=3)
+    args = {"base_filters": 4, "levels": 2}
+    model = build_model("unet", image_size=(32, 48), args=args)
+    cost = measure_cost(model, args, batch_size=3)
     assert cost.trainable + cost.fixed == num_params(model)
     assert len(cost.step_seconds) == NUM_TIMED
     assert min(cost.step_seconds) <= cost.median_seconds <= max(cost.step_seconds)

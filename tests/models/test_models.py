@@ -14,7 +14,8 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import MODELS, build_model, functionalize
 from cervseg_jax.models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from cervseg_jax.models.layers.blocks import BATCH_NORM_MOMENTUM, UpsampleConv2x2, num_params
+from cervseg_jax.models.layers.blocks import BATCH_NORM_MOMENTUM, num_params
+from cervseg_jax.models.layers.upsampling import UpsampleConv2x2
 
 SMALL = {
     "attention_unet": [
