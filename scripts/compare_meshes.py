@@ -90,7 +90,6 @@ def _measure(options: Any) -> None:
         (rng.random((BATCH_SIZE, *size, 1)) < 0.3).astype(np.uint8),
         np.ones(BATCH_SIZE, np.float32),
         np.arange(BATCH_SIZE, dtype=np.int32),
-        np.zeros(BATCH_SIZE, np.uint8),
     )
 
     def loss_and_gradients(params: Any, batch: Batch) -> Any:

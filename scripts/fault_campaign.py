@@ -34,7 +34,8 @@ from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder
-from cervseg_jax.runs.checkpoint import Checkpoints, Restored, digest
+from cervseg_jax.runs.checkpoint import Checkpoints, Restored
+from cervseg_jax.runs.checksums import digest
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
 HANG_SECONDS = 60

@@ -34,9 +34,7 @@ class StepMetrics(NamedTuple):
     valid: jax.Array
     """As in the batch."""
     image_id: jax.Array
-    """Likewise."""
-    vote: jax.Array
-    """Scalar; the largest of the batch."""
+    """As in the batch."""
     gradient_norm: jax.Array
     """Scalar; Euclidean, before clipping. 0 in evaluation."""
     param_norm: jax.Array
@@ -270,4 +268,4 @@ def _metrics(loss: jax.Array, logits: jax.Array, batch: Batch, *, threshold: flo
     counts = pixel_counts(logits, masks, threshold=threshold)
     dice = dice_coef(logits, masks, batch.valid)
     zero = jnp.zeros(())
-    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, jnp.max(batch.vote), zero, zero)
+    return StepMetrics(loss, dice, counts, batch.valid, batch.image_id, zero, zero)

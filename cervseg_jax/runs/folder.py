@@ -2,7 +2,6 @@
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -20,7 +19,6 @@ from cervseg_jax.data.source import PairFacts
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
 from cervseg_jax.files import csv_text, make_folder, write_json, write_text
 from cervseg_jax.runs.bucket import exists, is_address
-from cervseg_jax.runs.trackers import TRACKERS, tracked_values
 from cervseg_jax.schema import Config
 
 REPORTED_PACKAGES = (
@@ -77,9 +75,9 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
     return sibling
 
 
-def seed_folder(folder: Path, seed: int) -> Path:
-    """Returns the run folder of one seed of a recipe."""
-    return folder / f"seed_{seed}"
+def seed_name(seed: int) -> str:
+    """Returns the name of the run folder of one seed, inside the folder of the recipe."""
+    return f"seed_{seed}"
 
 
 def member_runs(folder: Path) -> list[Path]:
@@ -210,41 +208,6 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ConfigError(f"{folder}: another process is training in this folder") from None
         yield
-
-
-class EventLog:
-    """Appends events to `log.jsonl`, one JSON object per line; trackers get the figures of steps and epochs."""
-
-    def __init__(self, folder: Path, *, trackers: Sequence[str] = (), is_open: bool = True) -> None:
-        """Opens `folder/log.jsonl` for appending; where it is not to be open, events go nowhere.
-
-        Args:
-          folder: the run folder.
-          trackers: names of `TRACKERS`.
-          is_open: whether this process writes.
-
-        Raises:
-          ConfigError: if a tracker's package is not installed.
-        """
-        self._path = folder / "log.jsonl" if is_open else None
-        self._trackers = [TRACKERS[name](folder) for name in trackers]
-
-    def write(self, event: str, **facts: Any) -> None:
-        """Appends an event with the time and its facts."""
-        if self._path is None:
-            return
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, allow_nan=False, default=str)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        values = tracked_values(event, facts) if event in ("steps", "epoch") else {}
-        for tracker in self._trackers:
-            if values:
-                tracker.track(facts["step"], values)
-
-    def close(self) -> None:
-        """Waits until trackers have written everything."""
-        for tracker in self._trackers:
-            tracker.close()
 
 
 def _environment() -> dict[str, Any]:

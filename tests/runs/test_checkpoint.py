@@ -10,7 +10,8 @@ import pytest
 from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.runs.checkpoint import Checkpoints, digest
+from cervseg_jax.runs.checkpoint import Checkpoints
+from cervseg_jax.runs.checksums import digest
 from tests.helpers import ROOT
 
 
