@@ -1,4 +1,4 @@
-"""The run folder: whose it is, what is in it, and that nobody loses anything in it."""
+"""The run folder: its name, config, environment and data files, and the checks before a run continues in it."""
 
 import fcntl
 import importlib.metadata
@@ -47,7 +47,7 @@ RESUMABLE_KEYS = frozenset(
         "runtime.profile_steps",
     }
 )
-"""Keys that say how the work is done and not what comes out: a run may go on with other values."""
+"""Keys that do not affect the result: a run may continue with other values of them."""
 
 
 def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -> Path:
@@ -55,8 +55,8 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
 
     Args:
       config_path: `runs/<its stem>` is the default.
-      run_dir: the user's own choice.
-      fresh: take the first numbered sibling that does not exist yet.
+      run_dir: folder that the user has chosen, or None.
+      fresh: take the first numbered sibling that does not exist.
 
     Returns:
       An absolute path, or an address in a bucket.
@@ -64,13 +64,13 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
     Raises:
       ConfigError: if a bucket cannot be read.
     """
-    wanted = run_dir or Path("runs") / config_path.stem
-    if not is_address(wanted):
-        wanted = wanted.absolute()
-    if not fresh or not exists(wanted):
-        return wanted
+    folder = run_dir or Path("runs") / config_path.stem
+    if not is_address(folder):
+        folder = folder.absolute()
+    if not fresh or not exists(folder):
+        return folder
     number = 2
-    while exists(sibling := wanted.with_name(f"{wanted.name}-{number}")):
+    while exists(sibling := folder.with_name(f"{folder.name}-{number}")):
         number += 1
     return sibling
 
@@ -81,22 +81,22 @@ def seed_name(seed: int) -> str:
 
 
 def member_runs(folder: Path) -> list[Path]:
-    """Returns the runs of a recipe that was trained with several seeds; the folder itself where it is a run."""
-    found = [path.parent for path in folder.glob("seed_*/config.yaml") if path.parent.name[5:].isdecimal()]
-    is_recipe = found and not (folder / "config.yaml").exists()
-    return sorted(found, key=lambda path: int(path.name[5:])) if is_recipe else [folder]
+    """Returns the runs of a recipe that was trained with several seeds, or the folder itself if it is a run."""
+    members = [path.parent for path in folder.glob("seed_*/config.yaml") if path.parent.name[5:].isdecimal()]
+    is_recipe = members and not (folder / "config.yaml").exists()
+    return sorted(members, key=lambda path: int(path.name[5:])) if is_recipe else [folder]
 
 
 def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> None:
-    """Makes a run folder, or checks that an existing one belongs to this config.
+    """Creates a run folder, or checks that an existing one belongs to this config.
 
     Args:
       folder: absolute path.
       config: the recipe; written to `config.yaml`.
-      allow_changes: continue a run under a changed config; `RESUMABLE_KEYS` may differ in any case.
+      allow_changes: continue a run with a changed config; `RESUMABLE_KEYS` may always differ.
 
     Raises:
-      ConfigError: if the folder holds something else, or a run of another config.
+      ConfigError: if the folder holds other files, or a run of another config.
     """
     path = folder / "config.yaml"
     if path.exists():
@@ -108,7 +108,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
             raise ConfigError(
                 f"{folder}: holds a run of another config:\n  "
                 + "\n  ".join(changes)
-                + "\nUse --fresh for a new run beside it, or --allow-changes to go on with it"
+                + "\nUse --fresh to start a new run beside it, or --allow-changes to continue it"
             )
     elif folder.exists() and any(item.name != "run.lock" for item in folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and holds no run (no config.yaml); choose another --run-dir")
@@ -125,12 +125,12 @@ def _differences_that_count(old: Config, new: Config) -> list[str]:
 
 
 def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow_changes: bool) -> None:
-    """Writes `data.csv`: every file of the run with its split, source and hash.
+    """Writes `data.csv`, which lists every data file of the run with its split, source and hash.
 
     Args:
       folder: the run folder.
-      facts: what was read, by split.
-      allow_changes: accept other files than an earlier call in this folder saw.
+      facts: metadata of the files by split.
+      allow_changes: accept files that differ from those of an earlier call in this folder.
 
     Raises:
       ConfigError: if the files have changed, or the folder cannot be written.
@@ -146,7 +146,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow
                 raise ConfigError(
                     f"{folder}: the data have changed since this run began "
                     f"({len(changed)} lines of data.csv, the first: {changed[0]})\n"
-                    "Use --fresh for a new run beside it, or --allow-changes to go on with it"
+                    "Use --fresh to start a new run beside it, or --allow-changes to continue it"
                 )
         write_text(path, text)
     except OSError as error:
@@ -154,7 +154,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow
 
 
 def data_csv(facts: Mapping[str, Sequence[PairFacts]]) -> str:
-    """Returns the table of all files of a run, by split."""
+    """Returns the table of all data files of a run as CSV."""
     rows = [
         [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
         for split, split_facts in facts.items()
@@ -192,10 +192,10 @@ def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second training out of a run folder; the lock ends with the process, however it ends.
+    """Locks a run folder against a second training; the lock is released when the process ends in any way.
 
     Raises:
-      ConfigError: if another process holds it.
+      ConfigError: if another process holds the lock.
     """
     make_folder(folder)
     try:
@@ -230,7 +230,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the source tree that this package runs from, if it is one."""
+    """Returns the commit of the source tree that contains this package, or None outside a Git checkout."""
     try:
         result = subprocess.run(  # noqa: S603
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607

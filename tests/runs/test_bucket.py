@@ -249,6 +249,21 @@ def test_without_the_client_the_message_says_what_to_install(monkeypatch):
         pass
 
 
+def test_paths_of_a_run_in_a_bucket_are_shown_as_addresses(monkeypatch, tmp_path):
+    """The address is a value of its own: no path on this machine holds it."""
+    monkeypatch.setattr("cervseg_jax.runs.bucket._Copy.fetch", lambda copy: None)
+    monkeypatch.setattr("cervseg_jax.runs.bucket._Copy.publish", lambda copy: None)
+    monkeypatch.chdir(tmp_path)
+    with local_copy(Path(RUN)) as run:
+        assert run.address == RUN
+        assert "mine" not in str(run.folder) and run.folder.name == "a"
+        member = run.subrun("seed_1")
+        assert (member.folder, member.address) == (run.folder / "seed_1", f"{RUN}/seed_1")
+        assert run.display_path(run.folder) == RUN
+        assert member.display_path(member.folder / "best") == f"{RUN}/seed_1/best"
+        assert run.display_path(tmp_path / "out") == "out"
+
+
 def test_a_folder_is_its_own_copy(tmp_path):
     with local_copy(tmp_path) as run:
         assert run.folder == tmp_path
