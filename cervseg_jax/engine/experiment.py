@@ -95,7 +95,7 @@ class Experiment:
         The counted program computes the batch at once and with plain convolutions, because XLA counts one iteration
         of a loop and also counts the padding of other convolution implementations.
         """
-        return program_flops(self._lower(step_options(self.config)._replace(num_parts=1)))
+        return program_flops(self._lower(step_options(self.config)._replace(grad_accum_steps=1)))
 
     def compile(self) -> CompiledSteps:
         """Compiles the train step ahead of time, so that a batch of another shape is an error and not a recompilation.
@@ -201,6 +201,6 @@ def step_options(config: Config) -> StepOptions:
         touching_weight=train.touching_weight,
         batch_norm_warmup=train.batch_norm_warmup,
         ema_decay=train.ema_decay,
-        num_parts=train.grad_accum_steps,
+        grad_accum_steps=train.grad_accum_steps,
         remat=config.runtime.remat,
     )

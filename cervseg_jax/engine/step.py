@@ -76,13 +76,15 @@ class StepOptions(NamedTuple):
     """Whether BatchNorm's running statistics adapt faster in the first steps; see `warmup_batch_stats`."""
     ema_decay: float | None = None
     """Decay of the moving average of the parameters; at most (1 + step) / (10 + step) in the first steps."""
-    num_parts: int = 1
+    grad_accum_steps: int = 1
     """Number of micro-batches that a batch is computed in; see `_accumulate_gradients`."""
     remat: bool = False
     """Whether to keep only the outputs of convolutions and matmuls for the gradient, and rematerialize the rest."""
 
 
-def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, rules: StepOptions) -> TrainStep:
+def make_train_step(
+    apply: Apply, optimizer: optax.GradientTransformation, loss: Loss, options: StepOptions
+) -> TrainStep:
     """Returns the function that makes one optimizer update.
 
     The reported loss is that of the prediction with all heads, without side outputs and penalty.
@@ -91,33 +93,35 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, loss:
       apply: the network.
       optimizer: transform from gradients to directions.
       loss: maps logits, masks and `valid` to a scalar.
-      rules: everything else.
+      options: everything else.
 
     Returns:
       `train_step(state, batch, learning_rate) -> (state, metrics)`, pure.
     """
 
     def train_step(state: TrainState, batch: Batch, learning_rate: jax.Array) -> tuple[TrainState, StepMetrics]:
-        key = stream_key(rules.seed, "dropout", state.step)
-        differentiate = jax.value_and_grad(functools.partial(objective, apply, loss, rules), has_aux=True)
-        if rules.num_parts == 1:
+        key = stream_key(options.seed, "dropout", state.step)
+        differentiate = jax.value_and_grad(functools.partial(objective, apply, loss, options), has_aux=True)
+        if options.grad_accum_steps == 1:
             (_, (value, logits, model_state)), gradients = differentiate(state.params, state.model_state, batch, key)
         else:
-            gradients, model_state, logits = _accumulate_gradients(differentiate, rules.num_parts, state, batch, key)
-            value = _batch_loss(batch, logits, loss=loss, rules=rules)
+            gradients, model_state, logits = _accumulate_gradients(
+                differentiate, options.grad_accum_steps, state, batch, key
+            )
+            value = _batch_loss(batch, logits, loss=loss, options=options)
         updated: Any = optimizer.update(gradients, state.opt_state, state.params)
         directions, opt_state = updated
         params = {
-            path: param - learning_rate * _factor(rules.lr_multipliers, path) * directions[path]
+            path: param - learning_rate * _factor(options.lr_multipliers, path) * directions[path]
             for path, param in state.params.items()
         }
-        if rules.batch_norm_warmup:
+        if options.batch_norm_warmup:
             model_state = warmup_batch_stats(state.model_state, model_state, state.step)
         ema_params = state.ema_params
-        if rules.ema_decay is not None:
-            decay = jnp.minimum(rules.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        if options.ema_decay is not None:
+            decay = jnp.minimum(options.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema_params = {path: decay * old + (1.0 - decay) * params[path] for path, old in ema_params.items()}
-        metrics = _metrics(value, logits[..., :1], batch, threshold=rules.threshold)
+        metrics = _metrics(value, logits[..., :1], batch, threshold=options.threshold)
         metrics = metrics._replace(gradient_norm=_norm(gradients), param_norm=_norm(state.params))
         return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 
@@ -129,23 +133,29 @@ def _norm(tree: Params) -> jax.Array:
 
 
 def objective(
-    apply: Apply, loss: Loss, rules: StepOptions, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    apply: Apply,
+    loss: Loss,
+    options: StepOptions,
+    params: Params,
+    model_state: ModelState,
+    batch: Batch,
+    key: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, ModelState]]:
     """Returns the objective and, as aux, the reported loss, the logits and the new model state."""
 
     def forward(params: Params, images: Any) -> tuple[list[jax.Array], ModelState]:
         return apply(params, model_state, images, key=key)
 
-    if rules.remat:
+    if options.remat:
         forward = jax.checkpoint(forward, policy=_is_saved)
     (logits, *sides), model_state = forward(params, batch.image)
-    value = _batch_loss(batch, logits, loss=loss, rules=rules)
-    total = value + rules.deep_supervision_weight * sum(
-        _batch_loss(batch, side, loss=loss, rules=rules) for side in sides
+    value = _batch_loss(batch, logits, loss=loss, options=options)
+    total = value + options.deep_supervision_weight * sum(
+        _batch_loss(batch, side, loss=loss, options=options) for side in sides
     )
-    if rules.l2_penalty:
+    if options.l2_penalty:
         squares = [jnp.sum(jnp.square(param)) for param in params.values() if param.ndim > 1]
-        total = total + rules.l2_penalty * sum(squares)
+        total = total + options.l2_penalty * sum(squares)
     return total, (value, logits, model_state)
 
 
@@ -155,7 +165,7 @@ def _is_saved(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def _accumulate_gradients(
-    differentiate: Callable[..., Any], num_parts: int, state: TrainState, batch: Batch, key: jax.Array
+    differentiate: Callable[..., Any], grad_accum_steps: int, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Params, ModelState, jax.Array]:
     """Computes a batch in micro-batches, so that the activations of only one are in memory at a time.
 
@@ -167,8 +177,8 @@ def _accumulate_gradients(
     """
 
     def split(array: jax.Array) -> jax.Array:
-        # Takes every num_parts-th image, so that no image moves to another device.
-        return jnp.swapaxes(array.reshape(-1, num_parts, *array.shape[1:]), 0, 1)
+        # Takes every grad_accum_steps-th image, so that no image moves to another device.
+        return jnp.swapaxes(array.reshape(-1, grad_accum_steps, *array.shape[1:]), 0, 1)
 
     def join(array: jax.Array) -> jax.Array:
         return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
@@ -183,12 +193,12 @@ def _accumulate_gradients(
         return (jax.tree.map(lambda sum_, new: sum_ + share * new, total, gradients), model_state), logits
 
     start = (jax.tree.map(jnp.zeros_like, state.params), state.model_state)
-    micro_batches = (jnp.arange(num_parts), jax.tree.map(split, batch))
+    micro_batches = (jnp.arange(grad_accum_steps), jax.tree.map(split, batch))
     (gradients, model_state), logits = jax.lax.scan(add_gradients, start, micro_batches)
     return gradients, model_state, join(logits)
 
 
-def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepOptions) -> jax.Array:
+def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, options: StepOptions) -> jax.Array:
     """Returns the loss of the mask plus those of the other heads, which count images with instance labels only."""
     masks = batch.mask.astype(jnp.float32)
     value = loss(logits[..., :1], masks, batch.valid)
@@ -196,9 +206,9 @@ def _batch_loss(batch: Batch, logits: jax.Array, *, loss: Loss, rules: StepOptio
     if targets is None:
         return value
     known = targets.known * batch.valid
-    value += heads_loss(logits, targets.maps, known, heads=rules.heads, weights=rules.head_weights)
-    if rules.touching_weight:
-        value += rules.touching_weight * touching_loss(logits[..., :1], masks, targets.touching, known)
+    value += heads_loss(logits, targets.maps, known, heads=options.heads, weights=options.head_weights)
+    if options.touching_weight:
+        value += options.touching_weight * touching_loss(logits[..., :1], masks, targets.touching, known)
     return value
 
 
@@ -245,13 +255,13 @@ def _factor(factors: Mapping[str, float], path: str) -> float:
     return factors[max(prefixes, key=len)] if prefixes else 1.0
 
 
-def make_eval_step(apply: Apply, loss: Loss, rules: StepOptions) -> EvalStep:
+def make_eval_step(apply: Apply, loss: Loss, options: StepOptions) -> EvalStep:
     """Returns the function that scores one batch in inference mode.
 
     Args:
       apply: the network.
       loss: maps logits, masks and `valid` to a scalar.
-      rules: options of the training, of which heads, their weights and the threshold apply.
+      options: options of the training, of which heads, their weights and the threshold apply.
 
     Returns:
       `eval_step(state, batch) -> metrics`, pure.
@@ -259,8 +269,8 @@ def make_eval_step(apply: Apply, loss: Loss, rules: StepOptions) -> EvalStep:
 
     def eval_step(state: TrainState, batch: Batch) -> StepMetrics:
         (logits, *_), _ = apply(state.averaged_params, state.model_state, batch.image)
-        value = _batch_loss(batch, logits, loss=loss, rules=rules)
-        return _metrics(value, logits[..., :1], batch, threshold=rules.threshold)
+        value = _batch_loss(batch, logits, loss=loss, options=options)
+        return _metrics(value, logits[..., :1], batch, threshold=options.threshold)
 
     return eval_step
 

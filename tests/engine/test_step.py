@@ -110,7 +110,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(rng, num_parts):
     given = (apply, sgd, create_state(params, model_state, sgd), batch)
     mesh = make_mesh(MeshConfig(data=2), batch_size=8)
     whole, losses, counts = run(given, mesh, steps=1, loss="bce")
-    parts, other, other_counts = run(given, mesh, steps=1, loss="bce", rules=StepOptions(seed=1, num_parts=num_parts))
+    parts, other, other_counts = run(
+        given, mesh, steps=1, loss="bce", rules=StepOptions(seed=1, grad_accum_steps=num_parts)
+    )
     assert losses == pytest.approx(other, rel=1e-6)
     np.testing.assert_array_equal(counts, other_counts)
     for path, value in whole.params.items():
