@@ -234,18 +234,18 @@ def _fitted(
     )
 
 
-def check_arrays(arrays: dict[str, np.ndarray], wanted: dict[str, Any], *, source: Path) -> None:
+def check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, Any], *, source: Path) -> None:
     """Compares names and shapes of stored arrays with those of a network.
 
     Raises:
       CheckpointError: naming the first array that differs.
     """
-    for name in sorted(arrays.keys() | wanted.keys()):
-        if name not in wanted or name not in arrays:
+    for name in sorted(arrays.keys() | expected.keys()):
+        if name not in expected or name not in arrays:
             where = "has an array that the network lacks" if name in arrays else "lacks an array of the network"
             raise CheckpointError(f"{source}: {where}: {name}; it was trained with another config")
-        if arrays[name].shape != tuple(wanted[name].shape):
+        if arrays[name].shape != tuple(expected[name].shape):
             raise CheckpointError(
                 f"{source}: {name} has the shape {list(arrays[name].shape)}, "
-                f"the network needs {list(wanted[name].shape)}; it was trained with another config"
+                f"the network needs {list(expected[name].shape)}; it was trained with another config"
             )

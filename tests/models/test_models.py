@@ -218,9 +218,7 @@ def test_donated_params_do_not_harm_the_model(images):
     step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepOptions()), donate_argnums=0)
     from cervseg_jax.data.batch import Batch
 
-    batch = Batch(
-        jnp.asarray(images), jnp.zeros((2, *SIZE, 1), jnp.uint8), jnp.ones(2), jnp.arange(2), jnp.zeros(2, jnp.uint8)
-    )
+    batch = Batch(jnp.asarray(images), jnp.zeros((2, *SIZE, 1), jnp.uint8), jnp.ones(2), jnp.arange(2))
     step(create_state(params, model_state, optimizer), batch, jnp.float32(1e-3))
     np.testing.assert_allclose(np.asarray(model(jnp.asarray(images, jnp.float32))), want, atol=1e-5)
 
