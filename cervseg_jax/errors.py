@@ -1,4 +1,6 @@
-"""The errors that users meet. Each is one message and one exit code."""
+"""Errors that end a command with one message and one exit code."""
+
+from collections.abc import Iterable
 
 
 class CervsegError(Exception):
@@ -44,3 +46,10 @@ class InterruptedRunError(CervsegError):
     """Training was asked to stop and has saved its state; the same command continues it."""
 
     exit_code = 75
+
+
+def first_few(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
+    """Joins the first items, and says how many more there are."""
+    listed = list(items)
+    rest = len(listed) - limit
+    return separator.join(listed[:limit] + ([f"and {rest} more"] if rest > 0 else []))

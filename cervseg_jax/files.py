@@ -1,10 +1,14 @@
-"""Writing files so that a crash never leaves half of one."""
+"""Atomic writes: a file appears under its name complete, or not at all."""
 
 import csv
 import hashlib
 import io
 import json
 import os
+import re
+import shutil
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,16 @@ import numpy as np
 from cervseg_jax.errors import ConfigError
 
 BUCKET_SCHEMES = frozenset({"gs:", "s3:", "az:", "hdfs:", "http:", "https:"})
-"""What paths to buckets begin with, as `Path` leaves it."""
+"""First parts of bucket addresses, as `Path` splits them."""
+
+TEMPORARY_PREFIX = ".cervseg-"
+"""Names of temporary files and folders begin with this and the process number."""
+
+_STARTED = f"{time.time_ns():x}"
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder with its parents.
+    """Creates a folder with its parents.
 
     Raises:
       ConfigError: if that is impossible.
@@ -38,15 +47,15 @@ def is_in_bucket(path: Path) -> bool:
 
 
 def refuse_bucket(path: Path) -> None:
-    """Makes sure that a path is one of this machine.
+    """Makes sure that a path is on this machine.
 
     Raises:
-      ConfigError: if an address of a bucket is in it.
+      ConfigError: if it is the address of a bucket.
     """
     scheme = next((part for part in path.parts if part in BUCKET_SCHEMES), None)
     if scheme is not None:
         raise ConfigError(
-            f"{path}: is in a bucket ({scheme}//); runs alone can be in one, and at gs:// only: copy to or from a "
+            f"{path}: is in a bucket ({scheme}//); only runs can be, and only at gs://. Copy to or from a local "
             "folder, or mount the bucket"
         )
 
@@ -62,7 +71,7 @@ def refuse_filled_folder(path: Path, *, shown: str) -> None:
       ConfigError: if something is there.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{shown} is there already and not an empty folder; choose another one")
+        raise ConfigError(f"{shown} exists and is not an empty folder; choose another one")
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -71,16 +80,60 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     Args:
       path: the file.
       data: its content.
-      durable: wait until it is on the disk; for many files that can be made again this would take too long.
+      durable: wait until it is on the disk; too slow for many files that can be made again.
 
     Raises:
-      OSError: if the disk is full or the folder not writable; what was there before stays.
+      OSError: if the disk is full or the folder not writable; an earlier file stays as it was.
     """
     _write_pieces(path, [data], durable=durable)
 
 
+def temporary_name(kind: str = "tmp") -> str:
+    """Returns a hidden name of this process and thread, which `remove_stale_temporaries` knows; under 80 bytes."""
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-{_STARTED}-{threading.get_ident():x}-{time.monotonic_ns():x}.{kind}"
+
+
+def remove_stale_temporaries(folder: Path) -> int:
+    """Removes what killed processes of this program left: files and folders named by `temporary_name`.
+
+    Those of processes that still run are kept. A folder on a disk that several machines share must have one writer at a
+    time, because process numbers are looked up on this machine.
+
+    Args:
+      folder: an output folder; it and the folders directly in it are searched. It may be missing.
+
+    Returns:
+      How many were removed.
+    """
+    if not folder.is_dir():
+        return 0
+    removed = 0
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+        for path in list(place.glob(f"{TEMPORARY_PREFIX}*")) if place.is_dir() else ():
+            if _is_stale(path.name):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _is_stale(name: str) -> bool:
+    match = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-([0-9a-f]+)-[0-9a-f]+-[0-9a-f]+\.\w+", name)
+    if match is None:
+        return False
+    pid = int(match[1])
+    if pid == os.getpid():
+        return match[2] != _STARTED  # containers give the same number again and again
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False  # another user's process
+    return pid == 0
+
+
 def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name())
     try:
         with temporary.open("wb") as file:
             file.writelines(pieces)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cervseg_jax.choices import BitDepth, MaskRule, OnBadFile
 from cervseg_jax.heads import Head
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -62,8 +63,11 @@ class DataConfig(Section):
     split: SplitConfig | None = None
     origin: str | None = None
     """Where to get the data; shown when `data.root` is missing."""
-    mask_rule: Literal["half_range", "any_nonzero"] = "half_range"
-    on_bad_file: Literal["fail", "skip"] = "fail"
+    mask_rule: MaskRule = "half_range"
+    bit_depth: BitDepth = "auto"
+    """Bits that 16-bit image files use: 12 scales 0..4095 to 0..255. "auto": the training takes the least of 8, 10, 12,
+    14 and 16 that holds the values of all its images, and keeps it for inference."""
+    on_bad_file: OnBadFile = "fail"
     threads: Positive | None = None
     """Threads that read, augment and write images; None: one for each CPU core that the process may use, at most 16."""
     prefetch_batches: Positive = 4

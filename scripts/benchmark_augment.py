@@ -17,7 +17,8 @@ from cervseg_jax.curation import reference_style
 from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.curation.reference_dataset import build_reference_dataset
 from cervseg_jax.curation.synthetic import draw_scene
-from cervseg_jax.data.augment import AUGMENTATIONS, Sample
+from cervseg_jax.data.augment import AUGMENTATIONS
+from cervseg_jax.data.samples import Sample
 
 SIDE = 512
 NUM_SOURCES = 48

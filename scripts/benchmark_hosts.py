@@ -19,9 +19,9 @@ from pathlib import Path
 
 from cervseg_jax.config import load_config
 from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
+from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.data.pipeline import train_batches
 from cervseg_jax.data.samples import sample_loader
-from cervseg_jax.data.source import find_pairs
 from cervseg_jax.schema import Config
 
 HOSTS = (1, 2, 4, 8)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.data.source import Pair, find_pairs, read_instances
+from cervseg_jax.data.pairs import Pair, find_pairs
+from cervseg_jax.data.samples import read_instances
 from cervseg_jax.evaluation.nuclei import columns_of, join_nucleus_scores, score_nuclei
 from cervseg_jax.files import write_png
 from cervseg_jax.metrics.bootstrap import bootstrap_mean

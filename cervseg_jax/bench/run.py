@@ -14,8 +14,8 @@ from cervseg_jax.bench.timing import Timing, product_call, time_in_turns
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
 from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.samples import sample_cache, sample_loader
-from cervseg_jax.data.source import Pair, find_pairs
 from cervseg_jax.engine.cost import peak_process_bytes
 from cervseg_jax.schema import Config, SyntheticConfig
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, abstract_batch
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.pipeline import batches_ahead, train_batches
-from cervseg_jax.data.source import Pair
+from cervseg_jax.data.samples import Sample
 from cervseg_jax.engine.cost import StepCost
 from cervseg_jax.engine.experiment import build_experiment
 from cervseg_jax.schema import Config

@@ -5,13 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from cervseg_jax.choices import MaskRule, OnBadFile
 from cervseg_jax.cli.options import Quiet
 
 Padding = Literal["none", "square", "square_reference"]
-MaskRule = Literal["half_range", "any_nonzero"]
 Outlines = Literal["drawn", "traced"]
 Style = Literal["sound", "reference"]
-OnBadFile = Literal["fail", "skip"]
 
 
 def synth(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.source import CheckedPairs, Pair, check_pairs, find_pairs
+from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, check_pairs, common_bit_depth
+from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import LocalRun, local_copy
@@ -58,14 +59,20 @@ def run_train(
                     _draw_data(config, reporter)
         with sync_errors():
             pairs = _checked_data(config, reporter)
-        facts = {split: checked.facts for split, checked in pairs.items()}
+        bits = [item.bits for checked in pairs.values() for item in checked.stats]
+        depth = common_bit_depth(bits, config.data.bit_depth)
+        warning = bit_depth_warning(bits, depth, option="--set data.bit_depth=")
+        if warning:
+            reporter.warn(warning)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"bit_depth": depth})})
+        facts = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(facts))
         if num_seeds is None:
             _train_one(config, run, pairs, allow_changes=allow_changes, reporter=reporter)
         else:
             losses = []
             for seed in range(config.train.seed, config.train.seed + num_seeds):
-                own = load_config(config_path, [*overrides, f"train.seed={seed}"])
+                own = load_config(config_path, [*overrides, f"train.seed={seed}", f"data.bit_depth={depth}"])
                 member = run.subrun(seed_name(seed))
                 losses.append(_train_one(own, member, pairs, allow_changes=allow_changes, reporter=reporter))
             spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
@@ -90,7 +97,7 @@ def _train_one(
             if is_primary():
                 stack.enter_context(locked(folder))
                 open_run_folder(folder, config, allow_changes=allow_changes)
-                facts = {split: checked.facts for split, checked in pairs.items()}
+                facts = {split: checked.stats for split, checked in pairs.items()}
                 record_data(folder, facts, allow_changes=allow_changes)
                 run.publish()  # a bucket that is not writable must fail before the training
             files = {split: checked.pairs for split, checked in pairs.items()}
@@ -136,10 +143,16 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
         reporter.warn(problem)
     if problems:
         reporter.warn(f"{len(problems)} files are left out")
+    num_inverted = sum(result.num_inverted_masks for result in checked.values())
+    if num_inverted:
+        reporter.warn(
+            f"{num_inverted} of {sum(len(result.stats) for result in checked.values())} masks seem inverted: they mark "
+            "the larger and brighter part of the image; nuclei must not be zero"
+        )
     num_noisy = sum(result.num_noisy_masks for result in checked.values())
     if num_noisy:
         reporter.warn(
-            f"{num_noisy} of {sum(len(result.facts) for result in checked.values())} masks have more than two levels, "
+            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
             "as lossy files have; "
             + (
                 "values from half range count as nucleus (data.mask_rule: half_range)"
@@ -165,7 +178,7 @@ def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) 
 
 
 def _describe(split: str, checked: CheckedPairs) -> str:
-    facts = checked.facts
+    facts = checked.stats
     groups = len({fact.pair.group for fact in facts})
     sizes = sorted({(fact.height, fact.width) for fact in facts})
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")

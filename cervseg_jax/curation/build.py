@@ -11,9 +11,10 @@ from cervseg_jax.annotations.outlines import Rings, draw_instances, enclosed_are
 from cervseg_jax.curation.collect import SourceImage, Truth, read_truth
 from cervseg_jax.curation.geometry import Tile, pieces
 from cervseg_jax.curation.recipe import Part, Recipe, ScannedImage
-from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
+from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.decode import read_bytes, read_image
 from cervseg_jax.data.manifest import Record
+from cervseg_jax.data.samples import Sample
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import make_folder, sha256_of, write_png, write_text
 

@@ -9,8 +9,9 @@ import numpy as np
 from cervseg_jax.annotations.formats import is_coco, read_coco, read_geojson
 from cervseg_jax.annotations.labelme import read_labelme
 from cervseg_jax.annotations.objects import Annotation, Nucleus, parse_json
-from cervseg_jax.data.decode import MaskRule, read_bytes, read_labels, read_mask
-from cervseg_jax.data.source import images_by_stem, list_images
+from cervseg_jax.choices import MaskRule
+from cervseg_jax.data.decode import read_bytes, read_labels, read_mask
+from cervseg_jax.data.pairs import images_by_stem, list_images
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import refuse_bucket
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from cervseg_jax.annotations.outlines import Rings
-from cervseg_jax.data.augment import border_color
-from cervseg_jax.data.source import resize_image, resize_mask
+from cervseg_jax.data.geometric import border_color
+from cervseg_jax.data.resize import resize_image, resize_mask
 
 Padding = Literal["none", "square", "square_reference"]
 

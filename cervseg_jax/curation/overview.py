@@ -1,4 +1,4 @@
-"""A dataset on one page: what it holds, how it was made, what an audit found."""
+"""HTML overview of a dataset: contents, recipe and audit."""
 
 import html
 import json
@@ -12,10 +12,10 @@ from cervseg_jax.pages import figure, page, table
 
 
 def write_overview(path: Path, dataset: Path, summary: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, str]):
-    """Writes the page.
+    """Writes the overview page.
 
     Args:
-      path: the HTML file; the pictures lie beside it.
+      path: the HTML file; the pictures are in its folder.
       dataset: the dataset's folder; its `manifest.csv`, `dataset.json` and `audit.json` are shown where they exist.
       summary: what `write_statistics` returns.
       pictures: caption by file name.
@@ -25,7 +25,7 @@ def write_overview(path: Path, dataset: Path, summary: Mapping[str, Mapping[str,
         (caption.split(":")[0], figure(path.parent / name, caption=caption)) for name, caption in pictures.items()
     ]
     sections += [("Audit", _audit(dataset)), ("How it was made", _recipe(dataset))]
-    total = sum(facts["images"] for facts in summary.values())
+    total = sum(stats["images"] for stats in summary.values())
     lead = f"{total} images in {len(summary)} parts. For research; not for diagnosis."
     write_text(path, page(f"Dataset {dataset.name}", lead, sections))
 
@@ -36,22 +36,22 @@ def _counts(dataset: Path, summary: Mapping[str, Mapping[str, Any]]) -> str:
     for row in read_manifest(manifest) if manifest.is_file() else []:
         groups.setdefault(row["split"], set()).add(row["group"])
     rows = []
-    for split, facts in summary.items():
-        area = facts["area_px"]
-        touching = facts["touching_share"]
+    for split, stats in summary.items():
+        area = stats["area_px"]
+        touching = stats["touching_share"]
         rows.append(
             [
                 split,
-                facts["images"],
+                stats["images"],
                 len(groups[split]) if split in groups else "unknown",
-                f"{facts['nuclei']} nuclei" if "nuclei" in facts else f"{facts['regions']} connected regions",
-                f"{facts['per_image']['mean']:.1f} ({facts['per_image']['min']}-{facts['per_image']['max']})",
+                f"{stats['nuclei']} nuclei" if "nuclei" in stats else f"{stats['regions']} connected regions",
+                f"{stats['per_image']['mean']:.1f} ({stats['per_image']['min']}-{stats['per_image']['max']})",
                 "unknown" if touching is None else f"{touching:.0%}",
                 "none" if area is None else f"{area['p50']:.0f} ({area['p5']:.0f}-{area['p95']:.0f})",
-                f"{facts['foreground_mean']:.1%}",
-                facts["empty_masks"],
-                ", ".join(f"{width}x{height}" for height, width in facts["sizes"][:3])
-                + (" ..." if len(facts["sizes"]) > 3 else ""),
+                f"{stats['foreground_mean']:.1%}",
+                stats["empty_masks"],
+                ", ".join(f"{width}x{height}" for height, width in stats["sizes"][:3])
+                + (" ..." if len(stats["sizes"]) > 3 else ""),
             ]
         )
     header = ["part", "images", "groups", "objects", "per image (range)", "touching", "area, px (5-95 %)", "foreground"]
@@ -72,6 +72,6 @@ def _recipe(dataset: Path) -> str:
     path = dataset / "dataset.json"
     if not path.is_file():
         return "<p>Unknown: the folder has no dataset.json.</p>"
-    facts = json.loads(path.read_text())
-    rows = [[name, value if isinstance(value, str | int) else json.dumps(value)] for name, value in facts.items()]
+    settings = json.loads(path.read_text())
+    rows = [[name, value if isinstance(value, str | int) else json.dumps(value)] for name, value in settings.items()]
     return table(["setting", "value"], rows)

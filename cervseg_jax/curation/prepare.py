@@ -21,9 +21,8 @@ from cervseg_jax.curation.recipe import Part, Recipe, ScannedImage
 from cervseg_jax.curation.similarity import join_groups, near_pairs, perceptual_hash
 from cervseg_jax.data.decode import decode_image, read_bytes
 from cervseg_jax.data.manifest import Record, groups_from_csv, write_manifest
-from cervseg_jax.data.source import first_few
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.errors import ConfigError, DataError, first_few
 from cervseg_jax.files import make_folder, refuse_filled_folder, sha256_of, write_json, write_text
 from cervseg_jax.runtime.threads import default_threads
 

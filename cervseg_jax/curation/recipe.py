@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from cervseg_jax.choices import MaskRule
 from cervseg_jax.curation.collect import SourceImage
 from cervseg_jax.curation.geometry import Geometry
-from cervseg_jax.data.decode import MaskRule
 
 
 class Recipe(NamedTuple):

@@ -1,4 +1,4 @@
-"""Does a mask belong to its image? Nuclei are darker than what is around them, so mask and darkness must agree."""
+"""Registration of masks with images, from the correlation of a mask with darkness: nuclei are dark."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ WORKING_SIDE = 320
 
 BLOCKS = 5
 REACH_PX = 16
-"""Largest displacement that is looked for, in pixels of the working size: 5 % of the side."""
+"""Search radius for displacements in pixels of the working size, 5 % of the side."""
 
 
 class Registration(NamedTuple):
@@ -21,11 +21,11 @@ class Registration(NamedTuple):
     displacement: float
     """Median length of the local displacements between them, as a share of the longer side; 0 if not measurable."""
     drift: float
-    """Length of their median vector: large only where all point the same way."""
+    """Length of the median displacement vector; large if all blocks are displaced the same way."""
     num_blocks: int
-    """Places where the displacement could be measured."""
+    """Number of blocks whose displacement could be measured."""
     best_turn: str
-    """The orientation of the mask that agrees best, where that is far better than the given one; else empty."""
+    """The turn of the mask that fits clearly better than none; empty if there is none."""
 
 
 def registration(image: np.ndarray, mask: np.ndarray) -> Registration:
@@ -81,7 +81,7 @@ def _block_shifts(soft: np.ndarray, dark: np.ndarray) -> list[tuple[int, int]]:
     return shifts
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / scale if scale > 1e-6 else float("nan")
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum()) / scale if scale > 1e-6 else float("nan")

@@ -1,9 +1,11 @@
-"""Perceptual hashes: which images show the same thing."""
+"""Near-duplicate images, by perceptual hashes."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+from cervseg_jax.errors import first_few
 
 NEAR = 6
 """Images whose hashes differ in at most this many of the 64 bits count as near-duplicates."""
@@ -49,7 +51,7 @@ def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list
 
     Args:
       groups: name of each image's group.
-      pairs: indices of images that must not part.
+      pairs: indices of images that must stay in one group.
 
     Returns:
       For each image the name of its merged group: the first of the names in it, in alphabetical order.
@@ -66,8 +68,8 @@ def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list
             name = parent[name]
         return name
 
-    for one, other in pairs:
-        first, second = sorted((root(groups[one]), root(groups[other])))
+    for i, j in pairs:
+        first, second = sorted((root(groups[i]), root(groups[j])))
         parent[second] = first
     return [root(name) for name in groups]
 
@@ -76,3 +78,26 @@ def _hash(small: np.ndarray) -> int:
     frequencies = cv2.dct(small)[:8, :8].ravel()
     signs = frequencies > np.median(frequencies[1:])
     return int(np.packbits(signs).view(">u8")[0])
+
+
+def describe_joins(names: Sequence[str], pairs: Sequence[tuple[int, int]], groups: Sequence[str]) -> str:
+    """Returns which images were joined as near-duplicates, as text for a message; "" if none were.
+
+    Args:
+      names: of the images.
+      pairs: from `near_pairs`.
+      groups: from `join_groups`, one per image.
+
+    Example:
+      >>> describe_joins(["a", "b", "c"], [(0, 2)], ["a", "b", "a"])
+      '2 of 3 images look alike and count as 1 source (a = c)'
+    """
+    alike = sorted({index for pair in pairs for index in pair})
+    if not alike:
+        return ""
+    members: dict[str, list[str]] = {}
+    for index in alike:
+        members.setdefault(groups[index], []).append(names[index])
+    shown = first_few((" = ".join(same[:4] + ["..."] * (len(same) > 4)) for same in members.values()), limit=3)
+    sources = f"{len(members)} source{'s' * (len(members) > 1)}"
+    return f"{len(alike)} of {len(names)} images look alike and count as {sources} ({shown})"

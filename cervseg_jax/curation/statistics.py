@@ -1,5 +1,6 @@
-"""What a dataset holds: counts, sizes, nuclei, stains; as numbers and as pictures."""
+"""Statistics of a dataset, as JSON and as figures."""
 
+import glob
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from scipy import ndimage
 
 from cervseg_jax.curation.overview import write_overview
 from cervseg_jax.data.decode import read_image, read_labels, read_mask
-from cervseg_jax.data.source import list_images, split_folders
+from cervseg_jax.data.pairs import list_images, split_folders, stem_of
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_json, write_png
 from cervseg_jax.plots import TRUTH_COLOR, draw_outline, draw_sheet, save_figure
@@ -22,15 +23,15 @@ NUM_SAMPLES = 12
 COLUMNS = 4
 
 
-class ImageFacts(NamedTuple):
-    """What one image adds to the statistics."""
+class ImageStats(NamedTuple):
+    """Measurements of one image."""
 
     size: tuple[int, int]
     foreground: float
     areas: list[int]
     """Pixels of each nucleus; of each connected region where there are no instance labels."""
     touching: int
-    """Nuclei that touch another one; 0 without instance labels."""
+    """Number of nuclei that touch another one; 0 without instance labels."""
     has_instances: bool
     mean_rgb: tuple[float, float, float]
     """Mean color of the nuclei, or of the image where it has none."""
@@ -53,20 +54,20 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
     """
     folders = split_folders(dataset)
     paths = {split: list_images(folder / "images") for split, folder in folders.items()}
-    facts: dict[str, list[ImageFacts]] = {}
+    images: dict[str, list[ImageStats]] = {}
     with progress("counting", sum(map(len, paths.values()))) as advance, ThreadPoolExecutor(default_threads()) as pool:
 
-        def measure(path: Path) -> ImageFacts:
+        def measure(path: Path) -> ImageStats:
             try:
                 return _measure(path)
             finally:
                 advance()
 
         for split, members in paths.items():
-            facts[split] = list(pool.map(measure, members))
-    summary = {split: summarize_split(members) for split, members in facts.items() if members}
+            images[split] = list(pool.map(measure, members))
+    summary = {split: summarize_split(members) for split, members in images.items() if members}
     write_json(out / "stats.json", summary)
-    draw_statistics(out / f"{dataset.name}_statistics.png", facts, title=dataset.name)
+    draw_statistics(out / f"{dataset.name}_statistics.png", images, title=dataset.name)
     first = next(iter(folders))
     prefix = "train" if first == "train" else first
     _write_samples(out, prefix, paths[first])
@@ -79,29 +80,29 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
     return summary
 
 
-def summarize_split(facts: Sequence[ImageFacts]) -> dict[str, Any]:
-    """Turns the facts of one split into numbers.
+def summarize_split(images: Sequence[ImageStats]) -> dict[str, Any]:
+    """Summarizes the images of one split.
 
     Args:
-      facts: at least one image.
+      images: measurements of at least one image.
 
     Returns:
       JSON values; areas in pixels.
     """
-    areas = [area for fact in facts for area in fact.areas]
-    has_instances = all(fact.has_instances for fact in facts)
-    counts = [len(fact.areas) for fact in facts]
-    sizes = sorted({fact.size for fact in facts})
+    areas = [area for image in images for area in image.areas]
+    has_instances = all(image.has_instances for image in images)
+    counts = [len(image.areas) for image in images]
+    sizes = sorted({image.size for image in images})
     return {
-        "images": len(facts),
+        "images": len(images),
         "sizes": [list(size) for size in sizes[:20]],
-        "foreground_mean": float(np.mean([fact.foreground for fact in facts])),
-        "empty_masks": sum(not fact.areas for fact in facts),
+        "foreground_mean": float(np.mean([image.foreground for image in images])),
+        "empty_masks": sum(not image.areas for image in images),
         "nuclei" if has_instances else "regions": int(np.sum(counts)),
         "per_image": {"mean": float(np.mean(counts)), "min": int(min(counts)), "max": int(max(counts))},
-        "touching_share": sum(fact.touching for fact in facts) / max(len(areas), 1) if has_instances else None,
+        "touching_share": sum(image.touching for image in images) / max(len(areas), 1) if has_instances else None,
         "area_px": {f"p{q}": float(np.percentile(areas, q)) for q in (5, 25, 50, 75, 95)} if areas else None,
-        "nucleus_rgb_mean": np.mean([fact.mean_rgb for fact in facts], axis=0).round(1).tolist(),
+        "nucleus_rgb_mean": np.mean([image.mean_rgb for image in images], axis=0).round(1).tolist(),
     }
 
 
@@ -118,35 +119,35 @@ def touching_nuclei(labels: np.ndarray) -> int:
     touching: set[int] = set()
     height, width = labels.shape
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        one = labels[: height - dy, max(0, -dx) : width - max(0, dx)]
-        other = labels[dy:, max(0, dx) : width - max(0, -dx)]
-        meet = (one != other) & (one > 0) & (other > 0)
-        touching |= set(np.unique(one[meet]).tolist()) | set(np.unique(other[meet]).tolist())
+        first = labels[: height - dy, max(0, -dx) : width - max(0, dx)]
+        second = labels[dy:, max(0, dx) : width - max(0, -dx)]
+        meet = (first != second) & (first > 0) & (second > 0)
+        touching |= set(np.unique(first[meet]).tolist()) | set(np.unique(second[meet]).tolist())
     return len(touching)
 
 
-def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: str) -> None:
+def draw_statistics(path: Path, images: dict[str, list[ImageStats]], *, title: str) -> None:
     """Draws images per split, nuclei per image, stain colors, areas, foreground and touching shares.
 
     Args:
       path: the PNG to write.
-      facts: by split.
+      images: measurements by split.
       title: heading.
     """
     figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
     (count, per_image, color), (area, share, touching) = figure.subplots(2, 3)
-    names = [name for name, members in facts.items() if members]
-    bars = count.bar(names, [len(facts[name]) for name in names], color="#1b6ca8", width=0.6)
+    names = [name for name, members in images.items() if members]
+    bars = count.bar(names, [len(images[name]) for name in names], color="#1b6ca8", width=0.6)
     count.bar_label(bars)
     count.set_ylabel("images")
-    has_instances = all(fact.has_instances for name in names for fact in facts[name])
+    has_instances = all(image.has_instances for name in names for image in images[name])
     what = "nuclei" if has_instances else "connected regions"
     groups: dict[str, dict[str, list[float]]] = {
-        "per_image": {name: [len(fact.areas) for fact in facts[name]] for name in names},
-        "area": {name: [float(np.log10(a)) for fact in facts[name] for a in fact.areas] for name in names},
-        "share": {name: [100 * fact.foreground for fact in facts[name]] for name in names},
+        "per_image": {name: [len(image.areas) for image in images[name]] for name in names},
+        "area": {name: [float(np.log10(a)) for image in images[name] for a in image.areas] for name in names},
+        "share": {name: [100 * image.foreground for image in images[name]] for name in names},
         "touching": {
-            name: [100 * fact.touching / len(fact.areas) for fact in facts[name] if fact.areas and has_instances]
+            name: [100 * image.touching / len(image.areas) for image in images[name] if image.areas and has_instances]
             for name in names
         },
     }
@@ -155,7 +156,7 @@ def draw_statistics(path: Path, facts: dict[str, list[ImageFacts]], *, title: st
     _histogram(share, groups["share"], "share of nucleus, %")
     _histogram(touching, groups["touching"], "touching nuclei, % (needs instance labels)")
     for name in names:
-        rgb = np.array([fact.mean_rgb for fact in facts[name]])
+        rgb = np.array([image.mean_rgb for image in images[name]])
         color.scatter(rgb[:, 0], rgb[:, 2], c=rgb / 255, s=28, edgecolors="0.3", linewidths=0.4)
     color.set(xlabel="red of the nuclei (each dot an image, in its color)", ylabel="blue")
     per_image.legend(frameon=False)
@@ -178,7 +179,7 @@ def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:
             axes.stairs(counts / len(several), edges, label=name, linewidth=1.8)
 
 
-def _measure(path: Path) -> ImageFacts:
+def _measure(path: Path) -> ImageStats:
     image = read_image(path)
     labels, has_instances = _labels_of(path)
     if labels.shape != image.shape[:2]:
@@ -190,7 +191,7 @@ def _measure(path: Path) -> ImageFacts:
     inside = labels > 0
     pixels = image[inside] if inside.any() else image.reshape(-1, 3)
     red, green, blue = pixels.mean(axis=0)
-    return ImageFacts(
+    return ImageStats(
         size=image.shape[:2],
         foreground=float(inside.mean()),
         areas=areas[areas > 0].tolist(),
@@ -202,15 +203,16 @@ def _measure(path: Path) -> ImageFacts:
 
 def _labels_of(image_path: Path) -> tuple[np.ndarray, bool]:
     """Reads instance labels where there are some, else the mask."""
-    folder = image_path.parents[1]
     for kind in ("instances", "masks"):
-        for path in sorted((folder / kind).glob(f"{_escaped(image_path.stem)}.*")):
+        folder = image_path.parents[1] / kind
+        if not folder.is_dir():
+            continue
+        stem = stem_of(image_path)
+        # Escaped, because brackets and stars in file names are patterns to `glob`; NFD names need the listing.
+        exact = sorted(path for path in folder.glob(f"{glob.escape(image_path.stem)}.*") if path.suffix)
+        for path in exact or [path for path in list_images(folder) if stem_of(path) == stem]:
             return read_labels(path) if kind == "instances" else (read_mask(path).mask.astype(np.int32), False)
     raise DataError(f"{image_path}: has neither instance labels nor a mask")
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in stem)
 
 
 def _write_samples(out: Path, prefix: str, paths: Sequence[Path]) -> None:
@@ -220,8 +222,8 @@ def _write_samples(out: Path, prefix: str, paths: Sequence[Path]) -> None:
     for path in chosen:
         labels, _ = _labels_of(path)
         picture = read_image(path)
-        for number in np.unique(labels[labels > 0]):
-            picture = draw_outline(picture, labels == number, color=TRUTH_COLOR)
+        for label in np.unique(labels[labels > 0]):
+            picture = draw_outline(picture, labels == label, color=TRUTH_COLOR)
         outlined.append(picture)
         masks.append(np.repeat(((labels > 0) * 255).astype(np.uint8)[:, :, None], 3, axis=2))
     for name, pictures in ((f"{prefix}_images_sample", outlined), (f"{prefix}_masks_sample", masks)):

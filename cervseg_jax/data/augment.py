@@ -1,278 +1,18 @@
 """Augmentation of training samples, in numpy and OpenCV.
 
-An operation is `(sample, rng, **args) -> sample`. Geometry is drawn once and applied to image, mask and instance labels
-alike, labels by nearest neighbor with background outside; color changes touch the image alone.
+An operation is `(sample, rng, **args) -> sample`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
-from pydantic import Field
 
-NonNegative = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-
-
-class Sample(NamedTuple):
-    """One image with its mask, and its instance labels where it has them, all of one size."""
-
-    image: np.ndarray
-    """uint8 [h, w, 3], RGB."""
-    mask: np.ndarray
-    """uint8 [h, w], 0 or 1."""
-    instances: np.ndarray | None = None
-    """Integer labels [h, w], 0 for background."""
-
+from cervseg_jax.data.geometric import affine, bulge, crop, elastic, flip, map_sample, rotate90
+from cervseg_jax.data.photometric import blur, color, noise, sharpen, stain
+from cervseg_jax.data.samples import Sample
 
 Operation = Callable[..., Sample]
-
-
-def _geometric(
-    sample: Sample, on_image: Callable[[np.ndarray], np.ndarray], on_labels: Callable[[np.ndarray], np.ndarray]
-) -> Sample:
-    instances = None if sample.instances is None else on_labels(sample.instances)
-    return Sample(on_image(sample.image), on_labels(sample.mask), instances)
-
-
-def flip(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Mirrors left-right, top-bottom, both or not, with equal chances."""
-    window = tuple(slice(None, None, -1) if rng.random() < 0.5 else slice(None) for _ in range(2))
-    return _geometric(sample, lambda image: image[window], lambda labels: labels[window])
-
-
-def rotate90(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Rotates by a random multiple of 90 degrees; by 0 or 180 where the image is not square."""
-    height, width = sample.mask.shape
-    turns = int(rng.integers(4)) if height == width else 2 * int(rng.integers(2))
-    return _geometric(sample, lambda image: np.rot90(image, turns), lambda labels: np.rot90(labels, turns))
-
-
-def affine(
-    sample: Sample,
-    rng: np.random.Generator,
-    *,
-    max_degrees: NonNegative = 180.0,
-    scale: tuple[float, float] = (0.8, 1.25),
-    max_shift: NonNegative = 0.05,
-    max_shear: NonNegative = 0.0,
-) -> Sample:
-    """Rotates, scales, shears and shifts about the image's true center.
-
-    What comes in from outside has the median color of the image's border, and no nuclei.
-
-    Args:
-      sample: image and labels.
-      rng: source of randomness.
-      max_degrees: the angle is uniform in [-max_degrees, max_degrees].
-      scale: smallest and largest magnification; drawn log-uniformly.
-      max_shift: largest shift as a share of each side.
-      max_shear: largest vertical shift per pixel to the side of the center.
-
-    Returns:
-      The warped sample.
-    """
-    height, width = sample.mask.shape
-    angle = rng.uniform(-max_degrees, max_degrees)
-    factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
-    center = ((width - 1) / 2, (height - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(center, angle, factor)
-    matrix[:, 2] += rng.uniform(-max_shift, max_shift, size=2) * (width, height)
-    amount = rng.uniform(-max_shear, max_shear)
-    sheared = np.array([[1, 0, 0], [amount, 1, -amount * center[0]], [0, 0, 1]])
-    return _warp_affine(sample, np.linalg.inv(np.vstack([matrix, [0, 0, 1]]) @ sheared)[:2])
-
-
-def elastic(
-    sample: Sample, rng: np.random.Generator, *, max_shift_px: NonNegative = 6.0, sigma_px: Positive = 24.0
-) -> Sample:
-    """Displaces every point by a smooth random field, the same one for image and labels.
-
-    Args:
-      sample: image and labels.
-      rng: source of randomness.
-      max_shift_px: length of the largest displacement.
-      sigma_px: smoothness of the field; below about `max_shift_px` the picture would fold.
-
-    Returns:
-      The warped sample.
-
-    Reference: Simard et al. 2003, ICDAR, with a field that is drawn coarsely and enlarged.
-    """
-    height, width = sample.mask.shape
-    coarse = rng.standard_normal((2, int(height / sigma_px) + 4, int(width / sigma_px) + 4)).astype(np.float32)
-    dx, dy = (cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in coarse)
-    factor = np.float32(max_shift_px / max(float(cv2.magnitude(dx, dy).max()), 1e-6))
-    rows, columns = _positions(height, width)
-    return _remap(sample, columns + dx * factor, rows + dy * factor)
-
-
-def bulge(sample: Sample, rng: np.random.Generator, *, radius: Positive = 0.3, max_amount: NonNegative = 0.3) -> Sample:
-    """Magnifies or shrinks a disc at a random place (barrel and pincushion).
-
-    Args:
-      sample: image and labels.
-      rng: source of randomness.
-      radius: of the disc, as a share of the width.
-      max_amount: exponent of the radial profile; uniform in [-max_amount, max_amount], positive magnifies.
-
-    Returns:
-      The warped sample.
-    """
-    height, width = sample.mask.shape
-    amount, reach = rng.uniform(-max_amount, max_amount), width * radius
-    x0, y0 = rng.uniform(0.25, 0.75, 2) * (width, height)
-    rows, columns = _positions(height, width)
-    dx, dy = np.broadcast_arrays(columns - np.float32(x0), rows - np.float32(y0))
-    share = np.clip(cv2.magnitude(dx, dy) / np.float32(reach), np.float32(1e-6), np.float32(1.0))
-    factor = cv2.pow(np.sin(np.float32(np.pi / 2) * share), amount)
-    return _remap(sample, np.float32(x0) + factor * dx, np.float32(y0) + factor * dy)
-
-
-def crop(
-    sample: Sample, rng: np.random.Generator, *, min_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
-) -> Sample:
-    """Takes a random window and enlarges it to the full size.
-
-    Args:
-      sample: image and labels.
-      rng: source of randomness.
-      min_share: smallest side of the window as a share of the image's; uniform up to 1.
-
-    Returns:
-      The window, of the sample's size.
-    """
-    height, width = sample.mask.shape
-    share = rng.uniform(min_share, 1.0)
-    left, top = rng.uniform(0.0, 1.0 - share, 2) * (width, height)
-    corner = np.array([left, top]) + 0.5 * share - 0.5
-    return _warp_affine(sample, np.column_stack([share * np.eye(2), corner]))
-
-
-def _positions(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [h, 1] and columns [1, w], float32: what `remap` takes, and half the time of float64."""
-    return np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
-
-
-def _warp_affine(sample: Sample, origin: np.ndarray) -> Sample:
-    """Fetches from the positions `origin` [2, 3] @ (x, y, 1)."""
-    height, width = sample.mask.shape
-
-    def fetch(picture: np.ndarray, interpolation: int, outside: Sequence[float]) -> np.ndarray:
-        flags = interpolation | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(picture, origin, (width, height), flags=flags, borderValue=outside)
-
-    return _fetch(sample, fetch)
-
-
-def _remap(sample: Sample, map_x: np.ndarray, map_y: np.ndarray) -> Sample:
-    """Fetches from positions, float32 [h, w]."""
-    return _fetch(
-        sample,
-        lambda picture, interpolation, outside: cv2.remap(picture, map_x, map_y, interpolation, borderValue=outside),
-    )
-
-
-def _fetch(sample: Sample, fetch: Callable[[np.ndarray, int, Sequence[float]], np.ndarray]) -> Sample:
-    """Fetches the image bilinearly, with its border's color outside, and labels by nearest, background outside."""
-    color = border_color(sample.image)
-
-    def fetch_labels(labels: np.ndarray) -> np.ndarray:
-        # OpenCV warps no 32-bit integers; float32 holds label numbers exactly up to 2^24.
-        given = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
-        return fetch(given, cv2.INTER_NEAREST, (0.0,)).astype(labels.dtype)
-
-    return _geometric(sample, lambda image: fetch(image, cv2.INTER_LINEAR, color), fetch_labels)
-
-
-def color(
-    sample: Sample,
-    rng: np.random.Generator,
-    *,
-    brightness: NonNegative = 0.1,
-    contrast: NonNegative = 0.1,
-    hue_degrees: NonNegative = 8.0,
-    saturation: NonNegative = 0.15,
-) -> Sample:
-    """Varies the image's colors as scanners and stains do.
-
-    Args:
-      sample: image and mask; the mask is left alone.
-      rng: source of randomness.
-      brightness: largest shift, as a share of the full range.
-      contrast: largest relative change of the distance from mid-gray.
-      hue_degrees: largest rotation of the hue.
-      saturation: largest relative change of the saturation.
-
-    Returns:
-      The sample with a changed image.
-    """
-    gain = 1.0 + rng.uniform(-contrast, contrast)
-    offset = 127.5 * (1.0 - gain) + 255.0 * rng.uniform(-brightness, brightness)
-    turn = int(round(rng.uniform(-hue_degrees, hue_degrees) * 256 / 360))
-    strength = 1.0 + rng.uniform(-saturation, saturation)
-    levels = np.arange(256)
-    hsv = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV_FULL)
-    table = np.empty((1, 256, 3), np.uint8)
-    table[0, :, 0] = (levels + turn) % 256
-    table[0, :, 1] = np.clip(levels * strength, 0, 255)
-    table[0, :, 2] = np.clip(levels * gain + offset, 0, 255)
-    return sample._replace(image=cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB_FULL))
-
-
-def blur(sample: Sample, rng: np.random.Generator, *, max_sigma_px: NonNegative = 1.5) -> Sample:
-    """Blurs the image as a lens out of focus does, with a uniform sigma up to `max_sigma_px`."""
-    sigma = rng.uniform(0.0, max_sigma_px)
-    if sigma < 0.1:
-        return sample
-    return sample._replace(image=cv2.GaussianBlur(sample.image, (0, 0), sigma))
-
-
-def sharpen(sample: Sample, rng: np.random.Generator, *, max_amount: NonNegative = 1.0) -> Sample:
-    """Adds up to `max_amount` times the difference between the image and its blurred self."""
-    amount = rng.uniform(0.0, max_amount)
-    soft = cv2.GaussianBlur(sample.image, (0, 0), 1.0)
-    return sample._replace(image=cv2.addWeighted(sample.image, 1 + amount, soft, -amount, 0))
-
-
-def noise(sample: Sample, rng: np.random.Generator, *, max_sigma: NonNegative = 6.0) -> Sample:
-    """Adds sensor noise with a uniform deviation of up to `max_sigma` gray levels."""
-    sigma = rng.uniform(0.0, max_sigma)
-    grain = rng.standard_normal(sample.image.shape[:2], np.float32) * np.float32(sigma)
-    return sample._replace(image=cv2.add(sample.image, cv2.merge([grain] * 3), dtype=cv2.CV_8U))
-
-
-# Absorbances of haematoxylin, eosin and DAB in R, G, B.
-HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-# Absorbance of each gray level.
-DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
-
-
-def stain(
-    sample: Sample, rng: np.random.Generator, *, max_gain: NonNegative = 0.15, max_offset: NonNegative = 0.03
-) -> Sample:
-    """Varies the amounts of the dyes, as laboratories do: each stain's absorbance is scaled and shifted.
-
-    Args:
-      sample: image and labels.
-      rng: source of randomness.
-      max_gain: largest relative change of a dye's absorbance.
-      max_offset: largest absorbance that is added to or taken from a dye.
-
-    Returns:
-      The sample with a changed image.
-
-    Reference: Tellez et al. 2018, IEEE TMI 37(9), with the stain vectors of Ruifrok and Johnston 2001.
-    """
-    gain = 1.0 + rng.uniform(-max_gain, max_gain, 3)
-    offset = rng.uniform(-max_offset, max_offset, 3)
-    # The way to the dyes, the change and the way back are one linear map of absorbances.
-    change = np.linalg.inv(HED) @ np.diag(gain) @ HED
-    changed = cv2.transform(cv2.LUT(sample.image, DENSITY), np.column_stack([change.T, offset @ HED]))
-    transmitted = cv2.exp(-np.maximum(changed, 0.0, out=changed))
-    return sample._replace(image=cv2.convertScaleAbs(transmitted, alpha=255.0))
-
 
 AUGMENTATIONS: Mapping[str, Operation] = {
     "flip": flip,
@@ -288,12 +28,6 @@ AUGMENTATIONS: Mapping[str, Operation] = {
     "noise": noise,
 }
 """Operations by config name."""
-
-
-def border_color(image: np.ndarray) -> tuple[float, ...]:
-    """Returns the median color of the outermost pixels: the slide's background in most images."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    return tuple(float(value) for value in np.median(border, axis=0))
 
 
 def apply_operations(
@@ -312,4 +46,4 @@ def apply_operations(
     for function, probability, args in operations:
         if rng.random() < probability:
             sample = function(sample, rng, **args)
-    return _geometric(sample, np.ascontiguousarray, np.ascontiguousarray)
+    return map_sample(sample, np.ascontiguousarray, np.ascontiguousarray)

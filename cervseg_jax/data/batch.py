@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cervseg_jax.data.augment import Sample
+from cervseg_jax.data.samples import Sample
 from cervseg_jax.data.targets import target_maps, touching_pixels
 from cervseg_jax.heads import Head, needs_instances, num_maps
 from cervseg_jax.runtime.mesh import ROWS

@@ -1,18 +1,21 @@
-"""One canonical way from a file to pixels, used by training, evaluation and inference alike.
+"""Decoding of image, mask and label files, the same for training, evaluation and inference.
 
-Images become RGB uint8, masks become 0/1. The EXIF orientation is applied to both. Every file that is not
-understood is refused by name; nothing is guessed silently.
+Images become RGB uint8, masks 0/1. The EXIF orientation is applied to both. A file that is damaged or of a kind that is
+not read raises an error that names it; no pixels are made up.
 """
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from cervseg_jax.data.headers import HeaderError, read_header
+from cervseg_jax.choices import BitDepth, MaskRule
+from cervseg_jax.data.raw import decode_pixels
+from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
 
 MAX_FILE_BYTES = 2**30
@@ -22,11 +25,14 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".
 MAX_COLORED_SHARE = 0.05
 """A three-channel mask with fewer colored pixels than this is gray with colored edges."""
 
-MaskRule = Literal["half_range", "any_nonzero"]
+
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+IGNORED_LEVELS, IGNORED_SHARE = 16, 0.1
+"""Levels below this, on at least this share of the pixels at the top of the range, are classes and not noise."""
 
 
 class MaskReading(NamedTuple):
-    """A decoded mask and what its file looked like."""
+    """A decoded mask and the number of levels in its file."""
 
     mask: np.ndarray
     """uint8 [h, w], 1 for nucleus."""
@@ -68,29 +74,96 @@ def read_bytes(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def decode_image(data: bytes, *, source: Path) -> np.ndarray:
+class RawImage(NamedTuple):
+    """A decoded image in the file's own depth."""
+
+    pixels: Pixels
+    bits: int | None
+    """Least depth of `BIT_DEPTHS` that holds the values of a 16-bit file; None for 8-bit files."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels.values.shape[:2]
+        return height, width
+
+
+def decode_raw(data: bytes, *, source: Path) -> RawImage:
+    """Decodes an image without scaling it to 8 bits; arguments and errors as of `decode_image`."""
+    pixels = decode_pixels(data, source=source)
+    if pixels.values.dtype == np.uint8:
+        return RawImage(pixels, None)
+    colors = pixels.values if pixels.values.ndim == 2 else pixels.values[:, :, :3]
+    return RawImage(pixels, bits_used(colors))
+
+
+def bits_used(values: np.ndarray) -> int:
+    """Returns the least of `BIT_DEPTHS` that holds 16-bit values.
+
+    Example:
+      >>> bits_used(np.array([[0, 4095]], np.uint16))
+      12
+    """
+    highest = int(values.max(initial=0))
+    return next(bits for bits in BIT_DEPTHS if highest < 2**bits)
+
+
+def decode_image(
+    data: bytes,
+    *,
+    source: Path,
+    bit_depth: BitDepth = "auto",
+    on_narrow: Callable[[int], None] = lambda bits: None,
+) -> np.ndarray:
     """Decodes an image to RGB.
 
-    Gray becomes three equal channels, 16-bit is scaled to 8-bit with rounding, CMYK and palettes become RGB,
+    Gray becomes three equal channels, 16-bit files are scaled to 8 bits with rounding, CMYK and palettes become RGB,
     transparency is laid on white (the slide's empty background).
 
     Args:
       data: the whole file.
       source: its name, for messages.
+      bit_depth: bits that the values of a 16-bit file have: 12 scales 0..4095 to 0..255.
+      on_narrow: called with the bits if a 16-bit file uses fewer than 16.
 
     Returns:
       uint8 [h, w, 3].
 
     Raises:
-      DataError: if the file cannot be decoded faithfully.
+      DataError: if the file is damaged, of a kind that is not read, or has values beyond `bit_depth`.
     """
-    pixels = _to_8_bit(_decode(data, source=source))
-    if pixels.ndim == 2:
-        return np.repeat(pixels[:, :, None], 3, axis=2)
-    if pixels.shape[2] == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # ten times as fast as a copy of the reversed view
-    rgb, alpha = pixels[:, :, 2::-1], pixels[:, :, 3:].astype(np.uint16)
-    return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    raw = decode_raw(data, source=source)
+    if raw.bits is not None and raw.bits < 16:
+        on_narrow(raw.bits)
+    return rgb_of(raw, source=source, bit_depth=bit_depth)
+
+
+def rgb_of(raw: RawImage, *, source: Path, bit_depth: BitDepth = "auto") -> np.ndarray:
+    """Scales a decoded image to RGB uint8 [h, w, 3]; arguments and errors as of `decode_image`."""
+    values = raw.pixels.values
+    bits = 16 if raw.bits is None else raw.bits
+    if bit_depth != "auto" and raw.bits is not None:
+        if raw.bits > bit_depth:
+            highest = int(values.max() if values.ndim == 2 else values[:, :, :3].max())
+            raise DataError(
+                f"{source}: has values up to {highest}, which is more than {bit_depth} bits; set data.bit_depth"
+            )
+        bits = bit_depth
+    colors = scale_to_8_bit(values if values.ndim == 2 else values[:, :, :3], bits)
+    if colors.ndim == 2:
+        return np.repeat(colors[:, :, None], 3, axis=2)
+    if values.shape[2] == 3:
+        return cv2.cvtColor(colors, cv2.COLOR_BGR2RGB)  # ten times as fast as a copy of the reversed view
+    alpha = scale_to_8_bit(values[:, :, 3:], 16)
+    return lay_on_white(colors[:, :, ::-1], alpha, is_premultiplied=raw.pixels.is_premultiplied)
+
+
+def lay_on_white(rgb: np.ndarray, alpha: np.ndarray, *, is_premultiplied: bool) -> np.ndarray:
+    """Returns transparent pixels in front of white; uint8 [h, w, 3] from colors [h, w, 3] and opacity [h, w, 1]."""
+    wide = alpha.astype(np.uint16)
+    if is_premultiplied:
+        return np.minimum(rgb + (255 - wide), 255).astype(np.uint8)
+    return ((rgb * wide + 255 * (255 - wide) + 127) // 255).astype(np.uint8)
 
 
 def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> MaskReading:
@@ -112,90 +185,91 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     Raises:
       DataError: if the file cannot be decoded, or its values do not say what is a nucleus.
     """
-    values = _single_channel(_decode(data, source=source), source=source)
-    levels = np.flatnonzero(np.bincount(values.ravel(), minlength=2))
+    values = _single_channel(decode_pixels(data, source=source).values, source=source)
+    counts = np.bincount(values.ravel(), minlength=2)
+    levels = np.flatnonzero(counts)
     top = int(levels[-1])
     if rule == "any_nonzero" or top == 0 or len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
         return MaskReading((values > 0).astype(np.uint8), len(levels))
-    half = (np.iinfo(values.dtype).max + 1) // 2
+    highest = np.iinfo(values.dtype).max
+    half = (highest + 1) // 2
     if top < half:
         raise DataError(
-            f"{source}: a mask with {len(levels)} levels up to {top} of {np.iinfo(values.dtype).max}: instance labels "
+            f"{source}: a mask with {len(levels)} levels up to {top} of {highest}: instance labels "
             "or class numbers? A mask has nucleus and background; data.mask_rule: any_nonzero takes all but zero"
+        )
+    if not _is_jpeg(data) and _has_ignored_level(counts, levels, highest):
+        raise DataError(
+            f"{source}: a mask with the levels {', '.join(map(str, levels))}: classes, with {highest} for pixels to be "
+            f"ignored? A mask has nucleus and background; as it is, data.mask_rule: half_range takes {highest} alone "
+            "as nucleus, any_nonzero all but zero"
         )
     return MaskReading((values >= half).astype(np.uint8), len(levels))
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Reads a file as RGB uint8 [h, w, 3]; errors as `read_bytes` and `decode_image`."""
-    return decode_image(read_bytes(path), source=path)
+def _has_ignored_level(counts: np.ndarray, levels: np.ndarray, highest: int) -> bool:
+    """Whether a mask has class numbers from zero and, far from them, one more level at the top of the range."""
+    if levels[-1] != highest or len(levels) < 3 or levels[-2] >= IGNORED_LEVELS:
+        return False
+    return bool(counts[1:IGNORED_LEVELS].sum() >= IGNORED_SHARE * counts[highest])
+
+
+def read_image(
+    path: Path, *, bit_depth: BitDepth = "auto", on_narrow: Callable[[int], None] = lambda bits: None
+) -> np.ndarray:
+    """Reads a file as RGB uint8 [h, w, 3]; arguments and errors as of `read_bytes` and `decode_image`."""
+    return decode_image(read_bytes(path), source=path, bit_depth=bit_depth, on_narrow=on_narrow)
 
 
 def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
-    """Reads a file as a 0/1 mask; errors as `read_bytes` and `decode_mask`."""
+    """Reads a file as a 0/1 mask; errors as of `read_bytes` and `decode_mask`."""
     return decode_mask(read_bytes(path), source=path, rule=rule)
 
 
 def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarray, bool]:
-    """Reads a file that holds instance labels, or a mask after all.
+    """Reads a file of instance labels, or a mask.
 
-    More than two levels in a lossless file are labels, one per nucleus. Two levels, or a JPEG, are a mask.
+    More than two levels in a lossless file are labels, one per nucleus; two levels, or a JPEG, are a mask. Labels may
+    be integers of any width, floating-point numbers without fractions, or the indices of a palette.
 
     Args:
       path: the file.
       rule: how a mask is read, see `decode_mask`.
 
     Returns:
-      int32 [h, w] with 0 for background, and whether touching nuclei are told apart.
+      int32 [h, w] with 0 for background, and whether touching nuclei are told apart. Labels beyond int32 are
+      renumbered in their order.
 
     Raises:
-      DataError: if the file is bad.
+      DataError: if the file is bad, or has negative or fractional values.
     """
     data = read_bytes(path)
-    values = _single_channel(_decode(data, source=path), source=path)
-    if data.startswith(b"\xff\xd8") or len(np.unique(values)) <= 2:
+    if _is_jpeg(data):
         return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
+    values = _single_channel(decode_pixels(data, source=path, for_labels=True).values, source=path)
+    levels = np.unique(values)
+    if levels[0] < 0 or (levels != np.floor(levels)).any():
+        raise DataError(f"{path}: has negative or fractional values; labels are whole numbers from zero")
+    if len(levels) <= 2:
+        if values.dtype in (np.uint8, np.uint16):
+            return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
+        return (values > 0).astype(np.int32), False
+    if levels[-1] > np.iinfo(np.int32).max:
+        first = 0 if levels[0] == 0 else 1
+        return (np.searchsorted(levels, values) + first).astype(np.int32), True
     return values.astype(np.int32), True
 
 
-def _decode(data: bytes, *, source: Path) -> np.ndarray:
-    """Decodes to the file's own depth, gray [h, w] or BGR(A) [h, w, 3|4], upright."""
-    try:
-        header = read_header(data)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    except HeaderError as error:
-        raise DataError(f"{source}: {error}") from None
-    except (cv2.error, MemoryError) as error:
-        raise DataError(f"{source}: cannot be decoded: {str(error).splitlines()[0]}") from None
-    if pixels is None:
-        raise DataError(f"{source}: is damaged and cannot be decoded")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{source}: has {pixels.dtype} pixels; 8-bit or 16-bit is needed")
-    if pixels.shape[:2] != (header.height, header.width):
-        raise DataError(
-            f"{source}: its header says {header.width}x{header.height}, "
-            f"its pixels are {pixels.shape[1]}x{pixels.shape[0]}"
-        )
-    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
-        raise DataError(f"{source}: has {pixels.shape[2]} channels; 1, 3 or 4 are understood")
-    return _upright(pixels, header.orientation)
+def _is_jpeg(data: bytes) -> bool:
+    return data.startswith(b"\xff\xd8")
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation (EXIF 2.3, tag 0x0112)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
+def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Scales 0 .. 2**bits - 1 to 0 .. 255 with rounding; uint8 stays as it is."""
     if pixels.dtype == np.uint8:
         return pixels
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    highest = 2**bits - 1
+    return ((pixels.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
 
 
 def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:

@@ -1,31 +1,39 @@
-"""What an image file says of itself, read without decoding it.
+"""Checks of image files that need no decoding: kind, size, completeness, orientation.
 
-OpenCV alone is no safe judge of a file: it fills the missing part of a cut JPEG with gray, allocates gigabytes for
-a forged header and returns the first page of many without a word. These checks come before it.
+OpenCV fills the missing part of a cut JPEG with gray, allocates gigabytes for a forged header and returns the first
+page of several without an error. These checks come before it.
 """
 
 import struct
+import zlib
+from collections.abc import Callable
 from typing import NamedTuple
+
+from cervseg_jax.data import tiff
 
 MAX_PIXELS = 2**27
 """Largest image that is decoded whole: 134 megapixels, 400 MB as RGB."""
 
 
 class Header(NamedTuple):
-    """Facts from a file's header."""
+    """Metadata from a file's header."""
 
     width: int
     height: int
     orientation: int = 1
     """EXIF orientation, 1 to 8."""
+    tags: tiff.Directory | None = None
+    """The tags, of TIFF files."""
+    has_palette: bool = False
+    """Whether it is a PNG whose values are indices of colors."""
 
 
 class HeaderError(ValueError):
-    """The bytes are no acceptable image; the message says why, without the file's name."""
+    """The file is not accepted as an image; the message says why, without the file's name."""
 
 
 class SlideHeaderError(HeaderError):
-    """The bytes are a TIFF that may be a slide: of several pages, of more than 4 GB, or too large to decode whole."""
+    """The file is a TIFF that may be a slide: it has several pages, is a BigTIFF, or is too large to decode whole."""
 
 
 def read_header(data: bytes) -> Header:
@@ -54,7 +62,7 @@ def read_header(data: bytes) -> Header:
     return header if 1 <= header.orientation <= 8 else header._replace(orientation=1)
 
 
-def _parser(data: bytes):
+def _parser(data: bytes) -> Callable[[bytes], Header]:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png
     if data.startswith(b"\xff\xd8\xff"):
@@ -67,18 +75,74 @@ def _parser(data: bytes):
         return _tiff
     if data[:4] in (b"II+\0", b"MM\0+"):
         raise SlideHeaderError("is a BigTIFF, which is read as a slide alone")
-    raise HeaderError("is not a PNG, JPEG, BMP, WebP or TIFF image")
+    kind = other_kind(data)
+    raise HeaderError(f"is {kind + ', ' if kind else ''}not a PNG, JPEG, BMP, WebP or TIFF image")
+
+
+_KINDS_AT_START = {
+    b"GIF8": "a GIF",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"II\xbc": "a JPEG XR image",
+    b"8BPS": "a Photoshop file",
+    b"gimp xcf": "a GIMP file",
+    b"%PDF": "a PDF",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x76\x2f\x31\x01": "an OpenEXR image",
+    b"\xda\xce\xbe\x0a": "a Nikon ND2 file",
+    b"ZISRAWFILE": "a Zeiss CZI file",
+    b"\x70\0\0\0": "a Leica LIF file",
+    b"\0\x05\x16\x07": "a macOS metadata file",
+    b"version https://git-lfs": "a pointer of Git LFS without the image",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML file",
+    b"<!DOCTYPE": "an HTML page",
+    b"<html": "an HTML page",
+    b"<!doctype": "an HTML page",
+}
+_KINDS_OF_CONTAINERS = {
+    b"avif": "an AVIF image",
+    b"avis": "an AVIF image",
+    b"heic": "a HEIF image",
+    b"heix": "a HEIF image",
+    b"mif1": "a HEIF image",
+    b"msf1": "a HEIF image",
+}
+
+
+def other_kind(data: bytes) -> str:
+    """Names the kind of a file that is not read, with its article; "" if it is unknown."""
+    if data[128:132] == b"DICM":
+        return "a DICOM file"
+    if data[4:8] == b"ftyp":
+        return _KINDS_OF_CONTAINERS.get(data[8:12], "a video")
+    if len(data) > 2 and data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace():
+        return "a Netpbm image"
+    return next((kind for start, kind in _KINDS_AT_START.items() if data.startswith(start)), "")
+
+
+_PNG_PALETTE = 3
 
 
 def _png(data: bytes) -> Header:
-    position, header, orientation = 8, None, 1
+    position, header, orientation, has_palette = 8, None, 1, False
     while True:
         length, kind = struct.unpack_from(">I4s", data, position)
         body = data[position + 8 : position + 8 + length]
         if len(body) < length or position + 12 + length > len(data):
             raise HeaderError("is cut short")
+        if kind in (b"IHDR", b"PLTE", b"tRNS"):  # of the pixels' checksums, libpng takes care
+            (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
+            if zlib.crc32(body, zlib.crc32(kind)) != checksum:
+                raise HeaderError(f"is damaged (checksum of its {kind.decode()} chunk)")
         if kind == b"IHDR":
             header = Header(*struct.unpack_from(">II", body))
+            has_palette = body[9] == _PNG_PALETTE
         elif kind == b"eXIf":
             orientation = _exif_orientation(body)
         elif kind == b"acTL":
@@ -88,7 +152,7 @@ def _png(data: bytes) -> Header:
         position += 12 + length
     if header is None:
         raise HeaderError("has no size (no IHDR chunk)")
-    return header._replace(orientation=orientation)
+    return header._replace(orientation=orientation, has_palette=has_palette)
 
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -152,44 +216,15 @@ def _webp(data: bytes) -> Header:
     return Header(size[0], size[1], orientation=orientation)
 
 
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION, _TIFF_SAMPLE_FORMAT = 256, 257, 274, 339
-_TIFF_OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))
-
-
 def _tiff(data: bytes) -> Header:
-    tags, next_directory = _tiff_directory(data)
-    if next_directory:
+    directory = tiff.read_directory(data)
+    if directory.following:
         raise SlideHeaderError("has several pages; one picture per file is needed")
-    if tags.get(_TIFF_ORIENTATION, (1,))[0] != 1:
+    if directory.first(tiff.ORIENTATION, 1) != 1:
         raise HeaderError("is a TIFF with a rotated orientation tag; save it upright")
-    if tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] not in (1, 4):
-        raise HeaderError("is a TIFF of floating-point or signed values; 8-bit or 16-bit is needed")
-    for offsets, lengths in _TIFF_OFFSETS_AND_LENGTHS:
-        parts = zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
-        if any(offset + length > len(data) for offset, length in parts):
-            raise HeaderError("is cut short")
-    if _TIFF_WIDTH not in tags or _TIFF_HEIGHT not in tags:
+    if tiff.WIDTH not in directory.values or tiff.HEIGHT not in directory.values:
         raise HeaderError("has no size")
-    return Header(tags[_TIFF_WIDTH][0], tags[_TIFF_HEIGHT][0])
-
-
-def _tiff_directory(data: bytes) -> tuple[dict[int, tuple[int, ...]], int]:
-    """Reads the first directory of a TIFF structure: integer values by tag, and the next directory's offset."""
-    order = "<" if data[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
-    (entries,) = struct.unpack_from(f"{order}H", data, start)
-    codes = {1: "B", 3: "H", 4: "I"}
-    tags = {}
-    for index in range(entries):
-        at = start + 2 + 12 * index
-        tag, kind, count = struct.unpack_from(f"{order}HHI", data, at)
-        if kind in codes and 0 < count <= len(data):
-            code = codes[kind]
-            inline = struct.calcsize(code) * count <= 4
-            (where,) = (at + 8,) if inline else struct.unpack_from(f"{order}I", data, at + 8)
-            tags[tag] = struct.unpack_from(f"{order}{count}{code}", data, where)
-    (following,) = struct.unpack_from(f"{order}I", data, start + 2 + 12 * entries)
-    return tags, following
+    return Header(directory.first(tiff.WIDTH, 0), directory.first(tiff.HEIGHT, 0), tags=directory)
 
 
 def _exif_orientation(exif: bytes) -> int:
@@ -197,7 +232,6 @@ def _exif_orientation(exif: bytes) -> int:
     if exif[:2] not in (b"II", b"MM"):
         return 1
     try:
-        tags, _ = _tiff_directory(exif)
+        return tiff.read_directory(exif).first(tiff.ORIENTATION, 1)
     except struct.error:
         return 1
-    return tags.get(_TIFF_ORIENTATION, (1,))[0]

@@ -8,9 +8,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
+from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
-from cervseg_jax.data.source import Pair, num_threads
+from cervseg_jax.data.pairs import Pair
+from cervseg_jax.data.samples import Sample
+from cervseg_jax.runtime.threads import num_threads
 from cervseg_jax.schema import Config, DataConfig
 
 

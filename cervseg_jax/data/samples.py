@@ -3,11 +3,75 @@
 import functools
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
-from cervseg_jax.data.augment import Sample
-from cervseg_jax.data.source import Pair, load_sample
+import numpy as np
+
+from cervseg_jax.choices import BitDepth, MaskRule
+from cervseg_jax.data.decode import read_image, read_labels, read_mask
+from cervseg_jax.data.pairs import Pair
+from cervseg_jax.data.resize import resize_image, resize_mask
+from cervseg_jax.errors import DataError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.schema import Config
+
+
+class Sample(NamedTuple):
+    """One image with its mask, and its instance labels where it has them, all of one size."""
+
+    image: np.ndarray
+    """uint8 [h, w, 3], RGB."""
+    mask: np.ndarray
+    """uint8 [h, w], 0 or 1."""
+    instances: np.ndarray | None = None
+    """Integer labels [h, w], 0 for background."""
+
+
+def load_sample(
+    pair: Pair,
+    *,
+    image_size: tuple[int, int],
+    mask_rule: MaskRule,
+    bit_depth: BitDepth = "auto",
+    with_instances: bool = False,
+) -> Sample:
+    """Reads a pair at the network's size.
+
+    Args:
+      pair: the files.
+      image_size: height and width in pixels.
+      mask_rule: see `decode_mask`.
+      bit_depth: see `decode_image`.
+      with_instances: read the instance labels as well, where there are any.
+
+    Returns:
+      Image and labels.
+
+    Raises:
+      DataError: if a file is bad.
+    """
+    mask = read_mask(pair.mask_path, rule=mask_rule).mask
+    instances = None
+    if with_instances and pair.instances_path is not None:
+        instances = resize_mask(read_instances(pair, mask.shape), image_size)
+    image = resize_image(read_image(pair.image_path, bit_depth=bit_depth), image_size)
+    return Sample(image, resize_mask(mask, image_size), instances)
+
+
+def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads a pair's instance labels, int32 [h, w].
+
+    Raises:
+      DataError: if the file is bad, or of another size than the image.
+    """
+    if pair.instances_path is None:
+        raise ValueError(f"read_instances: {pair.stem} has none")
+    labels, _ = read_labels(pair.instances_path)
+    if labels.shape != shape:
+        raise DataError(
+            f"{pair.instances_path}: is {labels.shape[1]}x{labels.shape[0]}, the image {shape[1]}x{shape[0]}"
+        )
+    return labels
 
 
 def sample_loader(config: Config) -> Callable[[Pair], Sample]:
@@ -16,6 +80,7 @@ def sample_loader(config: Config) -> Callable[[Pair], Sample]:
         load_sample,
         image_size=config.model.image_size,
         mask_rule=config.data.mask_rule,
+        bit_depth=config.data.bit_depth,
         with_instances=needs_instances(config.model.heads),
     )
 

@@ -5,16 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from cervseg_jax.data.decode import MAX_FILE_BYTES, read_bytes
+from cervseg_jax.choices import BitDepth
+from cervseg_jax.data.decode import MAX_FILE_BYTES, bits_used, lay_on_white, read_bytes, scale_to_8_bit
 from cervseg_jax.data.headers import HeaderError, SlideHeaderError, read_header
 from cervseg_jax.errors import ConfigError, DataError
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 TIFF_SUFFIXES = frozenset({".tiff", ".tif"})
+OVERVIEW_PX = 2048
+"""Largest side of what is read to learn a slide's depth."""
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a file is one to be read window by window: by its suffix, or a TIFF that is no plain small picture.
+    """Whether a file must be read window by window: by its suffix, or as a TIFF that cannot be decoded whole.
 
     Args:
       path: the file.
@@ -35,22 +38,27 @@ def is_slide(path: Path) -> bool:
     except SlideHeaderError:
         return True
     except HeaderError:
-        pass  # whoever decodes it tells what is wrong
+        pass  # decoding reports it
     return False
 
 
 class Slide:
-    """The finest level of a slide, as an array of uint8 [h, w, 3] that is read as needed."""
+    """The finest level of a slide, as an array of uint8 [h, w, 3] that is read as needed.
 
-    def __init__(self, path: Path) -> None:
+    Gray becomes three equal channels, transparency is laid on white. 16 bits are scaled to 8 as `decode_image` does,
+    with a depth that the coarsest level tells where none is given; brighter values are clipped.
+    """
+
+    def __init__(self, path: Path, *, bit_depth: BitDepth = "auto") -> None:
         """Opens a slide.
 
         Args:
           path: the file.
+          bit_depth: bits that 16-bit values use.
 
         Raises:
           ConfigError: if the extra `slides` is not installed.
-          DataError: if the file is no slide.
+          DataError: if the file is no slide, is cut short, or holds a stack or channels that are not colors.
         """
         try:
             from tiffslide import TiffSlide  # pyright: ignore[reportMissingImports]
@@ -58,27 +66,122 @@ class Slide:
             raise ConfigError(
                 f"{path}: slides and very large images need the extra: pip install 'cervseg-jax[slides]'"
             ) from None
+        self.path = path
+        stack = _describe_stack(path) if path.suffix.lower() in TIFF_SUFFIXES else ""
+        if stack:
+            raise DataError(f"{path}: {stack}")
         try:
             self._slide: Any = TiffSlide(path)
+            self._series: Any = self._slide.ts_tifffile.series[
+                int(self._slide.properties.get("tiffslide.series-index") or 0)
+            ]
         except Exception as error:  # TiffFile's own errors have no common base
             raise DataError(f"{path}: is no slide that can be read: {error}") from None
-        width, height = self._slide.dimensions
-        self.shape = (height, width, 3)
+        try:
+            self._check()
+            width, height = self._slide.dimensions
+            self.shape = (height, width, 3)
+            self._bits = self._estimate_bits() if bit_depth == "auto" else bit_depth
+        except DataError:
+            self._slide.close()
+            raise
+
+    def _check(self) -> None:
+        """Makes sure that the pixels can be shown as RGB."""
+        page, axes, shape = self._series.keyframe, self._series.axes, self._series.shape
+        if axes not in ("YX", "YXS"):
+            raise DataError(f"{self.path}: {_stack_text(axes, shape)}")
+        num_channels = shape[2] if axes == "YXS" else 1
+        if num_channels not in (1, 3, 4):
+            raise DataError(f"{self.path}: has {num_channels} channels; save the one or three to be read")
+        if self._series.dtype not in (np.uint8, np.uint16):
+            raise DataError(f"{self.path}: has {self._series.dtype} pixels; 8-bit or 16-bit is needed")
+        photometric = int(page.photometric)
+        if photometric not in (0, 1, 2, 6):
+            raise DataError(f"{self.path}: has colors of another kind than gray and RGB; save RGB")
+        self._is_inverted = photometric == 0
+        self._is_premultiplied = num_channels == 4 and tuple(page.extrasamples) == (1,)
+        size = self.path.stat().st_size
+        if any(
+            offset + count > size
+            for page in self._series.pages
+            if page is not None
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
+        ):
+            raise DataError(f"{self.path}: is cut short")
+
+    def _estimate_bits(self) -> int:
+        if self._series.dtype == np.uint8:
+            return 16
+        level = self._slide.level_count - 1
+        width, height = self._slide.level_dimensions[level]
+        size = (min(width, OVERVIEW_PX), min(height, OVERVIEW_PX))
+        sample = self._read((width - size[0]) // 2, (height - size[1]) // 2, level, size)
+        return bits_used(sample)
 
     @property
     def mpp(self) -> float | None:
-        """Micrometres per pixel, where the file tells."""
-        value = self._slide.properties.get("tiffslide.mpp-x")
-        return float(value) if value else None
+        """Micrometers per pixel, where the file states it."""
+        try:
+            return float(self._slide.properties.get("tiffslide.mpp-x") or 0) or None
+        except ValueError:
+            return None
 
     def close(self) -> None:
         """Closes the file."""
         self._slide.close()
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-        """Returns a window, uint8 [h, w, 3]."""
+        """Returns a window, uint8 [h, w, 3].
+
+        Raises:
+          DataError: if the file is damaged there.
+        """
         rows, columns = window
         top, bottom, _ = rows.indices(self.shape[0])
         left, right, _ = columns.indices(self.shape[1])
-        region = self._slide.read_region((left, top), 0, (right - left, bottom - top), as_array=True)
-        return np.asarray(region)[..., :3]
+        values = self._read(left, top, 0, (right - left, bottom - top))
+        if values.dtype == np.uint16:
+            values = scale_to_8_bit(np.minimum(values, 2**self._bits - 1), self._bits)
+        if self._is_inverted:
+            values = 255 - values
+        if values.shape[2] == 1:
+            return np.repeat(values, 3, axis=2)
+        if values.shape[2] == 4:
+            return lay_on_white(values[..., :3], values[..., 3:], is_premultiplied=self._is_premultiplied)
+        return values
+
+    def _read(self, left: int, top: int, level: int, size: tuple[int, int]) -> np.ndarray:
+        scale = self._slide.level_downsamples[level]
+        try:
+            location = (round(left * scale), round(top * scale))
+            values = np.asarray(self._slide.read_region(location, level, size, as_array=True))
+        except Exception as error:  # the codecs' errors have no common base
+            raise DataError(
+                f"{self.path}: is damaged and cannot be read at row {top}, column {left}: {error}"
+            ) from None
+        return values if values.ndim == 3 else values[..., None]
+
+
+def _describe_stack(path: Path) -> str:
+    """Returns what a file holds that is not one picture; "" if it cannot be read."""
+    from tifffile import TiffFile  # pyright: ignore[reportMissingImports]
+
+    try:
+        with TiffFile(path) as file:
+            series = file.series[0]
+            return "" if series.axes in ("YX", "YXS") else _stack_text(series.axes, series.shape)
+    except Exception:  # noqa: BLE001
+        return ""
+
+
+_AXIS_NAMES = {"C": "channels", "S": "color planes", "Z": "planes in depth", "T": "points in time"}
+
+
+def _stack_text(axes: str, shape: tuple[int, ...]) -> str:
+    counts = [
+        f"{length} {_AXIS_NAMES.get(axis, 'pages')}"
+        for axis, length in zip(axes, shape, strict=True)
+        if axis not in "YX" and not (axis == "S" and axes.endswith("S"))
+    ]
+    return f"holds {' x '.join(counts)}; save one gray or RGB picture per file"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cervseg_jax.data.source import Pair
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.files import csv_text, write_text
 from cervseg_jax.label_maps import surface_distances
 from cervseg_jax.metrics.bootstrap import bootstrap_mean

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cervseg_jax.console import Reporter
+from cervseg_jax.data.checks import PairStats, check_pairs
 from cervseg_jax.data.manifest import read_manifest
-from cervseg_jax.data.source import SPLITS, Pair, PairFacts, check_pairs, find_pairs, first_few
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.data.pairs import SPLITS, Pair, find_pairs
+from cervseg_jax.errors import ConfigError, DataError, first_few
 from cervseg_jax.files import read_text
 from cervseg_jax.schema import Config, DataConfig
 
@@ -20,7 +21,7 @@ class Part(NamedTuple):
     name: str
     """Of the folder for the results."""
     split: str
-    facts: list[PairFacts]
+    facts: list[PairStats]
     metadata: list[dict[str, str]]
     """What the dataset's manifest says of each image; empty without one."""
 
@@ -67,7 +68,7 @@ def choose_part(config: Config, split: str, data: Path | None, reporter: Reporte
     checked = check_pairs(found[split], section)
     for problem in problems + checked.problems:
         reporter.warn(problem)
-    return Part(name, split, checked.facts, _traits(section, split, checked.facts))
+    return Part(name, split, checked.stats, _traits(section, split, checked.stats))
 
 
 def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter) -> int | None:
@@ -103,7 +104,7 @@ def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter
     return len(seen)
 
 
-def _traits(section: DataConfig, split: str, facts: Sequence[PairFacts]) -> list[dict[str, str]]:
+def _traits(section: DataConfig, split: str, facts: Sequence[PairStats]) -> list[dict[str, str]]:
     path = section.root / "manifest.csv"
     rows = read_manifest(path) if path.is_file() else []
     known = {row["stem"]: row for row in rows if row["split"] == split}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cervseg_jax.data.decode import MaskRule
-from cervseg_jax.data.source import Pair, read_image, read_mask
+from cervseg_jax.choices import MaskRule
+from cervseg_jax.data.decode import read_image, read_mask
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.files import write_png
 from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline, draw_sheet
 

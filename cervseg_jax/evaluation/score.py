@@ -14,9 +14,11 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import batch_sharding
+from cervseg_jax.data.checks import check_pairs
+from cervseg_jax.data.decode import read_image, read_mask
+from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.pipeline import eval_batches
-from cervseg_jax.data.samples import sample_loader
-from cervseg_jax.data.source import Pair, check_pairs, find_pairs, read_image, read_instances, read_mask
+from cervseg_jax.data.samples import read_instances, sample_loader
 from cervseg_jax.engine.experiment import configured_loss, step_options
 from cervseg_jax.engine.scores import evaluate
 from cervseg_jax.engine.state import TrainState
@@ -186,7 +188,7 @@ def _score_images(
 
     def images() -> Iterator[tuple[Pair, np.ndarray]]:
         for pair in pairs:
-            yield pair, read_image(pair.image_path)
+            yield pair, read_image(pair.image_path, bit_depth=config.data.bit_depth)
 
     if folder:
         for name in PREDICTIONS:
@@ -229,7 +231,7 @@ def _tuned(
     chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbors may be alike
     if not chosen:
         return None
-    pairs = [fact.pair for fact in check_pairs(chosen, config.data).facts]
+    pairs = [fact.pair for fact in check_pairs(chosen, config.data).stats]
     validation = _score_images(predictor, pairs, config, None, reporter, folder=None)
     return {"num_images": len(pairs)} | tuned_threshold(validation.pixels, scores.pixels, part.groups)
 

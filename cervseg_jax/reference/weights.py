@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from cervseg_jax.data.source import first_few
-from cervseg_jax.errors import CheckpointError
+from cervseg_jax.errors import CheckpointError, first_few
 from cervseg_jax.models import build_with_layers, check_model_args
 from cervseg_jax.models.encoders import InputNorm, true_variance
 from cervseg_jax.models.layers.blocks import Layers

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cervseg_jax.data.source import SPLITS
+from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.files import read_text
 from cervseg_jax.runs.folder import load_run_config

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cervseg_jax.data.source import resize_image, resize_mask
+from cervseg_jax.data.resize import resize_image, resize_mask
 from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline
 
 THUMBNAIL_PX = 168

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
+from cervseg_jax.choices import BitDepth
 from cervseg_jax.config import config_differences, dump_config, load_config
-from cervseg_jax.data.source import PairFacts
+from cervseg_jax.data.checks import PairStats
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
-from cervseg_jax.files import csv_text, make_folder, write_json, write_text
+from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
 from cervseg_jax.runs.bucket import exists, is_address
 from cervseg_jax.schema import Config
 
@@ -101,7 +102,9 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
     path = folder / "config.yaml"
     if path.exists():
         try:
-            changes = _differences_that_count(load_config(path), config)
+            depth = config.data.bit_depth
+            # Runs of versions without the setting divided the full range of 16 bits.
+            changes = _differences_that_count(_load_with_depth(path, depth if depth in ("auto", 16) else 16), config)
         except ConfigError as error:
             raise CheckpointError(f"{folder}: its config.yaml cannot be used: {error}") from None
         if changes and not allow_changes:
@@ -124,7 +127,7 @@ def _differences_that_count(old: Config, new: Config) -> list[str]:
     return [change for change in config_differences(old, new) if change.partition(":")[0] not in RESUMABLE_KEYS]
 
 
-def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow_changes: bool) -> None:
+def record_data(folder: Path, facts: Mapping[str, Sequence[PairStats]], *, allow_changes: bool) -> None:
     """Writes `data.csv`, which lists every data file of the run with its split, source and hash.
 
     Args:
@@ -153,7 +156,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairFacts]], *, allow
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def data_csv(facts: Mapping[str, Sequence[PairFacts]]) -> str:
+def data_csv(facts: Mapping[str, Sequence[PairStats]]) -> str:
     """Returns the table of all data files of a run as CSV."""
     rows = [
         [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
@@ -184,10 +187,17 @@ def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
         hint = f"; it holds the runs of several seeds: choose one of {', '.join(seeds)}" if seeds else ""
         raise CheckpointError(f"{folder}: is no run folder (no config.yaml){hint}")
     try:
-        config = load_config(folder / "config.yaml")
+        config = _load_with_depth(folder / "config.yaml", 16)
     except CervsegError as error:
         raise CheckpointError(f"{folder}: its config.yaml cannot be used: {error}") from None
-    return load_config(folder / "config.yaml", overrides) if overrides else config
+    return _load_with_depth(folder / "config.yaml", 16, overrides) if overrides else config
+
+
+def _load_with_depth(path: Path, depth: BitDepth, overrides: Sequence[str] = ()) -> Config:
+    """Loads a run's config; where it is of a version without `data.bit_depth`, with the depth that is given."""
+    config = load_config(path, overrides)
+    is_stated = "bit_depth" in read_text(path) or any("bit_depth" in text for text in overrides)
+    return config if is_stated else load_config(path, [f"data.bit_depth={depth}", *overrides])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cervseg_jax import __version__
-from cervseg_jax.data.decode import MaskRule
+from cervseg_jax.choices import BitDepth, MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
@@ -22,8 +22,8 @@ from cervseg_jax.schema import Config
 from cervseg_jax.typing import ModelState, Params
 
 PREPROCESSING = (
-    "RGB, 0..255, EXIF orientation applied; resized to image_size by area averaging where it shrinks, else "
-    "bilinearly; the network scales inside; its output are logits"
+    "RGB, 0..255 (16-bit files scaled from bit_depth), EXIF orientation applied; resized to image_size by area "
+    "averaging where it shrinks, else bilinearly; the network scales inside; its output are logits"
 )
 
 
@@ -43,6 +43,8 @@ class Contract(BaseModel):
     """What the network's maps are."""
     preprocessing: str
     mask_rule: MaskRule
+    bit_depth: BitDepth = 16
+    """Bits of 16-bit images, see `data.bit_depth`; contracts of earlier versions have none and mean 16."""
     epoch: int
     step: int
     val_loss: float | None
@@ -132,6 +134,7 @@ def save_weights(
         heads=config.model.heads,
         preprocessing=PREPROCESSING,
         mask_rule=config.data.mask_rule,
+        bit_depth=config.data.bit_depth,
         epoch=epoch,
         step=step,
         val_loss=val_loss,

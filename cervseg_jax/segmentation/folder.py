@@ -16,14 +16,15 @@ from matplotlib.colors import to_rgb
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.pairs import list_images
 from cervseg_jax.data.slides import Slide, is_slide
-from cervseg_jax.data.source import list_images, num_threads
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
 from cervseg_jax.files import csv_text, make_folder, read_text, refuse_bucket, write_json, write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.runs.weights import load_network
 from cervseg_jax.runtime.mesh import require_devices
 from cervseg_jax.runtime.signals import stop_requests
+from cervseg_jax.runtime.threads import num_threads
 from cervseg_jax.schema import Config, PostprocessingConfig
 from cervseg_jax.segmentation.maps import allocate, infer_predictor, predict_maps
 from cervseg_jax.segmentation.nuclei import find_nuclei

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from scipy.spatial import KDTree
 
-from cervseg_jax.data.augment import HED
+from cervseg_jax.data.photometric import HED
 from cervseg_jax.label_maps import STEPS, bounding_boxes, neighbors
 
 GRAY_LEVELS = 32

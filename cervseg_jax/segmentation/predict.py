@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.data.source import resize_image
+from cervseg_jax.data.resize import resize_image
 from cervseg_jax.engine.predict import Predict, make_predict
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head

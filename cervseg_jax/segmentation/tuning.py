@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.data.source import Pair, read_instances
+from cervseg_jax.data.pairs import Pair
+from cervseg_jax.data.samples import read_instances
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import write_text
 from cervseg_jax.heads import Head
@@ -84,7 +85,7 @@ def tune_run(run: Path, config: Config, pairs: Sequence[Pair], *, reporter: Repo
     chosen = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
     network = load_network(run / "best", precision=config.runtime.precision)
     predictor = make_predictor([network], batch_size=config.infer.batch_size)
-    images = [read_image(pair.image_path) for pair in chosen]
+    images = [read_image(pair.image_path, bit_depth=config.data.bit_depth) for pair in chosen]
     maps = list(predict_images(predictor, images))
     truths = [read_instances(pair, image.shape[:2]) for pair, image in zip(chosen, images, strict=True)]
     rules, quality = tune(maps, truths, network.contract.heads)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cervseg_jax.console import Reporter
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import sample_cache
-from cervseg_jax.data.source import Pair
 from cervseg_jax.engine.cost import out_of_memory_advice
 from cervseg_jax.engine.experiment import CompiledSteps, Experiment, build_experiment
 from cervseg_jax.engine.plateau import PlateauState

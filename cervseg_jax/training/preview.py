@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cervseg_jax.data.decode import read_image, read_mask
-from cervseg_jax.data.source import Pair
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.engine.experiment import Experiment
 from cervseg_jax.engine.predict import WeightedPredict
 from cervseg_jax.engine.state import TrainState
@@ -43,7 +43,7 @@ def write_previews(
     if not pairs:
         return
     make_folder(folder)
-    images = [read_image(pair.image_path) for pair in pairs]
+    images = [read_image(pair.image_path, bit_depth=config.data.bit_depth) for pair in pairs]
     predict_images = functools.partial(predict, state.averaged_params, state.model_state)
     batch_size = math.lcm(config.infer.batch_size, num_batch_shards(experiment.mesh))
     predictor = Predictor(predict_images, config.model.image_size, batch_size, config.model.heads)

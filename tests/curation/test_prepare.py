@@ -10,10 +10,11 @@ import pytest
 from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.curation.audit import audit, source_of
+from cervseg_jax.curation.audit import audit
 from cervseg_jax.curation.collect import collect
 from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.curation.geometry import Geometry, pieces
+from cervseg_jax.curation.leaks import source_of
 from cervseg_jax.curation.prepare import prepare
 from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.curation.reference_dataset import build_reference_dataset
@@ -21,7 +22,7 @@ from cervseg_jax.curation.registration import registration
 from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
 from cervseg_jax.curation.statistics import touching_nuclei, write_statistics
 from cervseg_jax.curation.synthetic import draw_scene
-from cervseg_jax.data.source import find_pairs
+from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
 from tests.helpers import SHARED
 
@@ -214,7 +215,7 @@ def test_a_source_that_changed_in_between_is_not_mixed_in(small, tmp_path):
 def test_existing_folders_are_left_alone(drawn, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(ConfigError, match="is there already and not an empty folder"):
+    with pytest.raises(ConfigError, match="exists and is not an empty folder"):
         make(drawn, tmp_path / "mine")
     make(drawn, tmp_path / "d")
     before = bytes_of(tmp_path / "d")
@@ -406,7 +407,7 @@ def test_audit_of_the_references_recipe(reference_built):
     flagged = findings["misregistered"].files
     assert all("/distorted_0.0" in name for name in flagged)  # nothing else is accused
     assert sum("/distorted_0.03" in name for name in flagged) >= 3
-    assert "across parts" in findings["near-duplicates"].message
+    assert "across splits" in findings["near-duplicates"].message
 
 
 def test_audit_of_our_recipe_is_clean(reference_built, tmp_path):

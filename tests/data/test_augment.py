@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cervseg_jax.data.augment import AUGMENTATIONS, Sample, apply_operations
+from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
+from cervseg_jax.data.samples import Sample
 
 GEOMETRIC = ("flip", "rotate90", "affine", "crop", "elastic", "bulge")
 

@@ -112,7 +112,7 @@ def bad_files(photo):
     tiff_exif[274] = 6
     return {
         "text": (b"hello world", "is not a PNG"),
-        "gif": (pack(image.quantize(), "GIF"), "is not a PNG"),
+        "gif": (pack(image.quantize(), "GIF"), "is a GIF, not a PNG"),
         "huge claim": (SIGNATURE + struct.pack(">I", 2**31 - 1) + b"IHDR" + b"x" * 200, "cut short"),
         "bomb": (
             SIGNATURE
@@ -270,3 +270,41 @@ def test_headers_agree_with_pillow(photo):
     for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP"):
         header = headers.read_header(pack(Image.fromarray(photo), kind))
         assert (header.width, header.height) == (60, 40), kind
+
+
+@pytest.mark.parametrize("levels", [(0, 1, 255), (0, 1, 2, 255), (0, 3, 65535)])
+def test_class_numbers_with_an_ignored_rim_are_no_mask(levels):
+    mask = np.zeros((96, 96), np.uint16 if max(levels) > 255 else np.uint8)
+    for index, level in enumerate(levels[1:-1]):
+        cv2.circle(mask, (20 + 40 * index, 40), 9, level, -1)
+        cv2.circle(mask, (20 + 40 * index, 40), 10, levels[-1], 2)
+    _, packed = cv2.imencode(".png", mask)
+    with pytest.raises(DataError, match=f"a mask with the levels {', '.join(map(str, levels))}: classes, with"):
+        decode_mask(packed.tobytes(), source="x")
+    assert decode_mask(packed.tobytes(), source="x", rule="any_nonzero").mask.sum() == (mask > 0).sum()
+
+
+def test_noise_near_black_is_no_class():
+    noisy = DISC * 255
+    noisy[2, 2:5] = 1
+    _, packed = cv2.imencode(".png", noisy)
+    np.testing.assert_array_equal(decode_mask(packed.tobytes(), source="x").mask, DISC)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"GIF89a", "a GIF"),
+        (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 image"),
+        (b"\0\0\0\x20ftypavif", "an AVIF image"),
+        (b"\0\0\0\x18ftypheic", "a HEIF image"),
+        (b"8BPS", "a Photoshop file"),
+        (bytes(128) + b"DICM", "a DICOM file"),
+        (b"ZISRAWFILE", "a Zeiss CZI file"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b"P5 4 4 255\n", "a Netpbm image"),
+    ],
+)
+def test_kinds_that_are_not_read_are_named(start, kind):
+    with pytest.raises(DataError, match=f"x: is {kind}.*not a PNG, JPEG, BMP, WebP or TIFF image"):
+        decoded(start + bytes(200))

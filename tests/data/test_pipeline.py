@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from cervseg_jax.config import load_config
+from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.samples import SampleCache, sample_cache, sample_loader
-from cervseg_jax.data.source import find_pairs
 
 
 def first(batches, count):

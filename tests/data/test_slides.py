@@ -75,3 +75,77 @@ def test_tiff_files_are_slides_where_they_cannot_be_decoded_whole(tmp_path, rng)
     assert not is_slide(tmp_path / "damaged.tif")
     with pytest.raises(DataError, match=r"missing\.tif: no such file"):
         is_slide(tmp_path / "missing.tif")
+
+
+def test_gray_16_bits_and_transparency_are_read_as_rgb(tmp_path, rng):
+    rgb = rng.integers(0, 256, (96, 128, 3), np.uint8)
+    gray, white = rgb[..., 0], np.full((96, 128), 255, np.uint8)
+    wide = rgb.astype(np.uint16)
+    wide[0, 0] = 255
+    big = {"bigtiff": True}
+    cases = {
+        "gray": (gray, np.dstack([gray] * 3), {"photometric": "minisblack"}),
+        "inverted": (255 - gray, np.dstack([gray] * 3), {"photometric": "miniswhite"}),
+        "gray16": (gray.astype(np.uint16) * 257, np.dstack([gray] * 3), {"photometric": "minisblack"}),
+        "rgb16": (wide * 257, wide, {"photometric": "rgb"}),
+        "rgba": (np.dstack([rgb, white]), rgb, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        "clear": (np.dstack([rgb, 0 * white]), 0 * rgb + 255, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    }
+    for name, (stored, wanted, options) in cases.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", stored, **options, **big)
+        slide = Slide(tmp_path / f"{name}.tif")
+        assert slide.shape == (96, 128, 3)
+        np.testing.assert_array_equal(slide[3:50, 7:90], wanted[3:50, 7:90], err_msg=name)
+        assert slide[3:50, 7:90].dtype == np.uint8
+        slide.close()
+
+
+def test_twelve_bits_of_a_slide_are_scaled_as_such(tmp_path, rng):
+    image = rng.integers(0, 4096, (96, 128, 3), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", bigtiff=True)
+    slide = Slide(tmp_path / "a.tif")
+    np.testing.assert_array_equal(slide[:, :], np.rint(image / 4095 * 255).astype(np.uint8))
+    slide.close()
+    slide = Slide(tmp_path / "a.tif", bit_depth=16)
+    np.testing.assert_array_equal(slide[:, :], np.rint(image / 257).astype(np.uint8))
+    slide.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((3, 96, 128), {"photometric": "minisblack"}, "holds 3 pages; save one gray or RGB picture per file"),
+        ((2, 96, 128, 3), {"photometric": "rgb"}, "holds 2 pages"),
+        ((2, 96, 128), {"photometric": "minisblack", "metadata": {"axes": "CYX"}}, "holds 2 channels"),
+        ((2, 96, 128), {"photometric": "minisblack", "metadata": {"axes": "ZYX"}}, "holds 2 planes in depth"),
+        ((96, 128, 5), {"photometric": "minisblack", "planarconfig": "contig", "bigtiff": True}, "has 5 channels"),
+    ],
+)
+def test_stacks_and_channels_are_named(tmp_path, shape, options, message):
+    name = "a.ome.tif" if "metadata" in options else "a.tif"
+    tifffile.imwrite(tmp_path / name, np.zeros(shape, np.uint8), **options)
+    with pytest.raises(DataError, match=message):
+        Slide(tmp_path / name)
+
+
+def test_a_slide_that_is_cut_short_is_refused(tmp_path, rng):
+    image = rng.integers(0, 256, (300, 420, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(64, 64), photometric="rgb", bigtiff=True)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"a\.tif: is "):
+        Slide(tmp_path / "a.tif")
+
+
+def test_damage_within_a_slide_is_an_error_of_ours(tmp_path, rng):
+    image = rng.integers(0, 256, (128, 128, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(64, 64), photometric="rgb", bigtiff=True, compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        offset = file.pages[0].dataoffsets[0]
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[offset + 20 : offset + 400] = bytes(380)
+    (tmp_path / "a.tif").write_bytes(bytes(data))
+    slide = Slide(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="is damaged and cannot be read at row 0, column 0"):
+        slide[0:64, 0:64]
+    slide.close()

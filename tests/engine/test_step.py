@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from cervseg_jax.data.augment import Sample
 from cervseg_jax.data.batch import Batch, Element, batch_sharding, collate
+from cervseg_jax.data.samples import Sample
 from cervseg_jax.engine.optimizer import make_optimizer, scale_by_adam_epsilon_hat
 from cervseg_jax.engine.state import create_state
 from cervseg_jax.engine.step import (

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from cervseg_jax.data.source import resize_image
+from cervseg_jax.data.resize import resize_image
 from cervseg_jax.segmentation.predict import Predictor, predict_images
 
 

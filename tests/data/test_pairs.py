@@ -1,9 +1,14 @@
+import unicodedata
+
 import cv2
 import numpy as np
 import pytest
 
 from cervseg_jax.config import load_config
-from cervseg_jax.data.source import check_pairs, find_pairs, load_sample, resize_image, resize_mask
+from cervseg_jax.data.checks import check_pairs
+from cervseg_jax.data.pairs import find_pairs, list_images, scan_folder
+from cervseg_jax.data.resize import resize_image, resize_mask
+from cervseg_jax.data.samples import load_sample
 from cervseg_jax.data.split import split_groups
 from cervseg_jax.errors import ConfigError, DataError
 from tests.helpers import draw_discs
@@ -124,3 +129,28 @@ def test_split_does_not_depend_on_order():
     assert counts == [30, 6, 4]
     with pytest.raises(ValueError, match="2 sources are too few"):
         split_groups(["a", "b"], valid=0.2, test=0.2, seed=0)
+
+
+def test_hidden_files_are_no_images_and_others_are_counted(tmp_path):
+    for name in ("a.png", "b.SVS", "._a.png", ".DS_Store", "Thumbs.db", "c.jp2", "d.jfif", "e.jp2", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    scan = scan_folder(tmp_path)
+    assert [path.name for path in scan.images] == ["a.png"] == [path.name for path in list_images(tmp_path)]
+    assert scan.left_out_text() == "1 without suffix, 1 .jfif, 2 .jp2, 1 .svs"
+    scan = scan_folder(tmp_path, with_slides=True)
+    assert [path.name for path in scan.images] == ["a.png", "b.SVS"]
+    assert scan.left_out == {"": 1, ".jfif": 1, ".jp2": 2}
+
+
+@pytest.mark.parametrize("name", ["zelle_\u00e4{}", "\u1ec7{}", "\ud55c\uae00{}"])  # two marks; Hangul
+def test_names_pair_up_however_letters_are_composed(tmp_path, tiny_config, name):
+    for split in ("train", "valid"):
+        draw_discs(tmp_path / split, count=2, seed=1)
+        for form, folder in (("NFD", "images"), ("NFC", "masks")):
+            for index, path in enumerate(sorted((tmp_path / split / folder).iterdir())):
+                path.rename(path.with_name(unicodedata.normalize(form, name.format(index)) + path.suffix))
+    found, problems = find_pairs(data_of(tiny_config, f"data.root={tmp_path}"))
+    assert problems == [] and [len(pairs) for pairs in found.values()] == [2, 2]
+    assert found["train"][0].stem == unicodedata.normalize("NFC", name.format(0))
+    assert found["train"][0].image_path.is_file()

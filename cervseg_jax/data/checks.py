@@ -1,0 +1,171 @@
+"""A first full read of a dataset's files, so that unusable ones are known before the work starts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, cast
+
+import cv2
+import numpy as np
+
+from cervseg_jax.choices import BitDepth
+from cervseg_jax.data.decode import decode_mask, decode_raw, read_bytes, rgb_of
+from cervseg_jax.data.pairs import Pair
+from cervseg_jax.errors import DataError, first_few
+from cervseg_jax.files import sha256_of
+from cervseg_jax.runtime.threads import num_threads
+from cervseg_jax.schema import DataConfig
+
+MOSTLY_COVERED, MIN_CONTRAST = 0.85, 10.0
+"""A share of the image, and gray levels."""
+
+
+class PairStats(NamedTuple):
+    """Properties of one pair, known once both files are decoded."""
+
+    pair: Pair
+    height: int
+    width: int
+    mask_levels: int
+    foreground: float
+    """Share of the pixels that are nucleus."""
+    image_sha256: str
+    """Hash of the image file's bytes."""
+    bits: int | None
+    """Bits that a 16-bit image uses; None for 8-bit files."""
+    is_inverted: bool
+    """See `looks_inverted`."""
+
+
+class CheckedPairs(NamedTuple):
+    """Pairs that can be used, and what was left out."""
+
+    stats: list[PairStats]
+    problems: list[str]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The usable pairs."""
+        return [item.pair for item in self.stats]
+
+    @property
+    def num_noisy_masks(self) -> int:
+        """Masks with more than two levels."""
+        return sum(item.mask_levels > 2 for item in self.stats)
+
+    @property
+    def num_inverted_masks(self) -> int:
+        """Masks that seem to mark the background."""
+        return sum(item.is_inverted for item in self.stats)
+
+
+def looks_inverted(image: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether a mask seems to mark the background instead of the nuclei.
+
+    That is where it covers more than half of the image and its pixels are brighter than the others, or where it covers
+    nearly all.
+
+    Args:
+      image: uint8 [h, w, 3].
+      mask: uint8 [h, w], 1 for nucleus.
+    """
+    covered = float(mask.mean())
+    if covered <= 0.5 or covered == 1.0:
+        return False
+    marked, others = (sum(cv2.mean(image, mask=area)[:3]) / 3 for area in (mask, 1 - mask))
+    return covered > MOSTLY_COVERED or marked > others + MIN_CONTRAST
+
+
+def common_bit_depth(bits: Iterable[int | None], setting: BitDepth) -> BitDepth:
+    """Returns the bit depth for a set of images.
+
+    Args:
+      bits: of each image, as in `PairStats.bits`.
+      setting: `data.bit_depth`.
+
+    Returns:
+      The setting; where it is "auto", the largest of `bits`, or "auto" if all files have 8 bits.
+    """
+    known = [value for value in bits if value is not None]
+    return cast(BitDepth, max(known)) if setting == "auto" and known else setting
+
+
+def bit_depth_warning(bits: Iterable[int | None], setting: BitDepth, *, option: str) -> str:
+    """Returns a warning for 16-bit images whose values use fewer bits; "" if there are none.
+
+    Args:
+      bits: of each image, as in `PairStats.bits`.
+      setting: the depth that is used for all.
+      option: how a user sets another one, such as "--set data.bit_depth=".
+    """
+    narrow = [value for value in bits if value is not None and value < 16]
+    if not narrow:
+        return ""
+    most = max(narrow)
+    scaled = f"0..{2**setting - 1} becomes 0..255" if setting != "auto" else "each is scaled by its own values"
+    advice = f"; {option}{most} takes them as {most} bits" if setting == 16 else f"; {option}16 takes the full range"
+    return f"{len(narrow)} 16-bit images have values up to {most} bits only ({2**most - 1}): {scaled}{advice}"
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    data: DataConfig,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
+) -> CheckedPairs:
+    """Reads every file once, so that bad ones are known before the work starts.
+
+    Args:
+      pairs: what to read.
+      data: the config's data section.
+      on_progress: called after each pair, for a progress bar.
+
+    Returns:
+      Statistics of the good pairs in the same order, and one message for each bad one.
+
+    Raises:
+      DataError: naming the bad files, if `data.on_bad_file` is "fail" or none is good.
+    """
+
+    def check(pair: Pair) -> PairStats | str:
+        try:
+            return _read_stats(pair, data)
+        except DataError as error:
+            return str(error)
+        finally:
+            on_progress()
+
+    with ThreadPoolExecutor(num_threads(data)) as pool:
+        results = list(pool.map(check, pairs))
+    stats = [result for result in results if isinstance(result, PairStats)]
+    problems = [result for result in results if isinstance(result, str)]
+    if problems and (data.on_bad_file == "fail" or not stats):
+        raise DataError(_bad_files_message(problems, len(pairs)))
+    return CheckedPairs(stats, problems)
+
+
+def _read_stats(pair: Pair, data: DataConfig) -> PairStats:
+    encoded = read_bytes(pair.image_path)
+    raw = decode_raw(encoded, source=pair.image_path)
+    image = rgb_of(raw, source=pair.image_path, bit_depth=data.bit_depth)
+    mask, num_levels = decode_mask(read_bytes(pair.mask_path), source=pair.mask_path, rule=data.mask_rule)
+    if image.shape[:2] != mask.shape:
+        raise DataError(
+            f"{pair.image_path}: is {image.shape[1]}x{image.shape[0]}, "
+            f"its mask {pair.mask_path} is {mask.shape[1]}x{mask.shape[0]}"
+        )
+    height, width = mask.shape
+    return PairStats(
+        pair,
+        height,
+        width,
+        num_levels,
+        foreground=float(mask.mean()),
+        image_sha256=sha256_of(encoded),
+        bits=raw.bits,
+        is_inverted=looks_inverted(image, mask),
+    )
+
+
+def _bad_files_message(problems: Sequence[str], num_pairs: int) -> str:
+    advice = "repair or remove them, or leave them out with --set data.on_bad_file=skip"
+    return f"{len(problems)} of {num_pairs} pairs cannot be used; {advice}:\n  " + first_few(problems, "\n  ")

@@ -1,0 +1,94 @@
+"""Pixel sizes that image files state."""
+
+import mmap
+import re
+import struct
+from pathlib import Path
+
+from cervseg_jax.data import tiff
+from cervseg_jax.data.tiff import Directory
+
+PLAUSIBLE_UM = (0.01, 20.0)
+"""Sizes outside of this are of screens and printers (72 dpi are 353 micrometers), not of microscopes."""
+
+_MICROMETERS = {
+    "m": 1e6,
+    "cm": 1e4,
+    "mm": 1e3,
+    "um": 1.0,
+    "\u00b5m": 1.0,
+    "\u03bcm": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "nm": 1e-3,
+    "inch": 25400.0,
+    "in": 25400.0,
+}
+_INCH, _CENTIMETER = 2, 3
+
+
+def pixel_size_um(path: Path) -> float | None:
+    """Returns the side of a pixel in micrometers, as a TIFF file or slide states it.
+
+    Read are, in this order: OME-XML, Aperio's MPP, ImageJ's unit, and the resolution tags of TIFF.
+
+    Args:
+      path: an image file.
+
+    Returns:
+      The size; None if the file states none, an implausible one, or different ones along both sides.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data[:4] not in tiff.SIGNATURES:
+                return None
+            directory = tiff.read_directory(data)
+    except (OSError, ValueError, IndexError, struct.error):
+        return None  # whoever decodes the file says what is wrong with it
+    text = directory.texts.get(tiff.DESCRIPTION, b"").decode("utf-8", "replace")
+    size = _size_in_ome(text) or _size_in_aperio(text) or _size_in_tags(directory, text)
+    return size if size is not None and PLAUSIBLE_UM[0] <= size <= PLAUSIBLE_UM[1] else None
+
+
+def _size_in_ome(text: str) -> float | None:
+    if "<Pixels" not in text:
+        return None
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text)
+    attributes = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
+    sides = [
+        _number(attributes.get(f"PhysicalSize{axis}"))
+        * _MICROMETERS.get(attributes.get(f"PhysicalSize{axis}Unit", "um"), 0)
+        for axis in "XY"
+    ]
+    return _common(*sides)
+
+
+def _size_in_aperio(text: str) -> float | None:
+    found = re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", text)
+    return _number(found[1]) or None if found else None
+
+
+def _size_in_tags(directory: Directory, text: str) -> float | None:
+    unit = {_INCH: 25400.0, _CENTIMETER: 1e4}.get(directory.first(tiff.RESOLUTION_UNIT, _INCH), 0.0)
+    if text.startswith("ImageJ="):  # its unit replaces the tag's
+        found = re.search(r"^unit=(.*)$", text, re.MULTILINE)
+        named = found[1].strip().replace("\\u00B5", "\u00b5") if found else ""
+        unit = _MICROMETERS.get(named, unit)
+    sides = []
+    for tag in (tiff.X_RESOLUTION, tiff.Y_RESOLUTION):
+        numerator, denominator = (*directory.values.get(tag, ()), 0, 0)[:2]
+        sides.append(unit * denominator / numerator if numerator else 0.0)
+    return _common(*sides)
+
+
+def _common(x: float, y: float) -> float | None:
+    """Returns the size along both sides, None if they differ by more than 1 % or are not positive."""
+    return x if x > 0 and abs(x - y) <= 0.01 * x else None
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,53 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cervseg_jax.files import remove_stale_temporaries, temporary_name, write_bytes
+
+
+def test_names_of_the_longest_length_can_be_written(tmp_path):
+    path = tmp_path / ("a" * 245)
+    write_bytes(path, b"x")
+    assert path.read_bytes() == b"x" and list(tmp_path.iterdir()) == [path]
+    assert len(temporary_name("work")) < 90
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    code = """
+import sys, os
+from pathlib import Path
+from cervseg_jax.files import temporary_name
+out = Path(sys.argv[1])
+(out / "masks").mkdir()
+(out / temporary_name()).write_bytes(b"half")
+(out / "masks" / temporary_name()).write_bytes(b"half")
+work = out / (temporary_name("work") + "abc_1")
+work.mkdir()
+(work / "maps.npy").write_bytes(b"half")
+os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    own = tmp_path / temporary_name()
+    own.write_bytes(b"of a thread that still writes")
+    running = tmp_path / f".cervseg-{os.getppid()}-1-2-3.tmp"
+    running.write_bytes(b"of another process")
+    users = tmp_path / ".cervseg-notes.txt"
+    users.write_text("mine")
+    assert len(list(tmp_path.rglob(".cervseg-*"))) == 6
+    assert remove_stale_temporaries(tmp_path) == 3
+    assert set(tmp_path.rglob(".cervseg-*")) == {own, running, users}
+    assert remove_stale_temporaries(tmp_path / "missing") == 0
+
+
+def test_temporaries_of_an_earlier_process_of_the_same_number_are_stale(tmp_path):
+    (tmp_path / f".cervseg-{os.getpid()}-1-2-3.tmp").write_bytes(b"")  # containers count from 1 again
+    assert remove_stale_temporaries(tmp_path) == 1
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match=r"."):
+        write_bytes(tmp_path / "a", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
