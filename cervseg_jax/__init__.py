@@ -6,7 +6,7 @@ Importing the package selects Keras' JAX backend, before Keras itself is importe
 import os
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _select_jax_backend() -> None:

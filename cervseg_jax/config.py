@@ -27,6 +27,9 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
 )
 """Keys that hold paths: relative to the config file, or to the current folder when given with `--set`."""
 
+NAMES = frozenset({"imagenet"})
+"""Values of `PATH_KEYS` that are names and no paths."""
+
 RENAMED_KEYS: Mapping[str, str] = {
     "train.rate_factors": "train.lr_multipliers",
     "train.accumulate": "train.grad_accum_steps",
@@ -137,7 +140,7 @@ def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:
         values: Any = raw
         for section in sections:
             values = values.get(section) if isinstance(values, dict) else None
-        if isinstance(values, dict) and isinstance(values.get(key), str):
+        if isinstance(values, dict) and isinstance(values.get(key), str) and values[key] not in NAMES:
             values[key] = _absolute(values[key], base)
 
 
@@ -152,7 +155,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or len(keys) < 2 or not all(keys):
         raise ConfigError(f"--set {override}: expected section.key=value, for example train.epochs=5")
     value = parse_yaml(text, source=f"--set {override}")
-    if tuple(keys) in PATH_KEYS and isinstance(value, str):
+    if tuple(keys) in PATH_KEYS and isinstance(value, str) and value not in NAMES:
         value = _absolute(value, Path.cwd())
     node = raw
     for key in keys[:-1]:

@@ -1,4 +1,4 @@
-"""What the user sees while the program works: messages, and progress with rate and remaining time."""
+"""Messages and progress on the console."""
 
 import sys
 import time
@@ -9,20 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cervseg_jax.runs.bucket import address_of
-
 PLAIN_INTERVAL_SECONDS = 5.0
-"""Time between two progress lines where stdout is not a terminal."""
+"""Time between two lines of progress if stdout is not a terminal."""
 
 Advance = Callable[..., None]
-"""`advance(note="")`: one more unit is done."""
+"""`advance(note="")`: marks one more unit as done."""
 
 
 def short_path(path: Path) -> str:
-    """Returns a path as a user would write it: in a bucket, or from the current folder where it lies there."""
-    address = address_of(path)
-    if address is not None:
-        return address
+    """Returns a path relative to the current folder if it is inside, and unchanged otherwise."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -30,14 +25,14 @@ def short_path(path: Path) -> str:
 
 
 class Reporter:
-    """Prints messages and progress; on a terminal with bars, elsewhere in plain lines."""
+    """Prints messages and progress: bars on a terminal, plain lines elsewhere."""
 
     def __init__(self, *, quiet: bool = False, is_silent: bool = False) -> None:
-        """Makes a reporter.
+        """Creates a reporter.
 
         Args:
-          quiet: keep silent except for warnings, which go to stderr.
-          is_silent: without warnings, for the second and further of several processes that would say the same.
+          quiet: print warnings only.
+          is_silent: print nothing; for all processes but the primary one.
         """
         self.quiet = quiet or is_silent
         self._is_silent = is_silent
@@ -55,15 +50,15 @@ class Reporter:
 
     @contextmanager
     def progress(self, title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-        """Shows how far a loop has come.
+        """Shows the progress of a loop, with its rate and the remaining time.
 
         Args:
-          title: what is being done.
-          total: units in all.
+          title: label of the bar.
+          total: number of units.
           done: units that were done before.
 
         Yields:
-          A function to call after each unit, with a note such as the current loss.
+          A function to call after each unit, with an optional note such as the current loss.
         """
         if self.quiet:
             yield _silent
@@ -98,7 +93,7 @@ class Reporter:
 
 
 def _silent(note: str = "") -> None:
-    """Shows nothing."""
+    """Ignores progress."""
 
 
 def _plain_lines(title: str, total: int, done: int, show: Callable[[str], None]) -> Advance:

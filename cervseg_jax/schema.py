@@ -91,7 +91,7 @@ class AugmentConfig(Section):
 
 
 class PlateauConfig(Section):
-    """Learning-rate reduction when `val_loss` stops improving (rules of Keras' ReduceLROnPlateau)."""
+    """Learning-rate reduction when `val_loss` stops improving, as Keras' ReduceLROnPlateau."""
 
     factor: Probability = 0.3
     patience: Positive = 4
@@ -100,64 +100,64 @@ class PlateauConfig(Section):
 
 
 class CosineConfig(Section):
-    """Learning rate along half a cosine from `learning_rate` to `final_factor` times it."""
+    """Cosine decay of the learning rate, from `learning_rate` to `final_factor` times it."""
 
     final_factor: Fraction = 0.01
 
 
 class TrainConfig(Section):
-    """How the network is trained."""
+    """Training of the network."""
 
     epochs: Positive
     batch_size: Positive
-    """Images per optimizer update, over all devices and hosts."""
+    """Images per optimizer update on all devices of all hosts together."""
     grad_accum_steps: Positive = 1
-    """Parts that a batch is computed in, one after the other, where all of it needs too much memory."""
+    """Micro-batches per update, computed one after the other to save memory; each has `batch_size` divided by this."""
     steps_per_epoch: Positive | None = None
-    """Updates between two evaluations; None: one pass over the training images."""
+    """Updates per epoch, after which the validation images are scored; None: one pass over the training images."""
     learning_rate: Annotated[float, Field(gt=0.0)]
     clip_value: Annotated[float, Field(gt=0.0)] | None = None
     """Each gradient element is clipped to [-clip_value, clip_value]."""
     weight_decay: NonNegative = 0.0
-    """Each update takes `learning_rate * weight_decay` of every kernel away (AdamW)."""
+    """Decoupled weight decay (AdamW): each update subtracts `learning_rate * weight_decay` times every kernel."""
     l2_penalty: NonNegative = 0.0
-    """What the squares of all kernels, summed and times this, add to the loss."""
+    """Weight of the sum of squares of all kernels in the loss."""
     lr_multipliers: dict[str, NonNegative] = {}
-    """Factors on the learning rate by the beginning of layers' names, such as `encoder_`; 0 freezes weights."""
+    """Factors of the learning rate by prefix of layer names, such as `encoder_`; 0 freezes the layers."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Validation, previews and the best weights use a moving average of the weights with this decay; None: none."""
+    """Decay of a moving average of the weights, which validation, previews and best weights then use; None: none."""
     init_from: Path | None = None
-    """A run, in a folder or a bucket, whose best weights a training begins with; one that goes on does not need it."""
+    """A run, in a folder or a bucket, whose best weights are the initial ones; ignored when a training resumes."""
     batch_norm_warmup: bool = True
-    """BatchNorm's running statistics follow faster in the first thousand steps than a momentum of 0.99 lets them."""
+    """Let BatchNorm's running statistics adapt faster in the first thousand steps than with a momentum of 0.99."""
     loss: str = "bce_soft_dice"
     loss_args: dict[str, Any] = {}
     head_weights: dict[Head, NonNegative] = {}
-    """What the loss of each head besides the mask counts; 1 where one is not named."""
+    """Weights of the losses of heads other than the mask; 1 by default."""
     touching_weight: NonNegative = 0.0
-    """What the mask's cross-entropy over the pixels between touching nuclei adds to the loss, times this."""
+    """Weight of the mask's cross-entropy over the pixels between touching nuclei."""
     deep_supervision_weight: NonNegative = 1.0
-    """What each side output's loss counts, for networks with deep supervision."""
+    """Weight of the loss of each side output, for networks with deep supervision."""
     metrics: tuple[str, ...] = ("dice_coef", "dice_mean")
     """Columns of metrics.csv: `dice_coef` or any `<pixel score>_mean|_pooled`."""
     plateau: PlateauConfig | None = PlateauConfig()
     cosine: CosineConfig | None = None
-    """Instead of `plateau`."""
+    """Use it instead of `plateau`."""
     warmup_steps: Count = 0
-    """The learning rate grows linearly over so many updates."""
+    """Number of updates over which the learning rate grows linearly."""
     early_stop_patience: Positive | None = 10
-    """Epochs without a lower `val_loss` after which training ends; None: never."""
+    """Number of epochs without a lower `val_loss` after which training stops; None: never."""
     seed: Count = 0
     keep_checkpoints: Positive = 2
-    """The newest states that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every_epochs: Positive | None = None
-    """States at the end of every so many epochs are kept besides; None: none."""
+    """Also keep the checkpoint at the end of every N-th epoch; None: none."""
     save_minutes: Annotated[float, Field(gt=0.0)] = 10.0
-    """A state is saved within an epoch after so long."""
+    """Longest time between two checkpoints; within an epoch one is saved when it has passed."""
     log_steps: Positive = 50
-    """Steps between two lines of `log.jsonl` with loss, norms and rates."""
+    """Steps between two `steps` events in `log.jsonl`, with loss, norms and rates."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Programs that get the figures of `log.jsonl` as well; each needs the extra of its name."""
+    """Experiment trackers that get the values of `log.jsonl`; each needs the extra of its name."""
 
 
 class EvalConfig(Section):
@@ -216,25 +216,25 @@ class InferConfig(Section):
 
 
 class MeshConfig(Section):
-    """Devices along the batch, along the weights, and along the rows of an image."""
+    """Devices along each axis of the mesh: over the images of a batch, the weights, and the rows of an image."""
 
     data: Positive = 1
     fsdp: Positive = 1
-    """Devices that divide weights and optimizer state among them; they divide the batch as well."""
+    """Devices that weights and optimizer state are sharded over; the batch is sharded over them too."""
     spatial: Positive = 1
 
 
 class RuntimeConfig(Section):
-    """Where and how precisely the program computes."""
+    """Devices, precision and memory."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshConfig | None = None
-    """Of the training. None: as many devices along `data` as divide the batch, the rest along `spatial`."""
+    """Mesh of the training. None: as many devices along `data` as divide the batch, the rest along `spatial`."""
     require: Literal["any", "cpu", "gpu", "tpu"] = "any"
     remat: bool = False
-    """Keep only what convolutions and products return for the gradient, and compute the rest again: less memory."""
+    """Keep only the outputs of convolutions and matmuls for the gradient and rematerialize the rest, to save memory."""
     profile_steps: Count = 0
-    """So many steps are recorded by JAX's profiler into RUN/profile, from the sixth of the call on; 0: none."""
+    """Number of steps to profile with JAX's profiler into RUN/profile, from the sixth step on; 0: none."""
 
 
 class Config(Section):

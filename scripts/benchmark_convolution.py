@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cervseg_jax.bench.timing import time_in_turns
-from cervseg_jax.models.layers.convolution import convolve_on_cpu
+from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu
 from cervseg_jax.models.layers.pooling import max_of_blocks
 
 LEVELS, BASE, KERNEL, DILATION = 6, 16, 9, 3

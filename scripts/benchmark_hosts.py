@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     plain = ("train.log_steps=1000000", "train.save_minutes=1000")
     busy = ("train.log_steps=1", f"train.save_minutes={1 / 60}")
     seconds: dict[tuple[str, ...], list[float]] = {plain: [], busy: []}
-    for _ in range(options.repeats):  # side by side, so that both meet the same moods of the machine
+    for _ in range(options.repeats):  # interleaved, so that machine load affects both equally
         for settings, found in seconds.items():
             found.append(_epoch_seconds(options, settings))
     print("\n| | seconds per step, median (range) |\n|---|---|")

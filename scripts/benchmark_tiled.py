@@ -67,13 +67,13 @@ def main(arguments: Sequence[str]) -> None:
         write_png(path, image)
     del image  # the figures are those of the commands alone, whatever the memory
     program = str(Path(sys.executable).with_name("cervseg-jax"))
-    ours = [program, "infer", str(options.run), "--images", str(path), "--out", str(out / "found")]
+    infer = [program, "infer", str(options.run), "--images", str(path), "--out", str(out / "found")]
     plain = [sys.executable, "-c", PLAIN_LOOP, str(options.run), str(path), str(out / "plain.png")]
     figures = {
         "side": options.side,
         "drawn_nuclei": num_nuclei,
-        "tiled": _timed([*ours, "--tiled", "--output", OUTPUTS, "--overwrite", "--quiet"]),
-        "tiled_mask_only": _timed([*ours, "--tiled", "--output", "masks", "--overwrite", "--quiet"]),
+        "tiled": _timed([*infer, "--tiled", "--output", OUTPUTS, "--overwrite", "--quiet"]),
+        "tiled_mask_only": _timed([*infer, "--tiled", "--output", "masks", "--overwrite", "--quiet"]),
     }
     if not options.slide:
         figures["plain_loop"] = _timed(plain)

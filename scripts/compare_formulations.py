@@ -1,4 +1,4 @@
-"""Ways to write the dilated convolutions of the published U-Net, compiled for a TPU that is not there.
+"""Compiles implementations of the dilated convolutions of the published U-Net for a TPU topology, without hardware.
 
 For each layer with a large kernel the compiler's own estimate of cycles, the bytes that are touched and the temporary
 memory, forward and backward: as XLA's dilated convolution, taken apart into images of every d-th pixel ("space to

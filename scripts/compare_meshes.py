@@ -1,7 +1,7 @@
-"""Loss and gradients of a train step on several meshes of eight simulated devices, beside one device.
+"""Compares loss and gradients of a train step on several meshes of eight simulated devices with those of one device.
 
-Gradients are compared in float64, where a difference is an error and not rounding; the loss in both. Exchanges are
-counted in the compiled float32 program.
+Gradients are compared in float64, where differences are errors and not rounding; the loss in float32 and float64.
+Collectives are counted in the compiled float32 program.
 
 Run: python scripts/compare_meshes.py [--size 48 72] [--filters 4] [--levels 4]
 """
@@ -90,7 +90,6 @@ def _measure(options: Any) -> None:
         (rng.random((BATCH_SIZE, *size, 1)) < 0.3).astype(np.uint8),
         np.ones(BATCH_SIZE, np.float32),
         np.arange(BATCH_SIZE, dtype=np.int32),
-        np.zeros(BATCH_SIZE, np.uint8),
     )
 
     def loss_and_gradients(params: Any, batch: Batch) -> Any:

@@ -1,10 +1,11 @@
-"""Damages stored states at random and makes writes fail at random, and checks what comes back.
+"""Damages checkpoints at random, makes writes fail at random, and checks what is restored.
 
-The newest of two states is damaged (a bit flipped, a file cut, zeroed, deleted or replaced by another state's, a folder
-emptied), or all states are, or a save may write no more than a random number of bytes to a file. Whatever is restored
-must be a saved state to the last bit, the newest that is whole; what was passed over must be named; nothing may start
-afresh. File system calls of a save (create, write, fsync, mkdir, rename, unlink, rmdir) fail as well, one or all from
-one on, with the errors of a full, broken, forbidden or read-only disk; this takes a C compiler (`cc`).
+The newest of two checkpoints is damaged (a bit flipped, a file truncated, zeroed, deleted or replaced by one of the
+other checkpoint, a folder emptied), or both are, or a save may write only a random number of bytes to a file. The
+restored state must be bit-equal to a saved one, the newest that is undamaged; skipped checkpoints must be named; a
+silent fresh start is an error. File system calls of a save (create, write, fsync, mkdir, rename, unlink, rmdir) fail as
+well: one call, or all from one on, with the errors of a full, broken, forbidden or read-only disk. This needs a C
+compiler (`cc`).
 
 Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--failed-calls 125]
   [--killed-calls 25] [--seed 0]
@@ -34,7 +35,8 @@ from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder
-from cervseg_jax.runs.checkpoint import Checkpoints, Restored, digest
+from cervseg_jax.runs.checkpoint import Checkpoints, Restored
+from cervseg_jax.runs.checksums import digest
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
 HANG_SECONDS = 60
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--failed-writes", type=int, default=125)
     parser.add_argument("--failed-calls", type=int, default=125)
     parser.add_argument("--killed-calls", type=int, default=25)
-    parser.add_argument("--killed-at", type=int, help="save a state into OUT and be killed at this call")
+    parser.add_argument("--killed-at", type=int, help="save a checkpoint into OUT and get killed at this call")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.killed_at is not None:
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     ):
         rows[title] = collections.Counter()
         for number in range(count):
-            # A folder of its own: writers that a failed save leaves behind may go on for a moment.
+            # Each trial has its own folder: threads of a failed save may keep writing for a moment.
             folder = out / f"{trial.__name__}-{number}"
             shutil.copytree(pristine, folder)
             outcome = trial(folder, np.random.default_rng((options.seed, number)))
@@ -125,30 +127,30 @@ def _failed_write(folder: Path, rng: np.random.Generator) -> str:
 
 
 def _try_to_save(folder: Path, expected: type[CervsegError]) -> str:
-    """Saves state 3 while something fails; a message of one line is as it should be."""
+    """Saves state 3 while a fault is active; a one-line message is the expected outcome."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             _save(folder, (3,))
     except expected as error:
         return "one line, the one before came back" if "\n" not in str(error) else f"WRONG: {error}"
-    except Exception as error:  # noqa: BLE001 (is what is looked for)
+    except Exception as error:  # noqa: BLE001 (any other type is a finding)
         return f"WRONG: {type(error).__name__}: {error}"
     return "saved all the same"
 
 
 def _judged(folder: Path, name: str, outcome: str) -> str:
-    """Returns the outcome of a save, or what is wrong with what came back."""
+    """Returns the outcome of a save, or what is wrong with the restored state."""
     restored, _ = _restore(folder)
-    wanted = 3 if outcome.startswith("saved") else 2
+    expected = 3 if outcome.startswith("saved") else 2
     if outcome.startswith("WRONG"):
         return f"{outcome} ({name})"
-    if restored is None or not _is_saved(restored) or int(restored.state.step) < wanted:
+    if restored is None or not _is_saved(restored) or int(restored.state.step) < expected:
         return f"WRONG: {name}: {outcome}, then {restored and int(restored.state.step)}"
     return outcome
 
 
 def _with_failing_calls(out: Path) -> None:
-    """Begins this program anew with the library that makes calls fail, unless it is loaded."""
+    """Restarts this program with the library that makes calls fail preloaded, unless it is already."""
     library = out / "failing_calls.so"
     if os.environ.get("LD_PRELOAD") == str(library):
         return
@@ -158,7 +160,7 @@ def _with_failing_calls(out: Path) -> None:
 
 
 def _calls_of_a_save(folder: Path) -> int:
-    """Counts them, on a copy."""
+    """Counts the file system calls of a save, on a copy."""
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     spare = folder.with_name("spare")
     shutil.copytree(folder, spare)

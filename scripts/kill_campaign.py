@@ -1,9 +1,9 @@
-"""Kills trainings at random moments, continues them, and compares the end with a run that nobody disturbed.
+"""Kills trainings at random moments, resumes them, and compares the result with an undisturbed run.
 
-Each lineage is one run folder: the training is started, killed after a random time, started again, and so on until it
-has had its share of kills; then it may finish. Weights must be equal to the last bit and the histories apart from the
-clock. Of several processes one is killed, or all with `--all`. STOP freezes one, as a host that no longer answers, and
-kills it once the others have ended.
+Each lineage is one run folder: the training is started, killed after a random time, and started again until it has had
+its share of kills; then it may finish. Weights must be bit-equal, and histories equal except for timings. With several
+processes one of them is killed, or all with `--all`. STOP freezes one, like a host that no longer responds, and kills
+it once the others have ended.
 
 Run: python scripts/kill_campaign.py OUT [--signal KILL|TERM|STOP] [--kills 50] [--lineages 5] [--processes 1] [--all]
   [--seed 0]
@@ -48,10 +48,10 @@ infer:
 """
 CLOCK = ("seconds", "images_per_second", "input_wait")
 ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143, 134}, "STOP": {0, 137, 134}}
-"""Exit codes of disturbed trainings: done, or gone; 143 before there is anything to save, and 134 five minutes later of
-a process that has waited in vain for that one to join."""
+"""Expected exit codes: finished, or killed; 143 before there is anything to save, and 134 for a process that has waited
+five minutes for a killed one to connect."""
 LEFT_ALONE = 4
-"""Of a process that could not finish saving a state, as another one was gone."""
+"""Exit code of a process that could not finish a checkpoint because another process was gone."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     out.mkdir(parents=True)
     (out / "recipe.yaml").write_text(CONFIG)
     _end(_start(out, "straight", options.processes))
-    # From the cache of compiled programs, as the disturbed ones; then what remains when nothing is left to train.
+    # With a warm compilation cache, as in the lineages; then without any training, which leaves the start-up time.
     whole, startup = (_seconds(out, "again", options.processes) for _ in range(2))
     if not _equal(out / "straight", out / "again"):
         sys.exit("two undisturbed runs differ: nothing can be compared with them")
@@ -79,10 +79,10 @@ def main(arguments: Sequence[str]) -> None:
     per_lineage = options.kills // options.lineages
     longest = startup + 2 * (whole - startup) / per_lineage
     rows, failures = [], 0
-    for number in range(options.lineages):
+    for lineage in range(options.lineages):
         codes, exits = [], []
         while len(codes) < per_lineage:
-            processes = _start(out, f"lineage-{number}", options.processes)
+            processes = _start(out, f"lineage-{lineage}", options.processes)
             time.sleep(rng.uniform(0.3 * startup, longest))
             victims = processes if options.all else [rng.choice(processes)]
             before = [process.poll() for process in processes]
@@ -97,21 +97,26 @@ def main(arguments: Sequence[str]) -> None:
             if any(code is None for code in before):
                 codes.append(ended)
             elif all(code == 0 for code in ended):
-                break  # it was done
+                break  # it had finished
         final: list[int] = []
         for _ in range(3):
-            final = _end(_start(out, f"lineage-{number}", options.processes))
+            final = _end(_start(out, f"lineage-{lineage}", options.processes))
             if set(final) == {0}:
                 break
-        is_equal = set(final) == {0} and _equal(out / "straight", out / f"lineage-{number}")
+        is_equal = set(final) == {0} and _equal(out / "straight", out / f"lineage-{lineage}")
         may_be_left = options.processes > 1 and options.signal != "TERM"  # after SIGTERM all save together
         allowed = ALLOWED[options.signal] | ({LEFT_ALONE} if may_be_left else set())
-        odd = [code for several in codes for code in several if code not in allowed]
-        failures += not is_equal or bool(odd)
+        unexpected = [code for several in codes for code in several if code not in allowed]
+        failures += not is_equal or bool(unexpected)
         rows.append(
-            {"kills": len(codes), "equal": is_equal, "odd_exits": odd, "longest_exit_seconds": round(max(exits), 2)}
+            {
+                "kills": len(codes),
+                "equal": is_equal,
+                "unexpected_exits": unexpected,
+                "longest_exit_seconds": round(max(exits), 2),
+            }
         )
-        print(json.dumps({"lineage": number, **rows[-1]}), flush=True)
+        print(json.dumps({"lineage": lineage, **rows[-1]}), flush=True)
     total = sum(row["kills"] for row in rows)
     print(
         f"{total} times SIG{options.signal}, {options.processes} processes, {failures} lineages of {len(rows)} differ"
@@ -130,10 +135,10 @@ def _start(out: Path, name: str, count: int) -> list[subprocess.Popen[bytes]]:
         port = listener.getsockname()[1]
     started = []
     for number in range(count):
-        peers = ["--coordinator", f"localhost:{port}", "--num-processes", str(count), "--process-id", str(number)]
+        options = ["--coordinator", f"localhost:{port}", "--num-processes", str(count), "--process-id", str(number)]
         log = (out / f"{name}.{number}.log").open("ab")
         started.append(
-            subprocess.Popen(command + (peers if count > 1 else []), env=environment, stdout=log, stderr=log)
+            subprocess.Popen(command + (options if count > 1 else []), env=environment, stdout=log, stderr=log)
         )
     return started
 
@@ -145,21 +150,21 @@ def _seconds(out: Path, name: str, count: int) -> float:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits; codes of killed processes as a shell shows them."""
+    """Waits for processes and returns their exit codes, those of killed ones as a shell shows them."""
     codes = [process.wait() for process in processes]
     return [code if code >= 0 else 128 - code for code in codes]
 
 
-def _equal(one: Path, other: Path) -> bool:
-    """Whether weights and histories are the same."""
-    if not (other / "metrics.csv").is_file():
+def _equal(expected: Path, actual: Path) -> bool:
+    """Returns whether weights and histories are equal."""
+    if not (actual / "metrics.csv").is_file():
         return False
     histories = []
-    for folder in (one, other):
+    for folder in (expected, actual):
         with (folder / "metrics.csv").open() as file:
             histories.append([{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)])
     weights = []
-    for folder in (one, other):
+    for folder in (expected, actual):
         (path,) = (folder / "best").glob("*.npz")
         with np.load(path) as stored:
             weights.append({name: stored[name] for name in stored.files})

@@ -1,1 +1,1 @@
-"""How fast training, prediction and input are on this machine, beside what else could be used."""
+"""Benchmarks of training, prediction and input on this machine, compared with other programs."""

@@ -1,4 +1,4 @@
-"""The same work in other programs: a twin of the U-Net in PyTorch, and Keras' own training loop."""
+"""Baselines of the benchmark: the same work in PyTorch, and in Keras' own training loop."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -9,41 +9,35 @@ import keras
 import numpy as np
 
 from cervseg_jax.bench.subject import random_batch
-from cervseg_jax.engine.experiment import configured_loss
+from cervseg_jax.engine.experiment import configured_loss, configured_model
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.heads import num_maps
-from cervseg_jax.models import build_model, check_model_args
+from cervseg_jax.models import check_model_args
 from cervseg_jax.schema import Config
 
 FIT_BATCHES = 3
-"""Batches of a call of `fit` and `predict`, so that their own start counts little."""
+"""Batches per call of `fit` and `predict`, so that their start-up time counts little."""
 
 
 class Baseline(NamedTuple):
-    """Another program's train step and prediction."""
+    """Train step and prediction of another program."""
 
     step: Callable[[], None]
     forward: Callable[[], None]
     num_batches: int
-    """Batches that one call works on."""
+    """Batches per call."""
 
 
 def prepare_keras(config: Config) -> Baseline:
-    """The same Keras model, trained by `fit` and run by `predict`, with Keras' own Adam and gradients.
+    """Prepares the same Keras model, trained by `fit` and run by `predict`, with Keras' Adam and gradients.
 
     Args:
-      config: the recipe; heads besides the mask are left out.
+      config: the recipe; heads other than the mask are left out.
 
     Returns:
-      The peer.
+      The baseline.
     """
-    model = build_model(
-        config.model.name,
-        image_size=config.model.image_size,
-        args=config.model.args,
-        dtype=config.runtime.precision,
-        num_maps=num_maps(("mask",)),
-    )
+    config = config.model_copy(update={"model": config.model.model_copy(update={"heads": ("mask",)})})
+    model = configured_model(config)
     loss = configured_loss(config)
 
     def keras_loss(masks: Any, logits: Any) -> Any:
@@ -68,30 +62,30 @@ def prepare_keras(config: Config) -> Baseline:
 
 
 def prepare_torch(config: Config) -> Baseline:
-    """A twin of the U-Net in PyTorch: channels last, compiled on GPUs, autocast for bfloat16.
+    """Prepares the U-Net in PyTorch: channels last, compiled on GPUs, autocast for bfloat16.
 
     Args:
       config: the recipe of a `unet`.
 
     Returns:
-      The peer.
+      The baseline.
 
     Raises:
-      ConfigError: for another network.
+      ConfigError: if the recipe has another network.
     """
     if config.model.name != "unet":
-        raise ConfigError(f"bench --against torch: there is a twin of unet alone, not of {config.model.name}")
+        raise ConfigError(f"bench --against torch: supports the model unet only, got {config.model.name}")
     import torch  # pyright: ignore[reportMissingImports]
 
     args = check_model_args("unet", config.model.image_size, config.model.args)
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = torch_unet(args).to(place, memory_format=torch.channels_last)
-    run = torch.compile(model) if place == "cuda" else model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = torch_unet(args).to(device, memory_format=torch.channels_last)
+    run = torch.compile(model) if device == "cuda" else model
     optimizer = torch.optim.Adam(model.parameters(), config.train.learning_rate, eps=1e-7)
     batch = random_batch(config)
-    images = torch.tensor(batch.image).permute(0, 3, 1, 2).to(place)
-    masks = torch.tensor(batch.mask).permute(0, 3, 1, 2).to(place, torch.float32)
-    precision = torch.autocast(place, torch.bfloat16, enabled=config.runtime.precision == "bfloat16")
+    images = torch.tensor(batch.image).permute(0, 3, 1, 2).to(device)
+    masks = torch.tensor(batch.mask).permute(0, 3, 1, 2).to(device, torch.float32)
+    precision = torch.autocast(device, torch.bfloat16, enabled=config.runtime.precision == "bfloat16")
 
     def step() -> None:
         model.train()
@@ -116,10 +110,10 @@ def prepare_torch(config: Config) -> Baseline:
 
 
 def torch_unet(args: Mapping[str, Any]) -> Any:
-    """Returns the U-Net of `models.unet` as a PyTorch module, [b, 3, h, w] in 0..255 to logits [b, 1, h, w].
+    """Returns the U-Net as a PyTorch module that maps [b, 3, h, w] in 0..255 to logits [b, 1, h, w].
 
     Args:
-      args: all arguments of `models.unet.unet`.
+      args: all arguments of the `unet` builder.
     """
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
@@ -136,7 +130,7 @@ def torch_unet(args: Mapping[str, Any]) -> Any:
         drop = [nn.Dropout(rate)] if rate else []
         return nn.Sequential(*conv(channels, level), *drop, *conv(filters, level))
 
-    class Twin(nn.Module):
+    class TorchUNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             levels, base = args["levels"], args["base_filters"]
@@ -150,32 +144,32 @@ def torch_unet(args: Mapping[str, Any]) -> Any:
         def forward(self, x: Any) -> Any:
             x = x / 255 if args["input_range"] == "unit" else x
             skips = []
-            for number, block in enumerate(self.encoder):
+            for level, block in enumerate(self.encoder):
                 x = block(x)
-                if number < len(self.encoder) - 1:
+                if level < len(self.encoder) - 1:
                     skips.append(x)
                     x = nn.functional.max_pool2d(x, 2)
-            for number in reversed(range(len(self.decoder))):
-                x = self.decoder[number](torch.cat([self.up[number](x), skips[number]], 1))
+            for level in reversed(range(len(self.decoder))):
+                x = self.decoder[level](torch.cat([self.up[level](x), skips[level]], 1))
             return self.head(x)
 
-    return Twin()
+    return TorchUNet()
 
 
 BASELINES: Mapping[str, Callable[[Config], Baseline]] = {"keras": prepare_keras, "torch": prepare_torch}
-"""What `bench --against` knows."""
+"""Baselines by the name that `bench --against` takes."""
 
 
 def installed_baselines(names: Sequence[str]) -> list[str]:
-    """Returns the wanted peers that can be imported here.
+    """Checks that the packages of the requested baselines are installed, and returns their names.
 
     Args:
       names: keys of `BASELINES`.
 
     Raises:
-      ConfigError: for one that is not installed.
+      ConfigError: if a package is not installed.
     """
     for name in names:
         if name != "keras" and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"bench --against {name}: is not installed here: pip install {name}")
+            raise ConfigError(f"bench --against {name}: is not installed: pip install {name}")
     return list(names)

@@ -1,47 +1,43 @@
-"""What a network costs: parameters, operations, memory and time of a train step on this machine."""
+"""Cost of a network: parameters, operations, memory and time of a train step on this machine."""
 
 import statistics
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import keras
 import numpy as np
 
-from cervseg_jax.data.batch import Batch, abstract_batch
-from cervseg_jax.engine.optimizer import make_optimizer
-from cervseg_jax.engine.state import create_state
-from cervseg_jax.engine.step import StepOptions, make_train_step
-from cervseg_jax.losses import LOSSES
-from cervseg_jax.models import functionalize
-from cervseg_jax.models.layers.backend import formulation_for
-from cervseg_jax.runtime.mesh import make_mesh
-from cervseg_jax.schema import MeshConfig
+from cervseg_jax.bench.subject import random_batch
+from cervseg_jax.data.batch import abstract_batch
+from cervseg_jax.engine.cost import program_flops
+from cervseg_jax.engine.experiment import build_experiment
+from cervseg_jax.schema import Config, DataConfig, MeshConfig, ModelConfig, RuntimeConfig, TrainConfig
 
-NUM_WARM, NUM_TIMED = 1, 5
+NUM_WARMUP, NUM_TIMED = 1, 5
 
 
 class Cost(NamedTuple):
-    """What training a network at one batch shape takes."""
+    """Cost of training a network with one batch shape."""
 
     trainable: int
-    """Trainable numbers."""
+    """Number of trainable parameters."""
     fixed: int
-    """BatchNorm statistics and frozen numbers."""
+    """Number of BatchNorm statistics and frozen parameters."""
     forward_flops: float
-    """Of the forward pass, a multiplication and an addition counting two; from the program before optimization."""
+    """Floating-point operations of the forward pass; a multiply-add counts as two."""
     step_flops: float
-    """Likewise of a whole train step."""
+    """Floating-point operations of a train step."""
     activation_bytes: int
-    """Temporary memory of the compiled train step, besides weights, optimizer and batch."""
+    """Temporary memory of the train step in addition to weights, optimizer state and batch."""
     compile_seconds: float
     step_seconds: tuple[float, ...]
-    """Of each timed step."""
+    """Duration of each timed step."""
 
     @property
     def median_seconds(self) -> float:
-        """Median time of a step."""
+        """Median duration of a step."""
         return statistics.median(self.step_seconds)
 
     def to_json(self) -> dict[str, Any]:
@@ -49,60 +45,49 @@ class Cost(NamedTuple):
         return self._asdict() | {"median_seconds": self.median_seconds}
 
 
-def measure_cost(model: keras.Model, *, batch_size: int) -> Cost:
+def cost_config(name: str, args: Mapping[str, Any], image_size: tuple[int, int], *, batch_size: int) -> Config:
+    """Returns a config that trains a network with its defaults on one device; it has no data.
+
+    Args:
+      name: key of `MODELS`.
+      args: arguments of the model.
+      image_size: height and width.
+      batch_size: images per step.
+    """
+    return Config(
+        model=ModelConfig(name=name, image_size=image_size, args=dict(args)),
+        data=DataConfig(root=Path()),
+        train=TrainConfig(epochs=1, batch_size=batch_size, learning_rate=1e-4, loss="bce_dice"),
+        runtime=RuntimeConfig(mesh=MeshConfig()),
+    )
+
+
+def measure_cost(config: Config) -> Cost:
     """Compiles and times train steps on random images.
 
     Args:
-      model: the network; its input size counts.
-      batch_size: images per step.
+      config: the recipe.
 
     Returns:
-      The figures, on JAX's default device.
+      The cost on the config's mesh.
     """
-    apply, params, model_state = functionalize(model)
-    height, width, channels = model.inputs[0].shape[1:]
-    optimizer = make_optimizer(clip_value=None)
-    state = create_state(params, model_state, optimizer)
-    trainable = sum(value.size for value in params.values())
-    fixed = sum(value.size for value in model_state.values())
-    shapes = abstract_batch(batch_size, (height, width), num_channels=channels)
-    forward = jax.jit(apply).lower(params, model_state, shapes.image)
-
-    def lower() -> jax.stages.Lowered:
-        # Each time another function: JAX would take the traced one of the other formulation again.
-        step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepOptions()), donate_argnums=0)
-        return step.lower(state, shapes, jax.ShapeDtypeStruct((), np.float32))
-
-    with formulation_for(make_mesh(MeshConfig(), batch_size=batch_size)):
-        lowered = lower()
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - start
-
-    rng = np.random.default_rng(0)
-    batch = Batch(
-        image=jnp.asarray(rng.integers(0, 256, shapes.image.shape, np.uint8)),
-        mask=jnp.asarray(rng.random(shapes.mask.shape) < 0.3, jnp.uint8),
-        valid=jnp.ones(batch_size),
-        image_id=jnp.arange(batch_size, dtype=jnp.int32),
-        vote=jnp.zeros(batch_size, jnp.uint8),
-    )
+    experiment = build_experiment(config)
+    shapes = abstract_batch(config.train.batch_size, config.model.image_size, heads=config.model.heads)
+    forward = jax.jit(experiment.xla_apply()).lower(experiment.params, experiment.model_state, shapes.image)
+    steps = experiment.compile()
+    state, batch = experiment.initial_state(), experiment.place_batch(random_batch(config))
     seconds = []
-    for _ in range(NUM_WARM + NUM_TIMED):
+    for _ in range(NUM_WARMUP + NUM_TIMED):
         start = time.perf_counter()
-        state, metrics = compiled(state, batch, np.float32(1e-4))
+        state, metrics = steps.train_step(state, batch, np.float32(config.train.learning_rate))
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
     return Cost(
-        trainable=trainable,
-        fixed=fixed,
-        forward_flops=_flops(forward),
-        step_flops=_flops(lower()),
-        activation_bytes=int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)),
-        compile_seconds=compile_seconds,
-        step_seconds=tuple(seconds[NUM_WARM:]),
+        trainable=sum(value.size for value in experiment.params.values()),
+        fixed=sum(value.size for value in experiment.model_state.values()),
+        forward_flops=program_flops(forward),
+        step_flops=steps.cost.flops,
+        activation_bytes=steps.cost.temporary_bytes,
+        compile_seconds=steps.cost.compile_seconds,
+        step_seconds=tuple(seconds[NUM_WARMUP:]),
     )
-
-
-def _flops(lowered: Any) -> float:
-    return float((lowered.cost_analysis() or {}).get("flops", float("nan")))

@@ -1,4 +1,4 @@
-"""All measurements of `bench`, in one run."""
+"""The measurements of `bench`."""
 
 import functools
 import tempfile
@@ -9,13 +9,14 @@ from typing import Any
 import jax
 
 from cervseg_jax.bench.baselines import BASELINES
-from cervseg_jax.bench.subject import input_batches, peak_memory_bytes, prepare_subject, with_precision
+from cervseg_jax.bench.subject import input_batches, prepare_subject, with_precision
 from cervseg_jax.bench.timing import Timing, product_call, time_in_turns
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
 from cervseg_jax.data.batch import Batch
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.samples import sample_cache, sample_loader
+from cervseg_jax.engine.cost import peak_process_bytes
 from cervseg_jax.schema import Config, SyntheticConfig
 
 PRECISIONS = ("float32", "bfloat16")
@@ -28,11 +29,11 @@ DEFAULT_RECIPE: dict[str, Any] = {
     "data": {"root": "drawn"},
     "train": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-4, "loss": "bce_dice"},
 }
-"""The published network at a size that two cores can time; its images are drawn."""
+"""The published network at a size that two cores can time, with synthetic images."""
 INPUT_IMAGES = 64
-"""Images of the dataset that the input is timed with."""
+"""Images of the dataset for timing the input."""
 INPUT_BATCHES = 32
-"""Batches of one timing of the input: many more than are read ahead, as the other input refills meanwhile."""
+"""Batches per timing of the input: many more than are read ahead, because buffers refill during other timings."""
 
 
 def measure_all(
@@ -41,29 +42,34 @@ def measure_all(
     """Times training, prediction and input of a recipe, and the same work in other programs.
 
     Args:
-      config: the recipe; where its data is missing, drawn images of the same size take its place.
-      against: keys of `BASELINES`; they work in float32.
-      precisions: of "float32" and "bfloat16".
-      rounds: how often each is timed, in turns.
-      reporter: is told what is being done.
+      config: the recipe; if its data is missing, synthetic images of the same size are used.
+      against: keys of `BASELINES`; they run in float32.
+      precisions: "float32", "bfloat16" or both.
+      rounds: how often each function is timed, in turns.
+      reporter: for messages.
 
     Returns:
-      Facts of the machine and the recipe, and `rows`: by name, the times of one batch and what follows from them.
+      JSON values that describe the machine and the recipe, and `rows`: times and rates of one batch by name.
     """
     batch_size = config.train.batch_size
     calls: dict[str, Callable[[], None]] = {}
     batches_per_call: dict[str, int] = {}
     flops: dict[str, float] = {}
-    facts: dict[str, Any] = {}
+    compiled: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         config, pairs = _with_images(config, Path(folder))
         for precision in precisions:
             reporter.info(f"compiling the {precision} step ...")
-            ours = prepare_subject(with_precision(config, precision))
-            calls[f"train step, {precision}"], calls[f"forward, {precision}"] = ours.step, ours.forward
-            flops[f"train step, {precision}"] = ours.facts["step_flops"]
+            subject = prepare_subject(with_precision(config, precision))
+            calls[f"train step, {precision}"], calls[f"forward, {precision}"] = subject.step, subject.forward
+            flops[f"train step, {precision}"] = subject.cost.flops
             calls[f"matrix product, {precision}"], flops[f"matrix product, {precision}"] = product_call(precision)
-            facts[precision] = dict(ours.facts)
+            compiled[precision] = {
+                "trace_seconds": subject.cost.trace_seconds,
+                "compile_seconds": subject.cost.compile_seconds,
+                "step_flops": subject.cost.flops,
+                "temporary_bytes": subject.cost.temporary_bytes,
+            }
             if precision == precisions[0]:
                 batches = input_batches(config, pairs, sample_cache(config))
                 for name, source in (
@@ -72,14 +78,14 @@ def measure_all(
                 ):
                     calls[name] = functools.partial(_drain, source)
                     batches_per_call[name] = INPUT_BATCHES
-                calls[f"train step with input, {precision}"] = functools.partial(ours.fed_step, batches)
+                calls[f"train step with input, {precision}"] = functools.partial(subject.fed_step, batches)
         for name in against:
             reporter.info(f"preparing {name} ...")
-            peer = BASELINES[name](with_precision(config, "float32"))
-            for kind, call in (("train step", peer.step), ("forward", peer.forward)):
+            baseline = BASELINES[name](with_precision(config, "float32"))
+            for kind, call in (("train step", baseline.step), ("forward", baseline.forward)):
                 calls[f"{kind}, {name}"] = call
-                batches_per_call[f"{kind}, {name}"] = peer.num_batches
-        reporter.info(f"timing {len(calls)} things in turns, {rounds} times each ...")
+                batches_per_call[f"{kind}, {name}"] = baseline.num_batches
+        reporter.info(f"timing {len(calls)} functions in turns, {rounds} times each ...")
         times = time_in_turns(calls, rounds=rounds)
     ceilings = {p: flops[f"matrix product, {p}"] / times[f"matrix product, {p}"].median for p in precisions}
     rows = {
@@ -98,20 +104,20 @@ def measure_all(
         "image_size": list(config.model.image_size),
         "batch_size": batch_size,
         "jax": jax.__version__,
-        "compiled": facts,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "compiled": compiled,
+        "peak_memory_bytes": peak_process_bytes(),
         "rows": rows,
     }
 
 
 def _with_images(config: Config, folder: Path) -> tuple[Config, list[Pair]]:
-    """Returns the recipe and its training images, or drawn ones in `folder`."""
+    """Returns the recipe and its training images; synthetic ones in `folder` if its data is missing."""
     data = config.data
     if not data.root.exists():
         height, width = config.model.image_size
-        drawn = SyntheticConfig(train=16, valid=1, test=1, size=(height, width), seed=0)
-        data = data.model_copy(update={"root": folder / "drawn", "synthetic": drawn, "split": None})
-        ensure_synthetic_dataset(data.root, drawn)
+        synthetic = SyntheticConfig(train=16, valid=1, test=1, size=(height, width), seed=0)
+        data = data.model_copy(update={"root": folder / "synthetic", "synthetic": synthetic, "split": None})
+        ensure_synthetic_dataset(data.root, synthetic)
     return config.model_copy(update={"data": data}), find_pairs(data, needed=("train",))[0]["train"][:INPUT_IMAGES]
 
 

@@ -1,4 +1,4 @@
-"""Timing of several things in one run, so that all meet the same moods of the machine."""
+"""Interleaved timing: machine load affects all timed functions equally."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 PRODUCT_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-"""Rows and columns of the matrices that a platform's ceiling is measured with."""
+"""Side of the matrices whose product measures a platform's peak rate."""
 
 
 class Timing(NamedTuple):
@@ -19,19 +19,19 @@ class Timing(NamedTuple):
 
     @property
     def median(self) -> float:
-        """The middle one, in seconds."""
+        """Median in seconds."""
         return statistics.median(self.seconds)
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, Timing]:
-    """Calls everything once unmeasured and then in turns.
+    """Calls every function once to warm up, then times them in turns.
 
     Args:
-      calls: by name; each returns when its work is done.
-      rounds: how often each is measured.
+      calls: functions by name; each returns when its work is done.
+      rounds: how often each is timed.
 
     Returns:
-      The times by name.
+      Timings by name.
     """
     for call in calls.values():
         call()
@@ -45,16 +45,18 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dic
 
 
 def product_call(dtype: str) -> tuple[Callable[[], None], float]:
-    """Returns a product of two large matrices to be timed, the ceiling of this machine, and its operations.
+    """Returns a function that multiplies two large matrices, and its number of operations.
+
+    Its rate is the peak that the network's steps are compared with.
 
     Args:
-      dtype: "float32", as precise as the network's convolutions, or "bfloat16".
+      dtype: "float32", in the precision of the network's convolutions, or "bfloat16".
     """
     size = PRODUCT_SIZE.get(jax.default_backend(), 2048)
-    one = jnp.ones((size, size), dtype)
+    matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
 
     def call() -> None:
-        jax.block_until_ready(product(one, one))
+        jax.block_until_ready(product(matrix, matrix))
 
     return call, 2.0 * size**3

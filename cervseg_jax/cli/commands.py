@@ -30,11 +30,11 @@ def run_infer(
     chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
     with local_copies([run, *others]) as (own, *local_others):
         done, failed = infer_files(
-            own,
-            load_run_config(own, overrides),
+            own.folder,
+            load_run_config(own.folder, overrides),
             images,
             out,
-            others=local_others,
+            others=[other.folder for other in local_others],
             outputs=chosen,
             mpp=mpp,
             overwrite=overwrite,
@@ -53,15 +53,16 @@ def run_export(run: Path, out: Path | None, format_name: str, *, quiet: bool) ->
     from cervseg_jax.runs.weights import load_network
     from cervseg_jax.segmentation.export import export_network
 
-    with local_copy(run) as place:
-        network = load_network(place.folder / "best")
-        folder = (out or place.folder / "export" / format_name).absolute()
+    with local_copy(run) as local_run:
+        network = load_network(local_run.folder / "best")
+        folder = (out or local_run.folder / "export" / format_name).absolute()
         facts = export_network(network, folder, format_name)
     height, width = network.contract.image_size
     sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
     Reporter(quiet=quiet).info(
-        f"{short_path(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; read back, "
-        f"largest difference of probabilities {facts['max_difference']:.1g}; contract.json and example.py beside it"
+        f"{local_run.display_path(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; "
+        f"read back, largest difference of probabilities {facts['max_difference']:.1g}; "
+        "contract.json and example.py beside it"
     )
 
 

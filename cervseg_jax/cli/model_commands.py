@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from cervseg_jax.bench.cost import measure_cost
+from cervseg_jax.bench.cost import cost_config, measure_cost
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_json, write_text
 from cervseg_jax.models import MODELS, build_model, check_model_args
@@ -82,7 +82,8 @@ def _facts(
         "license": _license(check_model_args(model.name, size, args)),
     }
     if cost:
-        facts |= {"batch_size": batch_size, "cost": measure_cost(model, batch_size=batch_size).to_json()}
+        config = cost_config(model.name, args, size, batch_size=batch_size)
+        facts |= {"batch_size": batch_size, "cost": measure_cost(config).to_json()}
     return facts
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cervseg_jax.console import Reporter, short_path
+from cervseg_jax.console import Reporter
 from cervseg_jax.runs.bucket import local_copies, local_copy
 
 SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
@@ -46,20 +46,20 @@ def run_eval(
     reporter = Reporter(quiet=quiet)
     summaries = []
     with local_copies([run, *others]) as (own, *local_others):
-        for member in member_runs(own):
+        for member in member_runs(own.folder):
             config = load_run_config(member, overrides)
             summary, folder = score_run(
                 member,
                 config,
                 split=split,
                 data=data,
-                others=local_others,
+                others=[other.folder for other in local_others],
                 allow_trained=allow_trained,
                 reporter=reporter,
             )
             for line in _lines(summary):
                 reporter.info(line)
-            reporter.info(f"written to {short_path(folder)}")
+            reporter.info(f"written to {own.display_path(folder)}")
             summaries.append(summary)
     for line in _seed_lines(summaries) if len(summaries) > 1 else ():
         reporter.info(line)
@@ -84,19 +84,19 @@ def run_compare(
     if len(runs) < 2:
         raise ConfigError("compare: needs two runs or more")
     reporter = Reporter(quiet=quiet)
-    with local_copies(runs) as folders:
+    with local_copies(runs) as local_runs:
         recipes = [
-            load_recipe(run, overrides, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
-            for run in folders
+            load_recipe(run.folder, overrides, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
+            for run in local_runs
         ]
         comparison = compare_recipes(recipes)
         names = [recipe.name for recipe in recipes]
-        folder = make_folder((out or folders[0] / "compare" / "-".join(names[1:])).absolute())
+        folder = make_folder((out or local_runs[0].folder / "compare" / "-".join(names[1:])).absolute())
         write_json(folder / "comparison.json", comparison)
         draw_scatter(folder / "comparison.png", headline_columns(recipes), names=names)
         for line in _comparison_lines(comparison):
             reporter.info(line)
-        reporter.info(f"written to {short_path(folder)}")
+        reporter.info(f"written to {local_runs[0].display_path(folder)}")
 
 
 def run_report(folder: Path, out: Path | None, *, num_layered: int, quiet: bool) -> None:
@@ -104,9 +104,9 @@ def run_report(folder: Path, out: Path | None, *, num_layered: int, quiet: bool)
     from cervseg_jax.report.page import write_report
 
     reporter = Reporter(quiet=quiet)
-    with local_copy(folder) as place:
-        path = write_report(place.folder, out, num_layered=num_layered, reporter=reporter)
-        reporter.info(f"{short_path(path)}: {path.stat().st_size / 2**20:.1f} MiB")
+    with local_copy(folder) as run:
+        path = write_report(run.folder, out, address=run.address, num_layered=num_layered, reporter=reporter)
+        reporter.info(f"{run.display_path(path)}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def _comparison_lines(comparison: dict[str, Any]) -> list[str]:

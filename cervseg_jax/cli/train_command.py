@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cervseg_jax.config import dump_config, load_config
-from cervseg_jax.console import Reporter, short_path
+from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, check_pairs, common_bit_depth
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
@@ -31,7 +31,7 @@ def run_train(
 ) -> None:
     """Trains as `config_path` says: once, or with several seeds one after the other."""
     config = load_config(config_path, overrides)
-    from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_folder
+    from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_name
     from cervseg_jax.runtime.distributed import initialize_distributed, is_primary, require_equal, sync_errors
     from cervseg_jax.runtime.mesh import require_devices, train_mesh
 
@@ -47,9 +47,9 @@ def run_train(
     require_equal("the run folder", str(home))
     with ExitStack() as stack:
         with sync_errors():
-            place = stack.enter_context(local_copy(home, is_primary=is_primary()))
-            if num_seeds and (place.folder / "config.yaml").exists():
-                raise ConfigError(f"{place.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
+            run = stack.enter_context(local_copy(home, is_primary=is_primary()))
+            if num_seeds and (run.folder / "config.yaml").exists():
+                raise ConfigError(f"{run.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
         reporter.info(_device_line())
         reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
         reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
@@ -68,21 +68,21 @@ def run_train(
         facts = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(facts))
         if num_seeds is None:
-            _train_one(config, place, pairs, allow_changes=allow_changes, reporter=reporter)
+            _train_one(config, run, pairs, allow_changes=allow_changes, reporter=reporter)
         else:
             losses = []
             for seed in range(config.train.seed, config.train.seed + num_seeds):
                 own = load_config(config_path, [*overrides, f"train.seed={seed}", f"data.bit_depth={depth}"])
-                part = place._replace(folder=seed_folder(place.folder, seed))
-                losses.append(_train_one(own, part, pairs, allow_changes=allow_changes, reporter=reporter))
+                member = run.subrun(seed_name(seed))
+                losses.append(_train_one(own, member, pairs, allow_changes=allow_changes, reporter=reporter))
             spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
             mean = statistics.mean(losses)
             reporter.info(f"{num_seeds} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
-        reporter.info(f"next: cervseg-jax eval {short_path(place.folder)}")
+        reporter.info(f"next: cervseg-jax eval {run.display_path(run.folder)}")
 
 
 def _train_one(
-    config: Config, place: LocalRun, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
+    config: Config, run: LocalRun, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
 ) -> float:
     """Trains in one run folder; returns the lowest validation loss."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
@@ -91,7 +91,7 @@ def _train_one(
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
 
-    folder, publish = place
+    folder = run.folder
     with ExitStack() as stack:
         with sync_errors():
             if is_primary():
@@ -99,12 +99,12 @@ def _train_one(
                 open_run_folder(folder, config, allow_changes=allow_changes)
                 facts = {split: checked.stats for split, checked in pairs.items()}
                 record_data(folder, facts, allow_changes=allow_changes)
-                publish()  # a bucket that cannot be written is better known now
+                run.publish()  # a bucket that is not writable must fail before the training
             files = {split: checked.pairs for split, checked in pairs.items()}
             _check_instances(config, files["train"], reporter)
-        reporter.info(f"run folder: {short_path(folder)}")
+        reporter.info(f"run folder: {run.display_path(folder)}")
         stop = stack.enter_context(stop_requests())
-        result = train(config, folder, files, reporter=reporter, stop=stop, publish=publish)
+        result = train(config, run, files, reporter=reporter, stop=stop)
     # New best weights take the parameters of the old ones away.
     is_tuned = (folder / "best" / POSTPROCESSING_FILE).is_file()
     if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
@@ -113,7 +113,7 @@ def _train_one(
         tune_run(folder, config, files["valid"], reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
-    reporter.info(f"masks of validation images: {short_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
+    reporter.info(f"masks of validation images: {run.display_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
     return best.val_loss
 
 

@@ -41,8 +41,6 @@ class Batch:
     """float32 [b], 1 for real images."""
     image_id: ArrayLike
     """int32 [b], position of the image in its split."""
-    vote: ArrayLike
-    """uint8 [b], what the process that holds the image wants; see `training.interrupt.StopVote`."""
     targets: Targets | None = None
     """For networks with heads besides the mask."""
 
@@ -81,7 +79,6 @@ def collate(
         mask=np.stack([element.sample.mask for element in filled])[..., None],
         valid=np.repeat(np.array([1, 0], np.float32), [len(elements), num_padding]),
         image_id=np.array([element.image_id for element in filled], np.int32),
-        vote=np.zeros(batch_size, np.uint8),
         targets=_targets([element.sample for element in filled], heads) if needs_instances(heads) else None,
     )
 
@@ -111,7 +108,6 @@ def abstract_batch(
         mask=jax.ShapeDtypeStruct((num_rows, *image_size, 1), np.uint8),
         valid=jax.ShapeDtypeStruct((num_rows,), np.float32),
         image_id=jax.ShapeDtypeStruct((num_rows,), np.int32),
-        vote=jax.ShapeDtypeStruct((num_rows,), np.uint8),
         targets=targets if needs_instances(heads) else None,
     )
 
@@ -121,4 +117,4 @@ def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
     images = NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
     targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None
-    return Batch(image=images, mask=images, valid=rows, image_id=rows, vote=rows, targets=targets)
+    return Batch(image=images, mask=images, valid=rows, image_id=rows, targets=targets)

@@ -1,4 +1,4 @@
-"""Gradient transforms; the learning rate is applied by the train step."""
+"""Gradient transforms. The train step applies the learning rate."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ def scale_by_adam_epsilon_hat(
 
     Args:
       beta1: decay of the mean.
-      beta2: decay of the uncenterd variance.
+      beta2: decay of the uncentered variance.
       epsilon: "epsilon hat" of the paper.
 
     Returns:
@@ -52,11 +52,11 @@ def scale_by_adam_epsilon_hat(
 
 
 def make_optimizer(*, clip_value: float | None, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Returns element-wise clipping followed by Adam, with decay of the kernels beside it.
+    """Returns element-wise gradient clipping followed by Adam with decoupled weight decay (AdamW).
 
     Args:
-      clip_value: each gradient element is clipped to [-clip_value, clip_value]; None: not at all.
-      weight_decay: what is added of each kernel to its direction; biases and normalizations are left alone.
+      clip_value: each gradient element is clipped to [-clip_value, clip_value]; None disables clipping.
+      weight_decay: multiple of each kernel that is added to its direction; biases and normalizations do not decay.
 
     Returns:
       A transform without the learning rate.
@@ -70,5 +70,5 @@ def make_optimizer(*, clip_value: float | None, weight_decay: float = 0.0) -> op
 
 
 def kernels(params: optax.Params) -> optax.Params:
-    """Marks the variables of more than one axis."""
+    """Returns a mask of the kernels: variables with more than one axis."""
     return jax.tree.map(lambda param: param.ndim > 1, params)

@@ -1,14 +1,14 @@
-"""Learning-rate reduction and early stopping, as pure functions of what has been seen.
+"""Learning-rate reduction and early stopping as pure functions.
 
 Both watch `val_loss` once per epoch, by the rules of Keras' ReduceLROnPlateau (no cooldown) and EarlyStopping
-(no minimum change): strict comparisons, and waiting counters that a save and restore must not lose.
+(no minimum change). Comparisons are strict. The counters are part of the state that a resume restores.
 """
 
 from typing import NamedTuple
 
 
 class PlateauState(NamedTuple):
-    """Learning rate in force, and what led to it."""
+    """Current learning rate, lowest loss, and epochs since then."""
 
     learning_rate: float
     best: float = float("inf")
@@ -20,16 +20,16 @@ def update_plateau(
 ) -> PlateauState:
     """Returns the state after an epoch.
 
-    An epoch improves if `val_loss < best - min_delta`; only then does `best` move. After `patience` epochs without
-    that, the rate is multiplied by `factor` and waiting starts again.
+    An epoch is an improvement if `val_loss < best - min_delta`; only then `best` is updated. After `patience` epochs
+    without an improvement the learning rate is multiplied by `factor` and the count starts again.
 
     Args:
       state: before the epoch.
       val_loss: the epoch's validation loss.
       factor: in (0, 1).
       patience: epochs.
-      min_delta: smallest change that counts.
-      min_learning_rate: the rate never falls below it.
+      min_delta: smallest change that counts as an improvement.
+      min_learning_rate: lower bound of the learning rate.
 
     Returns:
       The state for the next epoch.
@@ -54,10 +54,10 @@ class BestState(NamedTuple):
 
 
 def update_best(state: BestState, val_loss: float, epoch: int) -> BestState:
-    """Returns the best of the state and this epoch; an equal loss is no improvement."""
+    """Returns the better of the state and this epoch; an equal loss is no improvement."""
     return BestState(val_loss, epoch) if val_loss < state.val_loss else state
 
 
 def stops_early(state: BestState, epoch: int, patience: int | None) -> bool:
-    """Whether training ends after `epoch`: no lower loss for `patience` epochs (None: never)."""
+    """Returns whether the loss has not improved for `patience` epochs (None: never)."""
     return patience is not None and epoch - state.epoch >= patience

@@ -8,25 +8,24 @@ from jax.sharding import Mesh
 
 from cervseg_jax.data.batch import batch_sharding
 from cervseg_jax.models import Apply
-from cervseg_jax.models.layers.backend import formulation_for
-from cervseg_jax.runtime.mesh import place, replicated
+from cervseg_jax.runtime.mesh import replicated, shard_arrays
 from cervseg_jax.typing import ModelState, Params
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""From a full batch of images, uint8 [b, h, w, 3], to float32 probabilities [b, h, w, maps]."""
+"""Maps a full batch of images, uint8 [b, h, w, 3], to float32 probabilities [b, h, w, maps]."""
 WeightedPredict = Callable[[Params, ModelState, np.ndarray], np.ndarray]
-"""The same as a function of the weights: `predict(params, model_state, images)`."""
+"""`predict(params, model_state, images)`: `Predict` with the weights as arguments."""
 
 
 def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     """Returns the prediction function, compiled on first use.
 
     Args:
-      apply: the network.
-      mesh: devices over which each batch is spread.
+      apply: the network, built for the backend of `mesh`.
+      mesh: devices over which each batch is sharded.
 
     Returns:
-      A function from weights and a full batch of images at the network's size to probabilities.
+      A function of weights and a full batch of images in the network's size; returns probabilities.
     """
     images_sharding = batch_sharding(mesh).image
 
@@ -37,7 +36,6 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
     compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
 
     def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
-        with formulation_for(mesh):  # counts in the first call, which compiles
-            return np.asarray(compiled(params, model_state, place(images, images_sharding)))
+        return np.asarray(compiled(params, model_state, shard_arrays(images, images_sharding)))
 
     return predict

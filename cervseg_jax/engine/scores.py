@@ -1,4 +1,4 @@
-"""Images -> per-image counts -> scores."""
+"""Scores of batches: per-image counts and their summary."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,10 +10,10 @@ from cervseg_jax.metrics.pixel import Counts, summarize
 
 
 class Scores:
-    """Scores of the batches seen so far; a running total that can be saved and restored as JSON."""
+    """Running total of the scores of batches; can be saved and restored as JSON."""
 
     def __init__(self) -> None:
-        """Starts with nothing seen."""
+        """Creates an empty total."""
         self._loss_sum = 0.0
         self._dice_coef_sum = 0.0
         self._num_batches = 0
@@ -40,12 +40,12 @@ class Scores:
 
     @property
     def num_images(self) -> int:
-        """Images seen."""
+        """Number of images."""
         return len(self._image_ids)
 
     @property
     def image_ids(self) -> list[int]:
-        """Identity of each image, in the order of `counts`."""
+        """Index of each image in its split, in the order of `counts`."""
         return self._image_ids
 
     @property
@@ -55,14 +55,14 @@ class Scores:
 
     @property
     def loss(self) -> float:
-        """Mean loss over the images so far; 0 before the first."""
+        """Mean loss over the images; 0 if there are none."""
         return self._loss_sum / max(self.num_images, 1)
 
     def summary(self) -> dict[str, float]:
         """Returns all scores by name.
 
-        `loss` is the mean over images (each batch weighted by its size), `dice_coef` the plain mean over batches, as
-        the reference implementation reports them; the rest as `summarize`.
+        As in the reference implementation, `loss` is the mean over images (each batch weighted by its size) and
+        `dice_coef` the plain mean over batches; all others are those of `summarize`.
         """
         return {
             "loss": self.loss,
@@ -102,13 +102,13 @@ def evaluate(
     """Scores batches.
 
     Args:
-      score: from a batch of numpy arrays to its metrics.
-      batches: what to score.
-      on_progress: called after each batch, for a progress bar.
-      stop: asked before each batch whether to give up.
+      score: computes the metrics of a batch of numpy arrays.
+      batches: batches to score.
+      on_progress: called after each batch.
+      stop: called before each batch; returns whether to stop.
 
     Returns:
-      The scores, or None if `stop` said so.
+      The scores, or None if stopped.
     """
     scores = Scores()
     for batch in batches:

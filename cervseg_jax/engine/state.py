@@ -1,4 +1,4 @@
-"""Everything that training changes, in one pytree."""
+"""The training state as one pytree."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,11 @@ class TrainState:
     opt_state: Any
     """State of the optax transform."""
     ema_params: Params
-    """Moving average of `params`; empty where none is kept."""
+    """Moving average of `params`; empty if none is kept."""
 
     @property
     def averaged_params(self) -> Params:
-        """What to evaluate, show and keep: the moving average, or the params themselves."""
+        """Parameters to evaluate and to save: the moving average, or `params` if there is none."""
         return self.ema_params or self.params
 
 
@@ -38,8 +38,8 @@ def create_state(
     Args:
       params: initial trainable variables.
       model_state: initial BatchNorm statistics.
-      optimizer: the transform that will be used.
-      with_ema: whether a moving average is kept.
+      optimizer: the gradient transform.
+      with_ema: whether to keep a moving average of the parameters.
 
     Returns:
       A state at step 0 that shares its arrays with the arguments.

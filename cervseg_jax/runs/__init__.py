@@ -1,1 +1,1 @@
-"""What a run leaves on disk or in a bucket: folder, log, checkpoints, weights, history."""
+"""Files of a run on disk or in a bucket: folder, log, checkpoints, weights, history."""

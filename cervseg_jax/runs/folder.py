@@ -1,8 +1,7 @@
-"""The run folder: whose it is, what is in it, and that nobody loses anything in it."""
+"""The run folder: its name, config, environment and data files, and the checks before a run continues in it."""
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -21,7 +20,6 @@ from cervseg_jax.data.checks import PairStats
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
 from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
 from cervseg_jax.runs.bucket import exists, is_address
-from cervseg_jax.runs.trackers import TRACKERS, tracked_values
 from cervseg_jax.schema import Config
 
 REPORTED_PACKAGES = (
@@ -50,7 +48,7 @@ RESUMABLE_KEYS = frozenset(
         "runtime.profile_steps",
     }
 )
-"""Keys that say how the work is done and not what comes out: a run may go on with other values."""
+"""Keys that do not affect the result: a run may continue with other values of them."""
 
 
 def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -> Path:
@@ -58,8 +56,8 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
 
     Args:
       config_path: `runs/<its stem>` is the default.
-      run_dir: the user's own choice.
-      fresh: take the first numbered sibling that does not exist yet.
+      run_dir: folder that the user has chosen, or None.
+      fresh: take the first numbered sibling that does not exist.
 
     Returns:
       An absolute path, or an address in a bucket.
@@ -67,39 +65,39 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
     Raises:
       ConfigError: if a bucket cannot be read.
     """
-    wanted = run_dir or Path("runs") / config_path.stem
-    if not is_address(wanted):
-        wanted = wanted.absolute()
-    if not fresh or not exists(wanted):
-        return wanted
+    folder = run_dir or Path("runs") / config_path.stem
+    if not is_address(folder):
+        folder = folder.absolute()
+    if not fresh or not exists(folder):
+        return folder
     number = 2
-    while exists(sibling := wanted.with_name(f"{wanted.name}-{number}")):
+    while exists(sibling := folder.with_name(f"{folder.name}-{number}")):
         number += 1
     return sibling
 
 
-def seed_folder(folder: Path, seed: int) -> Path:
-    """Returns the run folder of one seed of a recipe."""
-    return folder / f"seed_{seed}"
+def seed_name(seed: int) -> str:
+    """Returns the name of the run folder of one seed, inside the folder of the recipe."""
+    return f"seed_{seed}"
 
 
 def member_runs(folder: Path) -> list[Path]:
-    """Returns the runs of a recipe that was trained with several seeds; the folder itself where it is a run."""
-    found = [path.parent for path in folder.glob("seed_*/config.yaml") if path.parent.name[5:].isdecimal()]
-    is_recipe = found and not (folder / "config.yaml").exists()
-    return sorted(found, key=lambda path: int(path.name[5:])) if is_recipe else [folder]
+    """Returns the runs of a recipe that was trained with several seeds, or the folder itself if it is a run."""
+    members = [path.parent for path in folder.glob("seed_*/config.yaml") if path.parent.name[5:].isdecimal()]
+    is_recipe = members and not (folder / "config.yaml").exists()
+    return sorted(members, key=lambda path: int(path.name[5:])) if is_recipe else [folder]
 
 
 def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> None:
-    """Makes a run folder, or checks that an existing one belongs to this config.
+    """Creates a run folder, or checks that an existing one belongs to this config.
 
     Args:
       folder: absolute path.
       config: the recipe; written to `config.yaml`.
-      allow_changes: continue a run under a changed config; `RESUMABLE_KEYS` may differ in any case.
+      allow_changes: continue a run with a changed config; `RESUMABLE_KEYS` may always differ.
 
     Raises:
-      ConfigError: if the folder holds something else, or a run of another config.
+      ConfigError: if the folder holds other files, or a run of another config.
     """
     path = folder / "config.yaml"
     if path.exists():
@@ -113,7 +111,7 @@ def open_run_folder(folder: Path, config: Config, *, allow_changes: bool) -> Non
             raise ConfigError(
                 f"{folder}: holds a run of another config:\n  "
                 + "\n  ".join(changes)
-                + "\nUse --fresh for a new run beside it, or --allow-changes to go on with it"
+                + "\nUse --fresh to start a new run beside it, or --allow-changes to continue it"
             )
     elif folder.exists() and any(item.name != "run.lock" for item in folder.iterdir()):
         raise ConfigError(f"{folder}: is not empty and holds no run (no config.yaml); choose another --run-dir")
@@ -130,12 +128,12 @@ def _differences_that_count(old: Config, new: Config) -> list[str]:
 
 
 def record_data(folder: Path, facts: Mapping[str, Sequence[PairStats]], *, allow_changes: bool) -> None:
-    """Writes `data.csv`: every file of the run with its split, source and hash.
+    """Writes `data.csv`, which lists every data file of the run with its split, source and hash.
 
     Args:
       folder: the run folder.
-      facts: what was read, by split.
-      allow_changes: accept other files than an earlier call in this folder saw.
+      facts: metadata of the files by split.
+      allow_changes: accept files that differ from those of an earlier call in this folder.
 
     Raises:
       ConfigError: if the files have changed, or the folder cannot be written.
@@ -151,7 +149,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairStats]], *, allow
                 raise ConfigError(
                     f"{folder}: the data have changed since this run began "
                     f"({len(changed)} lines of data.csv, the first: {changed[0]})\n"
-                    "Use --fresh for a new run beside it, or --allow-changes to go on with it"
+                    "Use --fresh to start a new run beside it, or --allow-changes to continue it"
                 )
         write_text(path, text)
     except OSError as error:
@@ -159,7 +157,7 @@ def record_data(folder: Path, facts: Mapping[str, Sequence[PairStats]], *, allow
 
 
 def data_csv(facts: Mapping[str, Sequence[PairStats]]) -> str:
-    """Returns the table of all files of a run, by split."""
+    """Returns the table of all data files of a run as CSV."""
     rows = [
         [split, fact.pair.stem, fact.pair.group, fact.pair.image_path, fact.height, fact.width, fact.image_sha256]
         for split, split_facts in facts.items()
@@ -204,10 +202,10 @@ def _load_with_depth(path: Path, depth: BitDepth, overrides: Sequence[str] = ())
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second training out of a run folder; the lock ends with the process, however it ends.
+    """Locks a run folder against a second training; the lock is released when the process ends in any way.
 
     Raises:
-      ConfigError: if another process holds it.
+      ConfigError: if another process holds the lock.
     """
     make_folder(folder)
     try:
@@ -220,41 +218,6 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ConfigError(f"{folder}: another process is training in this folder") from None
         yield
-
-
-class EventLog:
-    """Appends events to `log.jsonl`, one JSON object per line; trackers get the figures of steps and epochs."""
-
-    def __init__(self, folder: Path, *, trackers: Sequence[str] = (), is_open: bool = True) -> None:
-        """Opens `folder/log.jsonl` for appending; where it is not to be open, events go nowhere.
-
-        Args:
-          folder: the run folder.
-          trackers: names of `TRACKERS`.
-          is_open: whether this process writes.
-
-        Raises:
-          ConfigError: if a tracker's package is not installed.
-        """
-        self._path = folder / "log.jsonl" if is_open else None
-        self._trackers = [TRACKERS[name](folder) for name in trackers]
-
-    def write(self, event: str, **facts: Any) -> None:
-        """Appends an event with the time and its facts."""
-        if self._path is None:
-            return
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, allow_nan=False, default=str)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        values = tracked_values(event, facts) if event in ("steps", "epoch") else {}
-        for tracker in self._trackers:
-            if values:
-                tracker.track(facts["step"], values)
-
-    def close(self) -> None:
-        """Waits until trackers have written everything."""
-        for tracker in self._trackers:
-            tracker.close()
 
 
 def _environment() -> dict[str, Any]:
@@ -277,7 +240,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the source tree that this package runs from, if it is one."""
+    """Returns the commit of the source tree that contains this package, or None outside a Git checkout."""
     try:
         result = subprocess.run(  # noqa: S603
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607

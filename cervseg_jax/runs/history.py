@@ -1,4 +1,4 @@
-"""History -> metrics.csv, history.json and curves. All are functions of the history, so a resume cannot garble them."""
+"""Writes the history: metrics.csv, history.json and curves. Each file is rewritten as a whole, so a resume is safe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +48,7 @@ def write_history(folder: Path, history: History, *, metrics: Sequence[str], bes
 
 
 def rate_drops(rates: Sequence[float]) -> list[int]:
-    """Returns the epochs from which a plateau's lower learning rate was in force; none of a rate that falls steadily.
+    """Returns the 1-based epochs in which the plateau rule lowered the learning rate; none for a cosine schedule.
 
     Example:
       >>> rate_drops([1.0, 1.0, 0.3, 0.3, 0.1])

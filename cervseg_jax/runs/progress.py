@@ -1,7 +1,8 @@
-"""What the host must remember of a training besides the state."""
+"""Progress of a training: what a resume needs in addition to the state."""
 
 import math
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from cervseg_jax.engine.plateau import BestState, PlateauState
@@ -9,20 +10,47 @@ from cervseg_jax.engine.scores import Scores
 from cervseg_jax.runs.history import History
 
 
+class Phase(IntEnum):
+    """Part of the training loop in which a state was saved; the same step can be saved once in each."""
+
+    TRAINING = 0
+    """Within an epoch: between two steps, or during validation."""
+    EPOCH_END = 1
+    """After an epoch was validated and entered into the history."""
+
+
+def checkpoint_number(step: int, phase: Phase) -> int:
+    """Returns the number that names a checkpoint's folder; it grows with the step, and with the phase within a step.
+
+    Older runs have the sum of step and finished epochs as numbers. This is at most twice the step, so that the order
+    of the checkpoints holds when such a run continues.
+
+    Example:
+      >>> checkpoint_number(10, Phase.TRAINING), checkpoint_number(10, Phase.EPOCH_END)
+      (20, 21)
+    """
+    return len(Phase) * step + phase
+
+
 @dataclass(frozen=True)
 class Progress:
-    """What the host must remember besides the state."""
+    """Host-side progress of a training; stored as the metadata of its checkpoints."""
 
     plateau: PlateauState
     best: BestState = BestState()
     history: History = field(default_factory=list)
     scores: Scores = field(default_factory=Scores)
-    """Training scores of the epoch that is under way."""
+    """Training scores of the unfinished epoch."""
 
     @property
     def epoch(self) -> int:
-        """Finished epochs."""
+        """Number of finished epochs."""
         return len(self.history)
+
+    @property
+    def phase(self) -> Phase:
+        """Part of the loop that the training is in."""
+        return Phase.TRAINING if self.scores.num_images else Phase.EPOCH_END
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values; an infinite loss becomes None."""
@@ -44,5 +72,5 @@ class Progress:
 
 
 def finite(value: float) -> float | None:
-    """Returns a number that JSON knows, or None."""
+    """Returns a finite value, or None, as JSON has neither infinity nor NaN."""
     return value if math.isfinite(value) else None

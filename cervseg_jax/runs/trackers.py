@@ -1,4 +1,4 @@
-"""Figures of a training for programs that draw curves: TensorBoard, Weights & Biases. `log.jsonl` has them as well."""
+"""Experiment trackers: TensorBoard and Weights & Biases get the values that `log.jsonl` has."""
 
 import math
 import os
@@ -12,12 +12,12 @@ from cervseg_jax.files import write_text
 
 
 class Tracker(NamedTuple):
-    """Where figures go."""
+    """An experiment tracker."""
 
     track: Callable[[int, Mapping[str, float]], None]
-    """`track(step, values)` notes values by name, such as `epoch/val_loss`."""
+    """`track(step, values)` logs values by name, such as `epoch/val_loss`."""
     close: Callable[[], None]
-    """Waits until all are written."""
+    """Waits until all values are written."""
 
 
 def _missing(name: str) -> ConfigError:
@@ -28,15 +28,13 @@ def _tensorboard(folder: Path) -> Tracker:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise ConfigError(
-            "train.trackers: tensorboard needs an extra: pip install 'cervseg-jax[tensorboard]'"
-        ) from None
+        raise _missing("tensorboard") from None
     writer: Any = None
 
     def track(step: int, values: Mapping[str, float]) -> None:
         nonlocal writer
         if writer is None:
-            # Of a run that was killed, what lies after the state that it goes on from is not shown.
+            # After a kill the values beyond the resumed step are logged again; TensorBoard drops the old ones.
             writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step, flush_secs=10)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
@@ -67,7 +65,7 @@ def _wandb(folder: Path) -> Tracker:
                 id=name.read_text(encoding="utf-8"),
                 dir=folder,
                 resume="allow",
-                # Nothing leaves the machine, and nobody is asked for a key, unless the user says so.
+                # Offline by default: no upload and no prompt for a key unless the user asks for it.
                 mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType]
             )
         run.log(dict(values), step=step)
@@ -80,11 +78,11 @@ def _wandb(folder: Path) -> Tracker:
 
 
 TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}
-"""What `train.trackers` can name: from a run folder to its tracker."""
+"""Trackers by the name in `train.trackers`; each is created from the run folder."""
 
 
-def tracked_values(event: str, facts: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures among an event's facts, by `<event>/<name>`.
+def tracked_values(event: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the finite numbers among the values of an event as `<event>/<name>`.
 
     Example:
       >>> tracked_values("epoch", {"step": 7, "val_loss": 0.5, "files": ["a"], "mfu": None})
@@ -92,6 +90,6 @@ def tracked_values(event: str, facts: Mapping[str, Any]) -> dict[str, float]:
     """
     return {
         f"{event}/{name}": float(value)
-        for name, value in facts.items()
+        for name, value in values.items()
         if name != "step" and isinstance(value, int | float) and math.isfinite(value)
     }

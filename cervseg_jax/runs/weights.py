@@ -17,7 +17,7 @@ from cervseg_jax.choices import BitDepth, MaskRule
 from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
-from cervseg_jax.models import Apply, build_model, functionalize
+from cervseg_jax.models import Apply, Backend, build_abstract
 from cervseg_jax.schema import Config
 from cervseg_jax.typing import ModelState, Params
 
@@ -57,12 +57,47 @@ class Contract(BaseModel):
 class Network:
     """A network that is ready to use: the pure function, its values, and the contract."""
 
-    def __init__(self, contract: Contract, apply: Apply, params: Params, model_state: ModelState) -> None:
-        """Keeps the parts together."""
+    def __init__(
+        self,
+        contract: Contract,
+        apply: Apply,
+        params: Params,
+        model_state: ModelState,
+        *,
+        precision: str = "float32",
+    ) -> None:
+        """Keeps the parts together.
+
+        Args:
+          contract: how to use the network.
+          apply: the network, built for the backend "xla".
+          params: trainable variables.
+          model_state: BatchNorm statistics.
+          precision: "float32" or "bfloat16" compute, as of `apply`.
+        """
         self.contract = contract
         self.apply = apply
         self.params = params
         self.model_state = model_state
+        self.precision = precision
+        self._applies: dict[Backend, Apply] = {"xla": apply}
+
+    def apply_for(self, backend: Backend) -> Apply:
+        """Returns the network as a pure function built for a backend; it takes the same values."""
+        if backend not in self._applies:
+            self._applies[backend], _, _ = _build(self.contract, self.precision, backend)
+        return self._applies[backend]
+
+
+def _build(contract: Contract, precision: str, backend: Backend) -> tuple[Apply, Params, ModelState]:
+    return build_abstract(
+        contract.model_name,
+        image_size=contract.image_size,
+        args=contract.model_args,
+        dtype=precision,
+        num_maps=num_maps(contract.heads),
+        backend=backend,
+    )
 
 
 def save_weights(
@@ -154,17 +189,11 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     contract = read_contract(folder)
     arrays = _read_arrays(folder, contract)
     try:
-        model = build_model(
-            contract.model_name,
-            image_size=contract.image_size,
-            args=contract.model_args,
-            dtype=precision,
-            num_maps=num_maps(contract.heads),
-        )
+        apply, params, model_state = _build(contract, precision, "xla")
     except CervsegError as error:
         raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None
-    apply, params, model_state = functionalize(model)
-    return Network(contract, apply, *_fitted(arrays, params, model_state, source=folder / contract.weights_file))
+    fitted = _fitted(arrays, params, model_state, source=folder / contract.weights_file)
+    return Network(contract, apply, *fitted, precision=precision)
 
 
 def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
@@ -208,18 +237,18 @@ def _fitted(
     )
 
 
-def check_arrays(arrays: dict[str, np.ndarray], wanted: dict[str, Any], *, source: Path) -> None:
+def check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, Any], *, source: Path) -> None:
     """Compares names and shapes of stored arrays with those of a network.
 
     Raises:
       CheckpointError: naming the first array that differs.
     """
-    for name in sorted(arrays.keys() | wanted.keys()):
-        if name not in wanted or name not in arrays:
+    for name in sorted(arrays.keys() | expected.keys()):
+        if name not in expected or name not in arrays:
             where = "has an array that the network lacks" if name in arrays else "lacks an array of the network"
             raise CheckpointError(f"{source}: {where}: {name}; it was trained with another config")
-        if arrays[name].shape != tuple(wanted[name].shape):
+        if arrays[name].shape != tuple(expected[name].shape):
             raise CheckpointError(
                 f"{source}: {name} has the shape {list(arrays[name].shape)}, "
-                f"the network needs {list(wanted[name].shape)}; it was trained with another config"
+                f"the network needs {list(expected[name].shape)}; it was trained with another config"
             )

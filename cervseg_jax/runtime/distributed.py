@@ -1,40 +1,42 @@
-"""Several processes, one per host: joining, agreeing, failing together.
+"""Training in several processes, one per host, on top of `jax.distributed`.
 
-The engine is JAX's own `jax.distributed`. Every process runs the same program on its share of the data; process 0
-writes what is not a checkpoint.
+Every process runs the same program on its share of the data. Process 0 writes all files except checkpoints, which the
+processes write together.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cervseg_jax.errors import CervsegError, ConfigError
 from cervseg_jax.runtime.processes import ProcessSpec
 
 HEARTBEAT_SECONDS = 30
-"""After so long without a sign of life a process counts as lost, and all others end."""
+"""A process that has sent no heartbeat for this long counts as lost, and all others end."""
 SHUTDOWN_SECONDS = 30
 JOIN_SECONDS = 300
 MESSAGE_BYTES = 4096
 _LAUNCHERS = (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
-"""Variables of launchers that JAX knows: how many processes there are, and which one this is."""
+"""Variables of the launchers that JAX supports: number of processes and index of this one."""
 
 
 class RemoteProcessError(CervsegError):
-    """Another process has failed; its message and exit code."""
+    """Another process has failed; carries that process' message and exit code."""
 
 
 def initialize_distributed(processes: ProcessSpec) -> None:
-    """Joins the other processes, if there are any; must come before anything computes.
+    """Connects to the other processes, if there are any. Call it before the first JAX computation.
 
     Raises:
-      ConfigError: if the flags are not complete, or the others do not come.
+      ConfigError: if the flags are incomplete, or the processes cannot connect.
     """
     given = (processes.coordinator, processes.num_processes, processes.process_id)
     if any(value is not None for value in given) and any(value is None for value in given):
@@ -51,17 +53,17 @@ def initialize_distributed(processes: ProcessSpec) -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"the processes did not come together: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"could not initialize distributed training: {str(error).strip().splitlines()[0]}") from None
 
 
 def is_primary() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this is the primary process, which writes files and prints messages."""
     return jax.process_index() == 0
 
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Lets all processes go on, or fail, after a piece of work that each does for itself.
+    """Runs a block on every process and fails on all of them if it fails on one. Collective: enter it on every process.
 
     Raises:
       CervsegError: the error of this process.
@@ -73,22 +75,22 @@ def sync_errors() -> Iterator[None]:
     except CervsegError as raised:
         error = raised
     if jax.process_count() > 1:
-        said = allgather_text("" if error is None else f"{error.exit_code} {error}")
-        failed = [(number, text) for number, text in enumerate(said) if text]
+        messages = allgather_text("" if error is None else f"{error.exit_code} {error}")
+        failed = [(index, text) for index, text in enumerate(messages) if text]
         if failed:
-            jax.distributed.shutdown()  # while all are here: whoever leaves later would be missed
+            jax.distributed.shutdown()  # together: a process that exits on its own is reported as lost to the others
         if failed and error is None:
-            number, text = failed[0]
+            index, text = failed[0]
             code, _, message = text.partition(" ")
-            peer = RemoteProcessError(f"process {number} of {len(said)}: {message}")
-            peer.exit_code = int(code)
-            raise peer
+            remote = RemoteProcessError(f"process {index} of {len(messages)}: {message}")
+            remote.exit_code = int(code)
+            raise remote
     if error is not None:
         raise error
 
 
 def allgather_text(text: str) -> Sequence[str]:
-    """Returns what every process says, in their order; at most `MESSAGE_BYTES` of each."""
+    """Gathers a text of at most `MESSAGE_BYTES` from every process. Collective: call it on every process."""
     sent = np.zeros(MESSAGE_BYTES, np.uint8)
     data = text.encode(errors="backslashreplace")[:MESSAGE_BYTES]
     sent[: len(data)] = np.frombuffer(data, np.uint8)
@@ -97,35 +99,53 @@ def allgather_text(text: str) -> Sequence[str]:
 
 
 def require_equal(what: str, text: str) -> None:
-    """Makes sure that all processes have the same text, such as the list of all files with their hashes.
+    """Checks that a text, such as the list of data files with their hashes, is the same on all processes.
 
     Raises:
-      ConfigError: on every process, if one differs.
+      ConfigError: on every process, if it differs on one.
     """
     if jax.process_count() == 1:
         return
     with sync_errors():
         hashes = allgather_text(hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest())
-        odd = [number for number, found in enumerate(hashes) if found != hashes[0]]
-        if odd:
+        different = [index for index, value in enumerate(hashes) if value != hashes[0]]
+        if different:
             raise ConfigError(
-                f"{what} differs between processes: {', '.join(map(str, odd))} from 0; every host needs the same "
+                f"{what} differs between processes: {', '.join(map(str, different))} from 0; every host needs the same "
                 "program, config and files"
             )
 
 
-def first_problem(local_vote: str) -> str:
-    """Returns the first text that is not empty, of all processes in their order; "" if there is none."""
+def first_problem(problem: str) -> str:
+    """Returns the problem of the first process that has one, or "". Collective: call it on every process."""
     if jax.process_count() == 1:
-        return local_vote
-    return next((text for text in allgather_text(local_vote) if text), "")
+        return problem
+    return next((text for text in allgather_text(problem) if text), "")
+
+
+def make_all_reduce_max(mesh: Mesh) -> Callable[[int], jax.Array]:
+    """Returns a function that computes the largest of the integers that the processes call it with.
+
+    The call is collective and returns at once, as all JAX computations do; converting the result to `int` waits for it.
+
+    Args:
+      mesh: devices of all processes.
+    """
+    one_per_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    largest = jax.jit(jnp.max, in_shardings=one_per_device, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def all_reduce_max(value: int) -> jax.Array:
+        values = jax.make_array_from_callback((mesh.size,), one_per_device, lambda _: np.full(1, value, np.int32))
+        return largest(values)
+
+    return all_reduce_max
 
 
 def require_shared(folder: Path) -> None:
-    """Makes sure that all processes see the same folder.
+    """Checks that a folder is on a disk that all processes share.
 
     Raises:
-      ConfigError: on every process, if one does not see what process 0 has written there.
+      ConfigError: on every process, if one cannot see a file that process 0 wrote there.
     """
     if jax.process_count() == 1:
         return
@@ -136,8 +156,8 @@ def require_shared(folder: Path) -> None:
     with sync_errors():
         if not token.exists():
             raise ConfigError(
-                f"{folder}: this process does not see what process 0 writes there; put the run folder on a disk that "
-                "all hosts share (--run-dir)"
+                f"{folder}: this process does not see what process 0 writes there; put the run folder (--run-dir) on "
+                "a disk that all hosts share"
             )
     with sync_errors():
         if is_primary():

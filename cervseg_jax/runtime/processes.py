@@ -1,14 +1,14 @@
-"""What the command line says about the other processes of a training."""
+"""Options of the command line for training in several processes."""
 
 from typing import NamedTuple
 
 
 class ProcessSpec(NamedTuple):
-    """Where and how many they are; with nothing given the environment is asked."""
+    """How to reach the other processes; values that are None are taken from the environment."""
 
     coordinator: str | None = None
-    """Host and port of process 0."""
+    """`HOST:PORT` of process 0."""
     num_processes: int | None = None
     process_id: int | None = None
     is_cluster: bool = False
-    """Whether JAX is to find the rest out by itself, as on Cloud TPU."""
+    """Whether JAX detects the cluster by itself, as on Cloud TPU."""

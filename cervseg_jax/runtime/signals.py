@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, leave. A second signal leaves at once."""
+"""Graceful stop on SIGTERM and Ctrl-C: finish the step, save, exit. A second signal exits immediately."""
 
 import os
 import signal
@@ -8,21 +8,22 @@ from enum import IntEnum
 from types import FrameType
 
 import jax
+from jax.sharding import Mesh
+
+from cervseg_jax.runtime.distributed import make_all_reduce_max
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STEPS_UNDER_WAY = 2
-"""Batches that were sent before the result of a step is read."""
 
 
 class StopRequest:
-    """Whether, and by what signal, the program was asked to stop."""
+    """Records whether the program was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
-        """Starts without a request."""
+        """Creates it without a request."""
         self.signal_name: str | None = None
 
     def __call__(self) -> bool:
-        """Returns whether a signal has come."""
+        """Returns whether a signal has arrived."""
         return self.signal_name is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -32,7 +33,7 @@ class StopRequest:
 
 
 class Vote(IntEnum):
-    """What a process wants; the largest counts."""
+    """Request of a process; the largest of all processes wins."""
 
     NOTHING = 0
     SAVE = 1
@@ -40,57 +41,55 @@ class Vote(IntEnum):
 
 
 class StopVote:
-    """What the processes want, agreed without a message of its own.
+    """Agreement of all processes on saving or stopping at the same step.
 
-    Every process sends its wish along with its share of the batch, and the step returns the largest to all. What has
-    come back counts, so that all act at the same step. A single process acts at once.
+    Every process casts its vote before each step. In a run of several processes the votes are reduced on the devices,
+    in the shadow of the step, and every process acts on the same result. A single process acts on its own vote, and
+    nothing is computed.
 
-    JAX's own notice of preemption is not used: Orbax asks for it as well, with numbers of its own, and the processes
-    then never meet.
+    JAX's notice of preemption is not used: Orbax polls it as well, with step numbers of its own, and the processes
+    would then wait for each other forever.
     """
 
-    def __init__(self, stop: StopRequest, is_time_to_save: Callable[[], bool]) -> None:
-        """Starts without wishes.
+    def __init__(self, stop: StopRequest, is_time_to_save: Callable[[], bool], mesh: Mesh) -> None:
+        """Creates a vote.
 
         Args:
           stop: whether this process was asked to stop.
-          is_time_to_save: whether the last state is old.
+          is_time_to_save: whether the newest saved state is older than it may be.
+          mesh: devices of all processes.
         """
         self._stop = stop
         self._is_time_to_save = is_time_to_save
-        self._heard = Vote.NOTHING
-        self._deaf = 0
+        self._reduce = make_all_reduce_max(mesh) if jax.process_count() > 1 else None
+        self._result: jax.Array | None = None
 
     @property
     def local_vote(self) -> Vote:
-        """This process' wish, to be sent."""
+        """Vote of this process."""
         return Vote.STOP if self._stop() else Vote.SAVE if self._is_time_to_save() else Vote.NOTHING
+
+    def cast(self) -> None:
+        """Sends this process' vote. Collective: call it on every process before the same step."""
+        if self._reduce is not None:
+            self._result = self._reduce(self.local_vote)
 
     @property
     def global_vote(self) -> Vote:
-        """What is to be done now."""
-        return self.local_vote if jax.process_count() == 1 else self._heard
-
-    def observe(self, vote: int) -> None:
-        """Notes what a step has returned."""
-        self._deaf = max(0, self._deaf - 1)
-        if vote == Vote.STOP or not self._deaf:
-            self._heard = max(self._heard, Vote(vote))
-
-    def saved(self) -> None:
-        """Notes that a state was saved; the steps under way were sent before."""
-        self._heard = Vote.STOP if self._heard == Vote.STOP else Vote.NOTHING
-        self._deaf = STEPS_UNDER_WAY + 1
+        """The largest of the votes cast last, the same on every process; waits until all processes have cast theirs."""
+        if self._reduce is None:
+            return self.local_vote
+        return Vote.NOTHING if self._result is None else Vote(int(self._result))
 
     @property
     def cause(self) -> str:
-        """Names the signal."""
+        """Name of the signal."""
         return self._stop.signal_name or "a signal to another process"
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turns SIGTERM and Ctrl-C into a request that the loop polls, while the context lasts.
+    """Turns SIGTERM and Ctrl-C into a request that the training loop polls.
 
     Yields:
       The request.
@@ -101,5 +100,5 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before.items():
-            # Once asked to stop, a late signal must not turn the exit code into that of a killed process.
+            # After a request, a late signal must not change the exit code to that of a killed process.
             signal.signal(number, signal.SIG_IGN if request() else handler)

@@ -9,7 +9,7 @@ from cervseg_jax.errors import DataError
 from cervseg_jax.schema import DataConfig
 
 MAX_THREADS = 16
-"""More threads mostly wait for Python's lock."""
+"""More threads would mostly wait for the GIL."""
 
 Entry = TypeVar("Entry")
 Outcome = TypeVar("Outcome")
@@ -17,7 +17,7 @@ Outcome = TypeVar("Outcome")
 
 def default_threads() -> int:
     """Returns one thread per CPU core that the process may use, at most `MAX_THREADS`."""
-    # The affinity respects a Slurm job or a container; not every system has it.
+    # In a Slurm job or a container the affinity is limited to its share of the machine; macOS has no affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_THREADS)
 

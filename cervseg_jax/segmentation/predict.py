@@ -14,6 +14,7 @@ from cervseg_jax.data.resize import resize_image
 from cervseg_jax.engine.predict import Predict, make_predict
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
+from cervseg_jax.models import backend_for
 from cervseg_jax.runs.weights import Network
 from cervseg_jax.runtime.mesh import make_mesh, num_batch_shards
 
@@ -57,7 +58,7 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int) -> Predictor
             )
     mesh = make_mesh(None, batch_size=batch_size)
     members = [
-        functools.partial(make_predict(network.apply, mesh), network.params, network.model_state)
+        functools.partial(make_predict(network.apply_for(backend_for(mesh)), mesh), network.params, network.model_state)
         for network in networks
     ]
 

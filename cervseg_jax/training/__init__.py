@@ -1,1 +1,1 @@
-"""Pure steps, and the loop around them."""
+"""The training loop around the pure steps of the engine."""

@@ -1,4 +1,4 @@
-"""Says so when input does not come: a disk or a network share that hangs would otherwise look like a slow step."""
+"""Warns when input stalls; a hanging disk or network share would otherwise look like a slow step."""
 
 import threading
 import time
@@ -9,17 +9,17 @@ from types import TracebackType
 from cervseg_jax.data.batch import Batch
 
 PATIENCE_SECONDS = 60.0
-"""A batch that takes longer is reported, and again after as long."""
+"""Time after which a late batch is reported, and reported again."""
 
 
 class InputWatchdog:
-    """Waits for batches, with a thread beside it that warns when one does not come."""
+    """Waits for batches while a thread warns if one is late."""
 
     def __init__(self, warn: Callable[[str], None], *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        """Prepares the watch; `with` starts and ends its thread.
+        """Creates the watchdog; `with` starts and ends its thread.
 
         Args:
-          warn: is given the warning.
+          warn: called with the warning.
           patience_seconds: time between two warnings.
         """
         self._warn = warn
@@ -36,12 +36,12 @@ class InputWatchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends it."""
+        """Ends the thread."""
         self._ended.set()
         self._thread.join()
 
     def next(self, batches: Iterator[Batch]) -> tuple[Batch, float]:
-        """Returns the next batch, and the seconds that it was waited for."""
+        """Returns the next batch and the seconds spent waiting for it."""
         start = self._since = time.monotonic()
         try:
             return next(batches), time.monotonic() - start
@@ -49,7 +49,7 @@ class InputWatchdog:
             self._since = None
 
     def iterate(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yields all batches, watched over as by `next`."""
+        """Yields all batches, each obtained by `next`."""
         with suppress(StopIteration):
             while True:
                 batch, _ = self.next(batches)
@@ -62,6 +62,6 @@ class InputWatchdog:
             if since is not None and now - max(since, warned) >= self._patience:
                 warned = now
                 self._warn(
-                    f"waiting for images for {now - since:.0f} s: the disk or the network share that data.root lies on "
-                    "may hang; training goes on as soon as they come"
+                    f"waiting for images for {now - since:.0f} s: the disk or network share of data.root may hang; "
+                    "training continues as soon as the images arrive"
                 )

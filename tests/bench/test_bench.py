@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from cervseg_jax.bench.baselines import prepare_keras, torch_unet
+from cervseg_jax.bench import baselines
+from cervseg_jax.bench.baselines import torch_unet
 from cervseg_jax.bench.subject import random_batch
 from cervseg_jax.bench.timing import product_call, time_in_turns
 from cervseg_jax.config import load_config
@@ -73,16 +74,22 @@ def test_wrong_wishes_are_named(arguments, message):
 def test_programs_that_are_not_installed_are_named():
     code, _, stderr = run("bench", "--against", "torch")
     assert code == 2
-    assert "bench --against torch: is not installed here: pip install torch" in stderr
+    assert "bench --against torch: is not installed: pip install torch" in stderr
 
 
-def test_keras_trains_the_same_network(tiny_config):
-    """After a step of `fit` its prediction has changed; what it is given is the recipe's batch."""
+def test_keras_trains_the_same_network(tiny_config, monkeypatch):
+    """A step of `fit` changes its weights; its input is the recipe's batch."""
     config = load_config(tiny_config)
-    peer = prepare_keras(config)
-    peer.forward()
-    peer.step()
-    assert peer.num_batches == 3
+    models = []
+    original = baselines.configured_model
+    monkeypatch.setattr(baselines, "configured_model", lambda config: models.append(original(config)) or models[0])
+    baseline = baselines.prepare_keras(config)
+    baseline.forward()
+    before = [np.array(value) for value in models[0].get_weights()]
+    baseline.step()
+    moved = [np.abs(value - old).max() for value, old in zip(models[0].get_weights(), before, strict=True)]
+    assert max(moved) > 1e-4
+    assert baseline.num_batches == 3
     batch = random_batch(config)
     assert np.asarray(batch.image).shape == (config.train.batch_size, *config.model.image_size, 3)
     assert 0.2 < np.asarray(batch.mask).mean() < 0.5

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from cervseg_jax.bench.cost import NUM_TIMED, measure_cost
+from cervseg_jax.bench.cost import NUM_TIMED, cost_config, measure_cost
 from cervseg_jax.models import build_model
 from cervseg_jax.models.layers.blocks import num_params
 
 
 def test_the_operations_are_those_of_the_convolutions():
-    model = build_model("unet", image_size=(32, 48), args={"base_filters": 4, "levels": 2})
-    cost = measure_cost(model, batch_size=3)
+    args = {"base_filters": 4, "levels": 2}
+    model = build_model("unet", image_size=(32, 48), args=args)
+    cost = measure_cost(cost_config("unet", args, (32, 48), batch_size=3))
     assert cost.trainable + cost.fixed == num_params(model)
     assert len(cost.step_seconds) == NUM_TIMED
     assert min(cost.step_seconds) <= cost.median_seconds <= max(cost.step_seconds)

@@ -43,7 +43,6 @@ def parts(rng):
         (rng.random((8, *SIZE, 1)) < 0.3).astype(np.uint8),
         np.ones(8, np.float32),
         np.arange(8, dtype=np.int32),
-        np.zeros(8, np.uint8),
     )
     optimizer = make_optimizer(clip_value=0.5)
     return apply, optimizer, create_state(params, model_state, optimizer), batch
@@ -75,7 +74,7 @@ def run(parts, mesh, steps=3, rules=StepOptions(seed=1), loss="bce_dice"):  # no
     ],
 )
 def test_eight_devices_equal_one(parts, shape, monkeypatch):
-    monkeypatch.setattr(sharding, "MIN_DIVIDED", 64)
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)
     one, losses, counts = run(parts, make_mesh(MeshConfig(), batch_size=8))
     mesh = make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], spatial=shape[2]), batch_size=8)
     many, other, other_counts = run(parts, mesh)
@@ -106,13 +105,14 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(rng, num_parts):
         (rng.random((8, *SIZE, 1)) < 0.3).astype(np.uint8),
         valid,
         np.arange(8, dtype=np.int32),
-        np.zeros(8, np.uint8),
     )
     sgd = optax.identity()
     given = (apply, sgd, create_state(params, model_state, sgd), batch)
     mesh = make_mesh(MeshConfig(data=2), batch_size=8)
     whole, losses, counts = run(given, mesh, steps=1, loss="bce")
-    parts, other, other_counts = run(given, mesh, steps=1, loss="bce", rules=StepOptions(seed=1, num_parts=num_parts))
+    parts, other, other_counts = run(
+        given, mesh, steps=1, loss="bce", rules=StepOptions(seed=1, grad_accum_steps=num_parts)
+    )
     assert losses == pytest.approx(other, rel=1e-6)
     np.testing.assert_array_equal(counts, other_counts)
     for path, value in whole.params.items():
@@ -375,7 +375,7 @@ def test_side_outputs_join_the_objective_but_not_the_reported_loss(rng):
 
     images = jnp.asarray(rng.integers(0, 256, (2, *SIZE, 3), np.uint8))
     masks = jnp.asarray(rng.random((2, *SIZE, 1)) < 0.3, jnp.uint8)
-    batch = Batch(images, masks, jnp.ones(2, jnp.float32), jnp.arange(2), jnp.zeros(2, jnp.uint8))
+    batch = Batch(images, masks, jnp.ones(2, jnp.float32), jnp.arange(2))
     optimizer = make_optimizer(clip_value=None)
     states, losses = [], []
     for weight in (0.0, 1.0):

@@ -91,9 +91,7 @@ def three_steps(golden, name, file, dtype):
     optimizer = make_optimizer(clip_value=clip)
     step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce_dice"], StepOptions(batch_norm_warmup=False)))
     images = jnp.asarray(np.load(golden / name / "io.npz")["x"])
-    batch = Batch(
-        images, jnp.asarray(stored["y_true"]), jnp.ones(2, jnp.float32), jnp.arange(2), jnp.zeros(2, jnp.uint8)
-    )
+    batch = Batch(images, jnp.asarray(stored["y_true"]), jnp.ones(2, jnp.float32), jnp.arange(2))
     state, seen = create_state(params, model_state, optimizer), []
     for _ in range(3):
         state, metrics = step(state, batch, jnp.float32(rate))

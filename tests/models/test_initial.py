@@ -1,11 +1,13 @@
 """Initial weights: the same distributions as Keras' own, drawn by NumPy."""
 
+import jax
 import keras
 import numpy as np
 import pytest
 
-from cervseg_jax.models import MODELS, build_model
+from cervseg_jax.models import MODELS, build_abstract, build_model, functionalize
 from cervseg_jax.models.initial import NUMPY_INITIALIZERS, NumpyGlorotUniform, NumpyHeNormal, NumpyVarianceScaling
+from tests.models.test_models import SMALL
 
 PAIRS = [
     (NumpyGlorotUniform(seed=1), keras.initializers.GlorotUniform(seed=2)),
@@ -59,3 +61,15 @@ def test_every_kernel_is_drawn_so(name):
 def build_with_seed(seed):
     keras.utils.set_random_seed(seed)
     return build_model("unet", image_size=(32, 32), args={"base_filters": 4, "levels": 3})
+
+
+@pytest.mark.parametrize("name", ["unet", "sharp_unet", "trans_unet"])
+def test_an_abstract_network_has_the_paths_and_shapes_of_a_real_one(name):
+    args = SMALL[name][0]
+    _, params, model_state = functionalize(build_model(name, image_size=(32, 32), args=args))
+    apply, *shapes = build_abstract(name, image_size=(32, 32), args=args)
+    for real, abstract in zip((params, model_state), shapes, strict=True):
+        assert list(real) == list(abstract)
+        assert {path: value.shape for path, value in real.items()} == {k: v.shape for k, v in abstract.items()}
+    (logits, *_), _ = jax.eval_shape(apply, *shapes, np.zeros((2, 32, 32, 3), np.uint8))
+    assert logits.shape == (2, 32, 32, 1)

@@ -14,7 +14,8 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.models import MODELS, build_model, functionalize
 from cervseg_jax.models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from cervseg_jax.models.layers.blocks import BATCH_NORM_MOMENTUM, UpsampleConv2x2, num_params
+from cervseg_jax.models.layers.blocks import BATCH_NORM_MOMENTUM, num_params
+from cervseg_jax.models.layers.upsampling import UpsampleConv2x2
 
 SMALL = {
     "attention_unet": [
@@ -25,6 +26,7 @@ SMALL = {
     "deeplab_v3plus": [{}],
     "efficient_unet": [{}],
     "efficientnet_b7_unet": [{"encoder": "efficientnet_b0", "base_filters": 4}],
+    "efficientnet_lite0_unet": [{"filters": [4, 4, 8, 8, 8]}],
     "multires_unet": [{"base_filters": 4, "levels": 3}],
     "sharp_unet": [{"filters": [4, 8], "bottom_filters": 16}],
     "swin_unet": [{"embed_width": 8, "num_heads": [2, 4], "window": [4, 4]}],
@@ -47,7 +49,16 @@ SMALL = {
     "unet3plus": [{"base_filters": 2}],
     "xception_like_unet": [{"base_filters": 4, "levels": 2}],
 }
-DEEP = ("basnet", "deeplab_v3plus", "efficient_unet", "efficientnet_b7_unet", "multires_unet", "trans_unet-0", "u2net")
+DEEP = (
+    "basnet",
+    "deeplab_v3plus",
+    "efficient_unet",
+    "efficientnet_b7_unet",
+    "efficientnet_lite0_unet",
+    "multires_unet",
+    "trans_unet-0",
+    "u2net",
+)
 """Networks of hundreds of layers, whose gradients compile for long. The quick run builds most of them."""
 CASES = [
     pytest.param(name, args, id=f"{name}-{number}")
@@ -60,7 +71,7 @@ GRADIENT_CASES = [
 ]
 SHAPE_CASES = [
     pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
-    if case.id.startswith(("basnet", "efficient_unet", "efficientnet_b7_unet"))
+    if case.id.startswith(("basnet", "efficient_unet", "efficientnet_b7_unet", "efficientnet_lite0_unet"))
     else case
     for case in CASES
 ]
@@ -207,9 +218,7 @@ def test_donated_params_do_not_harm_the_model(images):
     step = jax.jit(make_train_step(apply, optimizer, LOSSES["bce"], StepOptions()), donate_argnums=0)
     from cervseg_jax.data.batch import Batch
 
-    batch = Batch(
-        jnp.asarray(images), jnp.zeros((2, *SIZE, 1), jnp.uint8), jnp.ones(2), jnp.arange(2), jnp.zeros(2, jnp.uint8)
-    )
+    batch = Batch(jnp.asarray(images), jnp.zeros((2, *SIZE, 1), jnp.uint8), jnp.ones(2), jnp.arange(2))
     step(create_state(params, model_state, optimizer), batch, jnp.float32(1e-3))
     np.testing.assert_allclose(np.asarray(model(jnp.asarray(images, jnp.float32))), want, atol=1e-5)
 

@@ -94,7 +94,7 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(finished, alone, bucket, call,
     copy = fetched(bucket, tmp_path / "fetched")
     assert_same_run(copy, alone)
     assert files_of(copy) == files_of(alone)
-    assert {name.split("/")[3] for name in bucket.objects if "/checkpoints/" in name} == {"6", "9"}
+    assert {name.split("/")[3] for name in bucket.objects if "/checkpoints/" in name} == {"9", "13"}
 
     code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
     assert code == 0, stderr
@@ -146,8 +146,8 @@ def test_a_run_in_a_bucket_is_exported_compared_and_started_from(finished, alone
 @pytest.mark.parametrize(
     "moment",
     [
-        b"checkpoints/6/commit_success",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in (b"best/contract.json", b"checkpoints/6/state")),
+        b"checkpoints/9/commit_success",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (b"best/contract.json", b"checkpoints/9/state")),
     ],
 )
 def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, call, tmp_path, moment):
@@ -155,7 +155,7 @@ def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, ca
     process = begin("train", finished[0], "--run-dir", RUN)
 
     def kill(method, request):
-        is_second_epoch = "runs/a/checkpoints/3/commit_success.txt" in bucket.objects
+        is_second_epoch = "runs/a/checkpoints/5/commit_success.txt" in bucket.objects
         if method != "GET" and is_second_epoch and moment in request.replace(b"%2F", b"/"):
             process.kill()
 
@@ -173,7 +173,7 @@ def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, ca
 def test_a_signal_saves_to_the_bucket(finished, alone, bucket, begin, call, tmp_path):
     process = begin("train", finished[0], "--run-dir", RUN, "--set", "train.epochs=400")
     saved = threading.Event()
-    bucket.watch = lambda method, request: b"3/commit_success.txt" in request and saved.set()
+    bucket.watch = lambda method, request: b"5/commit_success.txt" in request and saved.set()
     assert saved.wait(120)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=240)
@@ -198,14 +198,14 @@ def test_damage_in_the_bucket_is_seen(finished, bucket, call):
                 broken[len(broken) // 2] ^= 255
                 bucket.objects[name] = stored._replace(data=bytes(broken))
 
-    damage(9)
+    damage(13)
     more = ("--set", "train.epochs=4", "--allow-changes")
     code, stdout, stderr = call("train", finished[0], "--run-dir", RUN, *more)
     assert code == 0, stderr
-    assert f"warning: {RUN}/checkpoints: state 9: " in stderr
-    assert "; going back to state 6" in stderr
+    assert f"warning: {RUN}/checkpoints: state 13: " in stderr
+    assert "; going back to state 9" in stderr
     assert "resumed from step 4, 2 epochs finished" in stdout
-    for number in (6, 9, 12):
+    for number in (9, 13, 17):
         damage(number)
     code, _, stderr = call("train", finished[0], "--run-dir", RUN, *more)
     assert code == 4
@@ -249,8 +249,23 @@ def test_without_the_client_the_message_says_what_to_install(monkeypatch):
         pass
 
 
+def test_paths_of_a_run_in_a_bucket_are_shown_as_addresses(monkeypatch, tmp_path):
+    """The address is a value of its own: no path on this machine holds it."""
+    monkeypatch.setattr("cervseg_jax.runs.bucket._Copy.fetch", lambda copy: None)
+    monkeypatch.setattr("cervseg_jax.runs.bucket._Copy.publish", lambda copy: None)
+    monkeypatch.chdir(tmp_path)
+    with local_copy(Path(RUN)) as run:
+        assert run.address == RUN
+        assert "mine" not in str(run.folder) and run.folder.name == "a"
+        member = run.subrun("seed_1")
+        assert (member.folder, member.address) == (run.folder / "seed_1", f"{RUN}/seed_1")
+        assert run.display_path(run.folder) == RUN
+        assert member.display_path(member.folder / "best") == f"{RUN}/seed_1/best"
+        assert run.display_path(tmp_path / "out") == "out"
+
+
 def test_a_folder_is_its_own_copy(tmp_path):
-    with local_copy(tmp_path) as place:
-        assert place.folder == tmp_path
-        place.publish()
+    with local_copy(tmp_path) as run:
+        assert run.folder == tmp_path
+        run.publish()
     assert os.listdir(tmp_path) == []

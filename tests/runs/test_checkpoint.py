@@ -10,7 +10,8 @@ import pytest
 from cervseg_jax.engine.optimizer import make_optimizer
 from cervseg_jax.engine.state import TrainState, create_state
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.runs.checkpoint import Checkpoints, digest
+from cervseg_jax.runs.checkpoint import Checkpoints
+from cervseg_jax.runs.checksums import digest
 from tests.helpers import ROOT
 
 
@@ -57,7 +58,29 @@ def test_only_the_newest_are_kept(folder):
     opened.save(5, make_state(5), {})
     opened.wait()
     opened.close()
-    assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["2", "5"]
+    assert numbers_of(folder) == [2, 5]
+
+
+def numbers_of(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_states_whose_metadata_say_so_are_kept_besides(tmp_path):
+    """Also those of an earlier process, whatever their numbers; of a damaged one nobody knows, so it stays."""
+
+    def saved(numbers, keeps_forever):
+        opened = Checkpoints(tmp_path / "c", keep=1, keeps_forever=keeps_forever)
+        for number in numbers:
+            opened.save(number, make_state(number), {"epoch": number})
+        opened.wait()
+        opened.close()
+        return numbers_of(tmp_path / "c")
+
+    assert saved(range(1, 5), lambda meta: meta["epoch"] % 2 == 0) == [2, 4]
+    assert saved([6], lambda meta: meta["epoch"] in (2, 6)) == [2, 6]
+    (tmp_path / "c" / "2" / "meta" / "metadata").write_bytes(b"")
+    assert saved([7, 8], lambda meta: meta["epoch"] == 6) == [2, 6, 8]
+    assert saved([9], None) == [9]
 
 
 @pytest.mark.parametrize("seed", range(25))

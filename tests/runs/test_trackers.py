@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cervseg_jax.runs import trackers
-from cervseg_jax.runs.folder import EventLog
+from cervseg_jax.runs.log import EventLog
 from tests.helpers import refused, run
 
 

@@ -1,4 +1,4 @@
-"""Trainings of two processes that talk over the loopback, as on two hosts that share a disk."""
+"""Training in two processes that communicate over loopback, as on two hosts that share a disk."""
 
 import json
 import re
@@ -24,12 +24,12 @@ def free_port():
 
 def start(*arguments, num_devices=2, num_processes=2, more=None):
     """Starts one command in several processes, with more variables in their environment."""
-    peers = ("--coordinator", f"localhost:{free_port()}", "--num-processes", str(num_processes))
+    options = ("--coordinator", f"localhost:{free_port()}", "--num-processes", str(num_processes))
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     environment = {**ENVIRONMENT, "XLA_FLAGS": flags, **(more or {})}
     return [
         subprocess.Popen(
-            [*COMMAND, *map(str, arguments), *peers, "--process-id", str(number)],
+            [*COMMAND, *map(str, arguments), *options, "--process-id", str(number)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -45,9 +45,9 @@ def end_of(processes, seconds=240):
 
 
 def said(result):
-    """What the program printed, without the greetings of the library that moves the bytes.
+    """Returns what the program printed, without the messages of Gloo.
 
-    Its threads print them in pieces, which may stand in any order.
+    Gloo's threads print them in pieces and in any order.
     """
     pieces = r"\[Gloo\] Rank |is connected to |peer ranks\. |Expected number of connected peer ranks is : |\d+\n?"
     return re.sub(pieces, "", result[1]).strip()
@@ -55,7 +55,7 @@ def said(result):
 
 @pytest.fixture(scope="module")
 def arguments(finished):
-    """Of a training of three epochs with 25 steps each."""
+    """Arguments of a training with three epochs of 25 steps."""
     config, _, _ = finished
     given = ["train", config, "--set", "train.epochs=3", "--set", "train.steps_per_epoch=25"]
     return [*given, "--set", f"data.root={config.parent / 'data'}"]
@@ -63,7 +63,7 @@ def arguments(finished):
 
 @pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory):
-    """The same in one process with one device."""
+    """The run of the same training in one process with one device."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     code, _, stderr = run_process(*arguments, "--run-dir", folder)
     assert code == 0, stderr
@@ -130,21 +130,21 @@ def test_when_one_is_killed_the_other_ends_and_the_same_command_goes_on(argument
 
 PROBE = """
 import sys
-from cervseg_jax.cli import main
-from cervseg_jax.cli import app as commands
-from cervseg_jax.runtime.processes import Peers
+from pathlib import Path
 
-def probe(*_, peers, **__):
-    from cervseg_jax.runtime.distributed import initialize_distributed, require_equal, require_shared
-    from pathlib import Path
-    initialize_distributed(peers)
-    require_equal("the text", f"same {peers.process_id if 'text' in WHAT else ''}")
-    require_shared(Path(FOLDER) / (str(peers.process_id) if 'folder' in WHAT else ''))
+from cervseg_jax.errors import CervsegError
+from cervseg_jax.runtime.distributed import initialize_distributed, require_equal, require_shared
+from cervseg_jax.runtime.processes import ProcessSpec
+
+port, index = sys.argv[1:]
+try:
+    initialize_distributed(ProcessSpec(f"localhost:{port}", 2, int(index)))
+    require_equal("the text", f"same {index if 'text' in WHAT else ''}")
+    require_shared(Path(FOLDER) / (index if 'folder' in WHAT else ''))
     print("equal")
-
-import cervseg_jax.cli.train_command
-cervseg_jax.cli.train_command.run_train = probe
-main()
+except CervsegError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 """
 
 
@@ -163,8 +163,7 @@ def test_differences_between_hosts_end_all_of_them(what, message, tmp_path):
     port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, "train", "x.yaml", "--coordinator", f"localhost:{port}"]
-            + ["--num-processes", "2", "--process-id", str(number)],
+            [sys.executable, "-c", code, str(port), str(number)],
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -194,6 +193,6 @@ def test_lines_of_the_log(alone):
     assert steps["step"] == 49 and steps["gradient_norm"] > 0 and steps["param_norm"] > 0
     assert steps["images_per_second"] == pytest.approx(4 * steps["steps_per_second"], rel=1e-2)
     assert 0 <= steps["input_wait"] <= 1
-    assert steps["mfu"] is None  # of a CPU the peak is not known
+    assert steps["mfu"] is None  # the peak of a CPU is unknown
     assert steps["peak_memory_bytes"] > 1e8
     assert np.isfinite(lines[0]["step_flops"])

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from cervseg_jax.runs import checkpoint
-from cervseg_jax.training import loop
+from cervseg_jax.training import epochs, loop
 from tests.helpers import assert_same_run, run, run_process
 
 
@@ -26,14 +26,14 @@ def raise_within(monkeypatch, owner, name, *, call=1):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "code"),
     [
-        (loop, "compile_run", 1, 75),
-        pytest.param(loop, "train_batches", 1, 75, marks=pytest.mark.slow),
-        (loop, "evaluate", 2, 75),
-        (loop, "write_previews", 1, 75),
-        pytest.param(loop, "save_weights", 1, 75, marks=pytest.mark.slow),
+        (loop, "_compile", 1, 75),
+        pytest.param(epochs, "train_batches", 1, 75, marks=pytest.mark.slow),
+        (epochs, "evaluate", 2, 75),
+        (epochs, "write_previews", 1, 75),
+        pytest.param(epochs, "save_weights", 1, 75, marks=pytest.mark.slow),
         (checkpoint.Checkpoints, "save", 1, 75),
         (checkpoint.Checkpoints, "save", 3, 0),  # the last one
-        (loop, "write_history", 4, 0),  # after the last epoch
+        (loop, "write_history", 1, 0),  # after the last epoch
     ],
 )
 def test_one_signal(finished, tmp_path, monkeypatch, owner, name, call, code):
@@ -56,13 +56,13 @@ def test_two_signals_end_at_once_and_the_saved_states_stay(finished, tmp_path):
     given = ("train", config, "--run-dir", tmp_path)
     command = (
         "import signal\n"
-        "from cervseg_jax.training import loop\n"
-        "original = loop.evaluate\n"
+        "from cervseg_jax.training import epochs\n"
+        "original = epochs.evaluate\n"
         "def twice(*args, **kwargs):\n"
         "    for _ in range(2): signal.raise_signal(signal.SIGTERM)\n"
         "    print('still here')\n"
         "    return original(*args, **kwargs)\n"
-        "loop.evaluate = twice\n"
+        "epochs.evaluate = twice\n"
     )
     code, stdout, _ = run_process(*given, prelude=command)
     assert code == 128 + signal.SIGTERM

@@ -92,4 +92,4 @@ def _depthwise(net: Layers, x: Any, name: str, dilation: int) -> Any:
     layer = keras.layers.DepthwiseConv2D(
         3, padding="same", dilation_rate=dilation, use_bias=False, dtype=net.policy, name=name
     )
-    return net.keep(layer)(x)
+    return net.record(layer)(x)

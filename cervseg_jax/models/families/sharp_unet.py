@@ -87,7 +87,7 @@ def _sharpen(net: Layers, x: Any, name: str) -> Any:
     layer: Any = keras.layers.DepthwiseConv2D(
         3, padding="same", use_bias=False, trainable=False, dtype=net.policy, name=name
     )
-    sharpened = net.keep(layer)(x)
+    sharpened = net.record(layer)(x)
     kernel = np.full((3, 3, x.shape[-1], 1), -1.0, np.float32)
     kernel[1, 1] = 8.0
     layer.set_weights([kernel])

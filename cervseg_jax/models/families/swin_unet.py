@@ -106,28 +106,28 @@ def swin_unet(
                 dtype=net.policy,
                 name=f"{name}_block{number}",
             )
-            x = net.keep(layer)(x)
+            x = net.record(layer)(x)
         return x
 
     x = net.scale_input(images, input_range)
     if is_paper:
         x = norm(net.dense(to_patches(x, patch_size), embed_width, "embed"), "embed")
     else:
-        x = net.keep(PatchEmbedding(embed_width, patch_size, dtype=net.policy, name="embed"))(x)
+        x = net.record(PatchEmbedding(embed_width, patch_size, dtype=net.policy, name="embed"))(x)
     x = blocks(x, blocks_down, 0, 0, "encoder0")
     skips = [x]
     for level in range(1, levels):
         merged = norm(neighbors(x), f"encoder{level}_merge")
-        x = net.keep(PatchMerging(dtype=net.policy, name=f"encoder{level}_merge"))(merged)
+        x = net.record(PatchMerging(dtype=net.policy, name=f"encoder{level}_merge"))(merged)
         x = blocks(x, blocks_down, level, level, f"encoder{level}")
         skips.append(x)
     x = norm(x, "encoder")
     for level in reversed(range(levels - 1)):
         width, name = embed_width * 2**level, f"decoder{level}"
-        x = norm(net.keep(PatchExpanding(width, 2, dtype=net.policy, name=f"{name}_expand"))(x), f"{name}_expand")
+        x = norm(net.record(PatchExpanding(width, 2, dtype=net.policy, name=f"{name}_expand"))(x), f"{name}_expand")
         x = net.dense(net.concat([x, skips[level]], f"{name}_concat"), width, f"{name}_join", use_bias=is_paper)
         x = blocks(x, blocks_up, level, level if is_paper else level + 1, name)
     x = norm(x, "decoder")
     width = embed_width if is_paper else embed_width // patch_size
-    x = norm(net.keep(PatchExpanding(width, patch_size, dtype=net.policy, name="final_expand"))(x), "final_expand")
+    x = norm(net.record(PatchExpanding(width, patch_size, dtype=net.policy, name="final_expand"))(x), "final_expand")
     return [net.head(x, num_maps, use_bias=False)]

@@ -91,7 +91,7 @@ def trans_unet(
             skips.append(x)
         *skips, _ = skips
         x = net.conv(x, filters[-1], 1, "before_transformer", use_bias=False, initializer="glorot_uniform")
-    x = net.keep(PatchEmbedding(embed_width, dtype=net.policy, name="embed"))(x)
+    x = net.record(PatchEmbedding(embed_width, dtype=net.policy, name="embed"))(x)
     grid = x.shape[1:3]
     x = ops.reshape(x, (-1, grid[0] * grid[1], embed_width))
     rate = dropout_rate if is_paper else 0.0
@@ -120,7 +120,7 @@ def _block(net: Layers, x: Any, num_heads: int, mlp_width: int, rate: float, is_
     layer = keras.layers.MultiHeadAttention(
         num_heads, width // num_heads if is_paper else width, dtype=net.policy, name=f"{name}_attention"
     )
-    x = net.add([net.dropout(net.keep(layer)(normed, normed), rate, f"{name}_dropout1"), x], f"{name}_add1")
+    x = net.add([net.dropout(net.record(layer)(normed, normed), rate, f"{name}_dropout1"), x], f"{name}_add1")
     hidden = net.dense(net.layer_norm(x, f"{name}_norm2", epsilon=epsilon), mlp_width, f"{name}_mlp1")
     hidden = net.dropout(ops.gelu(hidden, approximate=not is_paper), rate, f"{name}_dropout2")
     hidden = net.dense(hidden, width, f"{name}_mlp2")

@@ -43,7 +43,7 @@ def xception_like_unet(
 
     def make(kind: Any, x: Any, filters: int, name: str) -> Any:
         layer = kind(filters, 3, padding="same", dtype=net.policy, name=name)
-        return net.norm(net.keep(layer)(x), f"{name}_norm")
+        return net.norm(net.record(layer)(x), f"{name}_norm")
 
     def main_path(kind: Any, x: Any, filters: int, name: str) -> Any:
         for part in ("1", "2"):

@@ -1,28 +1,21 @@
-"""The one switch between XLA's own operations and what is faster on a CPU."""
+"""The backend that a network's layers are built for."""
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
+from typing import Literal
 
 from jax.sharding import Mesh
 
-_is_for_cpu: ContextVar[bool] = ContextVar("is_for_cpu", default=False)
+Backend = Literal["xla", "cpu", "tpu"]
+"""The target of a program: "xla" takes XLA's own operations everywhere, "cpu" and "tpu" what is faster there."""
 
 
-@contextlib.contextmanager
-def formulation_for(mesh: Mesh) -> Iterator[None]:
-    """Chooses, for all layers traced inside, what is fast on a mesh: our own formulations on a single CPU.
+def backend_for(mesh: Mesh) -> Backend:
+    """Returns the backend of a mesh.
+
+    "cpu" is for a single CPU device: its implementations would be gathered where an image is divided over devices.
 
     Args:
-      mesh: the devices that the program is for.
+      mesh: the devices that the program will be compiled for; they need not be present.
     """
-    token = _is_for_cpu.set(mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
-    try:
-        yield
-    finally:
-        _is_for_cpu.reset(token)
-
-
-def is_for_cpu() -> bool:
-    """Whether a layer that is traced now is for a single CPU."""
-    return _is_for_cpu.get()
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        return "cpu"
+    return "xla"

@@ -1,46 +1,48 @@
-"""Pieces that several networks share."""
+"""The layer factory that all networks share."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
-from keras import ops
 
-from cervseg_jax.models.layers.convolution import SameConv2D
+from cervseg_jax.models.layers.backend import Backend
+from cervseg_jax.models.layers.conv.layer import SameConv2D
+from cervseg_jax.models.layers.dropout import Uint16Dropout
 from cervseg_jax.models.layers.pooling import BlockMaxPool
+from cervseg_jax.models.layers.upsampling import UpsampleConv2x2
 
 KERAS_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
-"""Keras dtype policies by the program's precision names; weights stay float32 in both."""
+"""Keras dtype policy by `runtime.precision`; weights stay float32 in both."""
 
 BATCH_NORM_MOMENTUM = 0.99
-"""Of every layer, those of the encoders included."""
+"""Momentum of every BatchNorm layer, including those of the encoders."""
 
 InputRange = Literal["unit", "raw"]
-"""What a network makes of the 0..255 input first: "unit" divides by 255, "raw" takes it as it is."""
+"""Input scaling inside the network: "unit" divides the 0..255 input by 255, "raw" leaves it unchanged."""
 
 
 class Layers:
-    """Makes the layers of one network: with explicit names, in one precision, remembered in order.
+    """Creates the layers of one network, with explicit names, one precision and one backend.
 
-    Automatic Keras names count up per process, so that a second build of a network would have other variable paths.
+    Keras' automatic names count up per process, so a second build of a network would have different variable paths.
     """
 
-    def __init__(self, dtype: str) -> None:
-        """Starts a network.
+    def __init__(self, dtype: str, *, backend: Backend = "xla") -> None:
+        """Creates a factory for one network.
 
         Args:
           dtype: "float32" or "bfloat16".
+          backend: target of the program. It changes how layers compute, never their names, weights or configs.
         """
         self.policy = KERAS_DTYPES[dtype]
         self.float_policy = KERAS_DTYPES["float32"]
+        self.backend: Backend = backend
         self.created: list[keras.layers.Layer] = []
-        """In the order of creation."""
+        """Layers with weights, in order of creation."""
 
-    def keep(self, layer: Any) -> Any:
-        """Remembers a layer that a builder made itself."""
+    def record(self, layer: Any) -> Any:
+        """Records a layer that a builder created itself, and returns it."""
         self.created.append(layer)
         return layer
 
@@ -63,7 +65,7 @@ class Layers:
         activation: str | None = None,
         initializer: str = "he_normal",
     ) -> Any:
-        """Convolves with "same" padding."""
+        """Applies a convolution with "same" padding."""
         layer = SameConv2D(
             filters,
             kernel_size,
@@ -75,131 +77,74 @@ class Layers:
             kernel_initializer=initializer,
             dtype=self.policy,
             name=name,
+            backend=self.backend,
         )
-        return self.keep(layer)(x)
+        return self.record(layer)(x)
 
     def norm(self, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
-        """Normalizes by batch statistics."""
+        """Applies BatchNorm."""
         layer = keras.layers.BatchNormalization(
             momentum=BATCH_NORM_MOMENTUM, epsilon=epsilon, dtype=self.policy, name=name
         )
-        return self.keep(layer)(x)
+        return self.record(layer)(x)
 
     def layer_norm(self, x: Any, name: str, *, epsilon: float) -> Any:
-        """Normalizes over channels."""
-        return self.keep(keras.layers.LayerNormalization(epsilon=epsilon, dtype=self.policy, name=name))(x)
+        """Applies layer normalization over channels."""
+        return self.record(keras.layers.LayerNormalization(epsilon=epsilon, dtype=self.policy, name=name))(x)
 
     def dense(self, x: Any, units: int, name: str, *, use_bias: bool = True, activation: Any = None) -> Any:
-        """Maps channels linearly."""
+        """Applies a linear map to the channels."""
         layer = keras.layers.Dense(units, use_bias=use_bias, activation=activation, dtype=self.policy, name=name)
-        return self.keep(layer)(x)
+        return self.record(layer)(x)
 
     def relu(self, x: Any, name: str) -> Any:
-        """Sets negative values to zero."""
+        """Applies a ReLU."""
         return keras.layers.ReLU(dtype=self.policy, name=name)(x)
 
     def dropout(self, x: Any, rate: float, name: str) -> Any:
-        """Drops values in training; no layer at all for a rate of zero."""
+        """Applies dropout in training; creates no layer for a rate of zero."""
         return Uint16Dropout(rate, seed=0, dtype=self.policy, name=name)(x) if rate > 0 else x
 
     def max_pool(self, x: Any, size: int, name: str) -> Any:
-        """Takes the maximum of blocks of `size` pixels."""
-        return BlockMaxPool(size, dtype=self.policy, name=name)(x)
+        """Applies max pooling over blocks of `size` x `size` pixels."""
+        return BlockMaxPool(size, dtype=self.policy, name=name, backend=self.backend)(x)
 
     def upsample(self, x: Any, factor: int, name: str, *, method: str = "bilinear") -> Any:
-        """Enlarges with half-pixel centers, edges repeated."""
+        """Enlarges by interpolation with half-pixel centers and repeated edges."""
         return keras.layers.UpSampling2D(factor, interpolation=method, dtype=self.policy, name=name)(x)
 
     def upsample_conv(self, x: Any, filters: int, name: str) -> Any:
-        """Doubles the size by a learned kernel."""
-        return self.keep(UpsampleConv2x2(filters, dtype=self.policy, name=name))(x)
+        """Doubles the size with a learned kernel."""
+        return self.record(UpsampleConv2x2(filters, dtype=self.policy, name=name))(x)
 
-    def concat(self, parts: Sequence[Any], name: str) -> Any:
-        """Joins channels."""
-        return keras.layers.Concatenate(dtype=self.policy, name=name)(list(parts))
+    def concat(self, tensors: Sequence[Any], name: str) -> Any:
+        """Concatenates channels."""
+        return keras.layers.Concatenate(dtype=self.policy, name=name)(list(tensors))
 
-    def add(self, parts: Sequence[Any], name: str) -> Any:
-        """Adds tensors of one shape."""
-        return keras.layers.Add(dtype=self.policy, name=name)(list(parts))
+    def add(self, tensors: Sequence[Any], name: str) -> Any:
+        """Adds tensors of equal shape."""
+        return keras.layers.Add(dtype=self.policy, name=name)(list(tensors))
 
-    def multiply(self, parts: Sequence[Any], name: str) -> Any:
-        """Multiplies tensors; channels of size one are repeated."""
-        return keras.layers.Multiply(dtype=self.policy, name=name)(list(parts))
+    def multiply(self, tensors: Sequence[Any], name: str) -> Any:
+        """Multiplies tensors; a single channel is broadcast."""
+        return keras.layers.Multiply(dtype=self.policy, name=name)(list(tensors))
 
     def head(self, x: Any, num_maps: int, name: str = "head", *, kernel_size: int = 1, use_bias: bool = True) -> Any:
-        """Makes float32 logits."""
+        """Applies the last convolution; the logits are float32."""
         layer = keras.layers.Conv2D(
             num_maps, kernel_size, padding="same", use_bias=use_bias, dtype=self.float_policy, name=name
         )
-        return self.keep(layer)(x)
+        return self.record(layer)(x)
 
     def upsample_logits(self, logits: Any, factor: int, name: str) -> Any:
-        """Enlarges logits in float32."""
+        """Enlarges logits bilinearly, in float32."""
         if factor == 1:
             return logits
         return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype=self.float_policy, name=name)(logits)
 
 
-class Uint16Dropout(keras.layers.Dropout):
-    """`keras.layers.Dropout` that draws 16 random bits for a value instead of 32.
-
-    Drawing them is what dropout costs. The rate is rounded to a multiple of 2**-16.
-    """
-
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """Drops values of [..., c] with the rate, and scales the others so that the mean stays."""
-        num_dropped = round(self.rate * 2**16)
-        if not training or not num_dropped:
-            return inputs
-        *sizes, channels = inputs.shape
-        words = jax.random.bits(self.seed_generator.next(), (*sizes, -(-channels // 2)), "uint32")
-        halves = jax.lax.bitcast_convert_type(words, "uint16").reshape(*sizes, -1)[..., :channels]
-        scale = jnp.asarray(2**16 / (2**16 - num_dropped), inputs.dtype)
-        return jnp.where(halves >= num_dropped, inputs * scale, jnp.zeros((), inputs.dtype))
-
-
-class UpsampleConv2x2(keras.layers.Layer):
-    """Transposed convolution with kernel 2 and stride 2, written as one product per pixel.
-
-    The windows do not overlap, so this equals `Conv2DTranspose(filters, 2, strides=2)` with the same kernel
-    layout (2, 2, filters, channels). Unlike there, the kernel's gradient needs no gathering of the whole image
-    when rows are sharded over devices.
-    """
-
-    def __init__(self, filters: int, **kwargs: Any) -> None:
-        """Makes the layer.
-
-        Args:
-          filters: output channels.
-          **kwargs: `name` and `dtype` of the Keras layer.
-        """
-        super().__init__(**kwargs)
-        self.filters = filters
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments, for Keras' files."""
-        return {**super().get_config(), "filters": self.filters}
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Creates kernel and bias for inputs of `input_shape` [b, h, w, c]."""
-        channels = input_shape[-1]
-        self.kernel = self.add_weight(name="kernel", shape=(2, 2, self.filters, channels), initializer="glorot_uniform")
-        self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
-
-    def call(self, inputs: Any) -> Any:
-        """Maps [b, h, w, c] to [b, 2h, 2w, filters]."""
-        _, height, width, _ = inputs.shape
-        doubled = ops.einsum("bhwc,klfc->bhkwlf", inputs, self.kernel)
-        return ops.reshape(doubled, (-1, 2 * height, 2 * width, self.filters)) + self.bias
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Returns the doubled shape."""
-        batch, height, width, _ = input_shape
-        return (batch, height and 2 * height, width and 2 * width, self.filters)
-
-
 def num_params(model: keras.Model) -> int:
-    """Counts a model's weights, BatchNorm statistics included and dropout seeds not."""
+    """Counts the weights of a model, including BatchNorm statistics but not dropout seeds."""
     return sum(
         int(np.prod(variable.shape))
         for variable in model.variables

@@ -1,7 +1,7 @@
-"""Maximum of blocks, and its gradient.
+"""Max pooling of square blocks.
 
-XLA makes the gradient on CPUs of four arrays of indices and a scatter. Here it is one pass over the blocks, three to
-six times as fast, with the same result: `python scripts/benchmark_convolution.py` measures both.
+XLA computes the gradient on CPUs from four arrays of indices and a scatter. Here it is one pass over the blocks, three
+to six times as fast with the same result; `python scripts/benchmark_convolution.py` measures both.
 """
 
 import functools
@@ -10,32 +10,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import keras
+from jaxtyping import Array, Float
 
-from cervseg_jax.models.layers.backend import is_for_cpu
+from cervseg_jax.models.layers.backend import Backend
 
 
 class BlockMaxPool(keras.layers.MaxPooling2D):
-    """`keras.layers.MaxPooling2D` of square blocks that follows `formulation_for`."""
+    """`keras.layers.MaxPooling2D` of square blocks, implemented for a backend.
+
+    The backend is not part of the layer's config: a saved network is rebuilt with XLA's pooling.
+    """
+
+    def __init__(self, *args: Any, backend: Backend = "xla", **kwargs: Any) -> None:
+        """Creates the layer.
+
+        Args:
+          *args: as for `keras.layers.MaxPooling2D`.
+          backend: target of the program.
+          **kwargs: as for `keras.layers.MaxPooling2D`.
+        """
+        super().__init__(*args, **kwargs)
+        self.backend: Backend = backend
 
     def call(self, inputs: Any) -> Any:
         """Maps [b, h, w, c] to [b, h / size, w / size, c]."""
         _, height, width, _ = inputs.shape
         size, _ = self.pool_size
-        if is_for_cpu() and height % size == 0 and width % size == 0:
+        if self.backend == "cpu" and height % size == 0 and width % size == 0:
             return max_of_blocks(inputs, size)
         return super().call(inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def max_of_blocks(images: jax.Array, size: int) -> jax.Array:
+def max_of_blocks(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b y x c"]:
     """Takes the maximum of blocks; the gradient goes to the first pixel that has it, as XLA's does.
 
     Args:
-      images: [b, h, w, c], height and width multiples of `size`.
+      images: height and width are multiples of `size`.
       size: side of a block in pixels.
 
     Returns:
-      [b, h / size, w / size, c].
+      The maxima.
     """
     return _blocks(images, size).max((2, 4))
 
@@ -48,9 +63,9 @@ def _forward(images: jax.Array, size: int) -> tuple[jax.Array, tuple[jax.Array, 
 def _backward(size: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
     images, maxima = residuals
     blocks = _blocks(images, size)
-    place = (size * jnp.arange(size)[:, None] + jnp.arange(size))[:, None, :, None]
-    first = jnp.where(blocks == _spread(maxima), place, size**2).min((2, 4))
-    return (jnp.where(place == _spread(first), _spread(cotangent), 0).reshape(images.shape),)
+    position = (size * jnp.arange(size)[:, None] + jnp.arange(size))[:, None, :, None]
+    first = jnp.where(blocks == _broadcast(maxima), position, size**2).min((2, 4))
+    return (jnp.where(position == _broadcast(first), _broadcast(cotangent), 0).reshape(images.shape),)
 
 
 max_of_blocks.defvjp(_forward, _backward)
@@ -61,5 +76,5 @@ def _blocks(images: jax.Array, size: int) -> jax.Array:
     return images.reshape(num_images, height // size, size, width // size, size, channels)
 
 
-def _spread(values: jax.Array) -> jax.Array:
+def _broadcast(values: jax.Array) -> jax.Array:
     return values[:, :, None, :, None]

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from cervseg_jax.models.layers.blocks import Uint16Dropout
+from cervseg_jax.models.layers.dropout import Uint16Dropout
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(0.05, 32), (0.35, 33), (0.9, 1)])

