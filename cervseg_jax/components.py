@@ -4,13 +4,16 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cervseg_jax.errors import ConfigError
 
 T = TypeVar("T")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
