@@ -38,6 +38,9 @@ __all__ = [
     "size_divisor",
 ]
 
+# Networks are built for this layout; a keras.json left by another project may ask for the other one.
+keras.config.set_image_data_format("channels_last")
+
 _LAYERS = (
     BlockMaxPool,
     Uint16Dropout,
