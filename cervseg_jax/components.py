@@ -4,16 +4,11 @@ import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeVar
-
-from pydantic import Field, TypeAdapter, ValidationError
+from typing import Any, TypeVar
 
 from cervseg_jax.errors import ConfigError
 
 T = TypeVar("T")
-
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -100,6 +95,8 @@ def bind(
 
 def _checked(value: Any, annotation: Any, *, key: str) -> Any:
     """Converts `value` to `annotation` by strict JSON rules: lists become tuples, integers become floats."""
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and `--help` does without
+
     try:
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from cervseg_jax.components import PositiveFloat
 from cervseg_jax.data.samples import Sample
+from cervseg_jax.schema import PositiveFloat
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 

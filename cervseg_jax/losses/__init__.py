@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from cervseg_jax.components import PositiveFloat
 from cervseg_jax.losses.overlap import dice_coef, iou_coef, lovasz_loss, soft_dice_loss, tversky_loss
 from cervseg_jax.losses.pixelwise import bce_loss, boundary_bce_loss, focal_loss
 from cervseg_jax.losses.similarity import ssim_loss
+from cervseg_jax.schema import PositiveFloat
 
 __all__ = [
     "LOSSES",

@@ -526,7 +526,7 @@ def test_audit_finds_planted_faults(reference_built, tmp_path):
     messages = " | ".join(message for _, message in found)
     assert {"unpaired", "copies", "misregistered"} <= {name for name, _ in found}
     assert "are shifted" in messages or "of another image" in messages
-    assert "images occur more than once, 1 of them across parts" in messages
+    assert "images occur more than once, 1 of them across splits" in messages
     assert json.loads(json.dumps(report.to_json()))["pairs"]["train"] == 3
 
 
@@ -675,4 +675,4 @@ def test_a_full_disk_ends_in_one_message(small, tmp_path):
     assert stderr.count("error: ") == 1
     code, stdout, stderr = run_process("prepare", small, "--out", tmp_path / "d")
     assert code == 0, stderr
-    assert "going on with what an earlier call left" in stdout
+    assert "continuing an interrupted call" in stdout

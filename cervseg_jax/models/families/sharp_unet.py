@@ -9,8 +9,8 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from cervseg_jax.components import PositiveInt
 from cervseg_jax.models.layers.blocks import InputRange, Layers
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from cervseg_jax.components import PositiveInt
 from cervseg_jax.models.layers.attention import (
     PatchEmbedding,
     PatchExpanding,
@@ -19,6 +18,7 @@ from cervseg_jax.models.layers.attention import (
     to_patches,
 )
 from cervseg_jax.models.layers.blocks import InputRange, Layers
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:

@@ -10,10 +10,10 @@ import keras
 from keras import ops
 from pydantic import Field
 
-from cervseg_jax.components import PositiveInt
 from cervseg_jax.models.encoders import EncoderName, FrozenLevels, encode
 from cervseg_jax.models.layers.attention import PatchEmbedding
 from cervseg_jax.models.layers.blocks import InputRange, Layers
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:

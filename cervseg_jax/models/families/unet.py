@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cervseg_jax.components import PositiveInt
 from cervseg_jax.models.layers.blocks import InputRange, Layers
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
