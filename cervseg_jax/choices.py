@@ -2,11 +2,26 @@
 
 from typing import Literal
 
-MaskRule = Literal["half_range", "any_nonzero"]
-"""Which values of a mask with more than two levels are nucleus: from half of the range, or all but zero."""
+MaskRule = Literal["half_range", "any_nonzero", "value_1"]
+"""Which values of a mask with more than two levels are nucleus, see `decode_mask`."""
+
+Padding = Literal["none", "square", "square_reference"]
+"""`square` centers the image on the median color of its border, `square_reference` on its pixel (2, 2)."""
 
 OnBadFile = Literal["fail", "skip"]
 """What becomes of files that cannot be used: the command ends, or they are left out."""
+
+Crowd = Literal["drop", "keep"]
+"""Whether COCO entries with `iscrowd` are left out, or each is kept as one nucleus."""
+
+AnnotationKind = Literal["labelme", "geojson", "coco", "instances", "labels", "masks"]
+"""Kinds of annotations, named after the folders that hold them."""
+
+Outlines = Literal["exact", "pixel_centers"]
+"""Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centers`)."""
+
+RENAMED_OUTLINES: dict[str, Outlines] = {"drawn": "exact", "traced": "pixel_centers"}
+"""Names of earlier releases."""
 
 BitDepth = Literal["auto", 8, 10, 12, 14, 16]
 """Bits that the camera used in 16-bit files; "auto": as few of these as hold the values."""

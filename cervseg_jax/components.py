@@ -1,4 +1,4 @@
-"""From `{name, args}` in a config to a function: the only place where names are looked up."""
+"""Resolves `{name, args}` of a config to a function and its keyword arguments."""
 
 import difflib
 import inspect
@@ -6,15 +6,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from cervseg_jax.errors import ConfigError
 
 T = TypeVar("T")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Returns the known word that `word` most likely stands for, or None.
+    """Returns the known word most similar to `word`, or None.
 
     Example:
       >>> nearest("epoch", ["epochs", "batch_size"])
@@ -25,7 +23,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns the tail of an error message: the nearest known word, then all of them.
+    """Returns the end of an error message: the nearest known word, then all known words.
 
     Example:
       >>> suggestion("unett", ["unet", "swin_unet"])
@@ -41,8 +39,8 @@ def lookup(table: Mapping[str, T], name: str, *, key: str) -> T:
 
     Args:
       table: an explicit table such as `MODELS` or `LOSSES`.
-      name: the name that the user wrote.
-      key: the config key it was written under, for the message.
+      name: the name given by the user.
+      key: config key or option that holds the name, for the message.
 
     Raises:
       ConfigError: if the table has no such name.
@@ -55,15 +53,15 @@ def lookup(table: Mapping[str, T], name: str, *, key: str) -> T:
 def bind(
     function: Callable[..., Any], args: Mapping[str, Any], *, key: str, reserved: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Checks `args` against the signature of `function` and fills in the defaults.
+    """Validates `args` against the signature of `function` and fills in defaults.
 
-    Values are checked strictly against the annotations: a quoted number is not a number.
+    Values must match the annotations strictly: a quoted number is not a number.
 
     Args:
-      function: the function that will be called with the result as keyword arguments.
-      args: what the user wrote.
-      key: the config key of `args`, for messages.
-      reserved: parameters that the program supplies and the config must not.
+      function: called with the result as keyword arguments.
+      args: values given by the user.
+      key: config key of `args`, for messages.
+      reserved: parameters supplied by the program, which a config must not set.
 
     Returns:
       All keyword arguments except the reserved ones, converted to the annotated types.
@@ -96,7 +94,9 @@ def bind(
 
 
 def _checked(value: Any, annotation: Any, *, key: str) -> Any:
-    """Returns `value` as `annotation`, in the strict JSON sense (lists become tuples, integers become floats)."""
+    """Converts `value` to `annotation` by strict JSON rules: lists become tuples, integers become floats."""
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and `--help` does without
+
     try:
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Loading a recipe, with every check that needs no data."""
+"""Loads a config and checks everything that needs no data."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from cervseg_jax.data.split import compile_group_pattern
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import is_in_bucket
 from cervseg_jax.heads import needs_instances
+from cervseg_jax.packaged_recipes import find_recipe
 from cervseg_jax.schema import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
@@ -25,7 +26,7 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
     ("train", "init_from"),
     ("model", "args", "encoder_weights"),
 )
-"""Keys that hold paths: relative to the config file, or to the current folder when given with `--set`."""
+"""Keys that hold paths: relative to the config file, or to the current folder if set with `--set`."""
 
 NAMES = frozenset({"imagenet"})
 """Values of `PATH_KEYS` that are names and no paths."""
@@ -40,14 +41,14 @@ RENAMED_KEYS: Mapping[str, str] = {
     "infer.separation": "infer.postprocessing",
     "infer.postprocessing.min_depth": "infer.postprocessing.min_saddle_depth",
 }
-"""Keys of release 0.1 and their names now; read with a notice, in order, until 0.3."""
+"""Keys of release 0.1 with their new names. Old keys are read with a notice, in this order, until release 0.3."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Loads a recipe, applies overrides and checks everything that needs no data.
+    """Loads a config, applies overrides and checks everything that needs no data.
 
     Args:
-      path: a YAML file.
+      path: a YAML file, or the name of a packaged recipe.
       overrides: `section.key=value` items; values are read as YAML.
 
     Returns:
@@ -56,36 +57,37 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: naming the key, the received value and the allowed ones.
     """
-    path = Path(path)
-    return build_config(load_yaml(path), overrides, folder=path.absolute().parent, source=str(path))
+    recipe = find_recipe(path)
+    return build_config(load_yaml(recipe.path), overrides, folder=recipe.base, source=str(path))
 
 
 def build_config(raw: dict[str, Any], overrides: Sequence[str], *, folder: Path, source: str) -> Config:
-    """Does what `load_config` does with values that are not in a file.
+    """Builds a config from values that are not in a file.
 
     Args:
-      raw: the recipe's sections; changed by the overrides.
-      overrides: as for `load_config`.
-      folder: where relative paths begin.
-      source: what messages call the recipe.
+      raw: the sections; modified in place.
+      overrides: see `load_config`.
+      folder: base of relative paths.
+      source: name of the config in messages.
 
     Returns:
-      The config.
+      The config, with absolute paths and all defaults filled in.
 
     Raises:
-      ConfigError: as `load_config`.
+      ConfigError: naming the key, the received value and the allowed ones.
     """
     _resolve_paths(raw, folder)
     for override in overrides:
         _apply_override(raw, override)
     renamed = _rename_keys(raw)
     if renamed:
-        _LOGGER.warning("%s: renamed keys: %s", source, ", ".join(f"{old} is now {new}" for old, new in renamed))
+        changes = ", ".join(f"{old} is now {new}" for old, new in renamed)
+        _LOGGER.warning("%s uses old key names, which release 0.3 will refuse: %s", source, changes)
     return _with_checked_components(_validate(raw, source=source))
 
 
 def dump_config(config: Config) -> str:
-    """Returns the config as YAML that `load_config` reads back to an equal config."""
+    """Serializes a config as YAML; `load_config` reads it back as an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
@@ -111,12 +113,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rename_keys(raw: dict[str, Any]) -> list[tuple[str, str]]:
-    """Moves values from `RENAMED_KEYS` to their new names, in place; a value under the new name wins.
+    """Moves the values of renamed keys to their new names, in place. A value under the new name wins.
 
     Returns:
-      The old and new names that were found.
+      Old and new name of each renamed key that was present.
     """
-    found = []
+    moved = []
     for old, new in RENAMED_KEYS.items():
         *old_path, old_key = old.split(".")
         *new_path, new_key = new.split(".")
@@ -124,8 +126,8 @@ def _rename_keys(raw: dict[str, Any]) -> list[tuple[str, str]]:
         if source is not None and target is not None and old_key in source:
             value = source.pop(old_key)
             target.setdefault(new_key, value)
-            found.append((old, new))
-    return found
+            moved.append((old, new))
+    return moved
 
 
 def _section(raw: dict[str, Any], path: Sequence[str]) -> dict[str, Any] | None:
@@ -163,7 +165,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[key] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {key!r} holds a single value, not keys")
+            raise ConfigError(f"--set {override}: {key!r} is a single value and has no keys")
         node = child
     node[keys[-1]] = value
 
@@ -187,7 +189,7 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest_key(location: Sequence[Any]) -> str:
-    """Names the known key that was probably meant, in the same section first, then in the others."""
+    """Suggests the nearest known key, from the same section if possible, else from the others."""
     word, section = str(location[-1]), ".".join(str(part) for part in location[:-1])
     known = [key.rpartition(".") for key in _known_keys(Config)]
     in_section = [(prefix, name) for prefix, _, name in known if prefix == section]
@@ -212,8 +214,8 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _with_checked_components(config: Config) -> Config:
-    """Binds every named component's `args` to its signature and checks values across sections."""
-    # Imported here because models load Keras, which commands without a config should not wait for.
+    """Binds the `args` of each named component to its signature and checks constraints between sections."""
+    # Imported here because models import Keras, which is slow; commands without a config do not need it.
     from cervseg_jax.data.augment import AUGMENTATIONS
     from cervseg_jax.losses import LOSSES, SUPPLIED
     from cervseg_jax.metrics.pixel import SUMMARY_NAMES
@@ -224,11 +226,15 @@ def _with_checked_components(config: Config) -> Config:
     loss_args = bind(loss, config.train.loss_args, key="train.loss_args", reserved=SUPPLIED)
     heads = config.model.heads
     if heads[:1] != ("mask",) or len(set(heads)) < len(heads):
-        raise ConfigError(f"model.heads: must begin with mask and name each head once, got {list(heads)}")
+        raise ConfigError(
+            f"model.heads: the first head must be mask and each head may occur only once, got {list(heads)}"
+        )
     if config.train.touching_weight and not needs_instances(heads):
-        raise ConfigError("train.touching_weight: needs another head than mask in model.heads")
+        raise ConfigError(
+            "train.touching_weight: needs instance labels; add boundary, distance or hover to model.heads"
+        )
     if config.train.cosine is not None and config.train.plateau is not None:
-        raise ConfigError("train.cosine: not together with train.plateau; set train.plateau to null")
+        raise ConfigError("train.cosine: cannot be combined with train.plateau; set train.plateau to null")
     for name in config.train.metrics:
         lookup(dict.fromkeys(("dice_coef", *SUMMARY_NAMES)), name, key="train.metrics")
     operations = []
@@ -262,7 +268,7 @@ def _check_mesh(config: Config) -> None:
         rounded = math.ceil(batch_size / shards) * shards
         raise ConfigError(
             "train.batch_size: must be a multiple of runtime.mesh.data x runtime.mesh.fsdp x train.grad_accum_steps "
-            f"({mesh.data} x {mesh.fsdp} x {grad_accum_steps}), got {batch_size}; {rounded} would fit"
+            f"({mesh.data} x {mesh.fsdp} x {grad_accum_steps}), got {batch_size}; the next valid size is {rounded}"
         )
     height = config.model.image_size[0]
     if height % mesh.spatial:
@@ -276,10 +282,10 @@ def _check_split(config: Config) -> None:
     if split is None:
         return
     if config.data.synthetic is not None:
-        raise ConfigError("data.split: not together with data.synthetic, which comes already divided")
+        raise ConfigError("data.split: cannot be combined with data.synthetic, which is already split")
     if split.valid == 0 or split.valid + split.test >= 1:
         raise ConfigError(
-            f"data.split: valid must be above 0 and valid + test below 1, got valid {split.valid} and test {split.test}"
+            f"data.split: valid must be positive and valid + test less than 1, got {split.valid} and {split.test}"
         )
     if split.group_pattern is not None:
         compile_group_pattern(split.group_pattern, key="data.split.group_pattern")

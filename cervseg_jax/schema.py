@@ -12,7 +12,8 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
@@ -25,7 +26,7 @@ class ModelConfig(Section):
     """What network is built."""
 
     name: str
-    image_size: tuple[Positive, Positive]
+    image_size: tuple[PositiveInt, PositiveInt]
     """Height and width of the network's input, in pixels."""
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
@@ -36,9 +37,9 @@ class ModelConfig(Section):
 class SyntheticConfig(Section):
     """Dataset of drawn cells, made on first use under `data.root`."""
 
-    train: Positive
-    valid: Positive
-    test: Positive
+    train: PositiveInt
+    valid: PositiveInt
+    test: PositiveInt
     size: tuple[Annotated[int, Field(ge=64)], Annotated[int, Field(ge=64)]] = (512, 512)
     """Height and width of the drawn images."""
     seed: Count = 0
@@ -68,9 +69,9 @@ class DataConfig(Section):
     """Bits that 16-bit image files use: 12 scales 0..4095 to 0..255. "auto": the training takes the least of 8, 10, 12,
     14 and 16 that holds the values of all its images, and keeps it for inference."""
     on_bad_file: OnBadFile = "fail"
-    threads: Positive | None = None
+    threads: PositiveInt | None = None
     """Threads that read, augment and write images; None: one for each CPU core that the process may use, at most 16."""
-    prefetch_batches: Positive = 4
+    prefetch_batches: PositiveInt = 4
     """Batches that training reads ahead, or as many as there are threads, if these are more."""
     cache_gib: NonNegative = 2.0
     """Training keeps decoded images of the network's size in memory, up to so many GiB; 0: none."""
@@ -94,7 +95,7 @@ class PlateauConfig(Section):
     """Learning-rate reduction when `val_loss` stops improving, as Keras' ReduceLROnPlateau."""
 
     factor: Probability = 0.3
-    patience: Positive = 4
+    patience: PositiveInt = 4
     min_delta: Annotated[float, Field(ge=0.0)] = 1e-4
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
 
@@ -108,12 +109,12 @@ class CosineConfig(Section):
 class TrainConfig(Section):
     """Training of the network."""
 
-    epochs: Positive
-    batch_size: Positive
+    epochs: PositiveInt
+    batch_size: PositiveInt
     """Images per optimizer update on all devices of all hosts together."""
-    grad_accum_steps: Positive = 1
+    grad_accum_steps: PositiveInt = 1
     """Micro-batches per update, computed one after the other to save memory; each has `batch_size` divided by this."""
-    steps_per_epoch: Positive | None = None
+    steps_per_epoch: PositiveInt | None = None
     """Updates per epoch, after which the validation images are scored; None: one pass over the training images."""
     learning_rate: Annotated[float, Field(gt=0.0)]
     clip_value: Annotated[float, Field(gt=0.0)] | None = None
@@ -145,16 +146,16 @@ class TrainConfig(Section):
     """Use it instead of `plateau`."""
     warmup_steps: Count = 0
     """Number of updates over which the learning rate grows linearly."""
-    early_stop_patience: Positive | None = 10
+    early_stop_patience: PositiveInt | None = 10
     """Number of epochs without a lower `val_loss` after which training stops; None: never."""
     seed: Count = 0
-    keep_checkpoints: Positive = 2
+    keep_checkpoints: PositiveInt = 2
     """Number of newest checkpoints to keep."""
-    keep_every_epochs: Positive | None = None
+    keep_every_epochs: PositiveInt | None = None
     """Also keep the checkpoint at the end of every N-th epoch; None: none."""
     save_minutes: Annotated[float, Field(gt=0.0)] = 10.0
     """Longest time between two checkpoints; within an epoch one is saved when it has passed."""
-    log_steps: Positive = 50
+    log_steps: PositiveInt = 50
     """Steps between two `steps` events in `log.jsonl`, with loss, norms and rates."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Experiment trackers that get the values of `log.jsonl`; each needs the extra of its name."""
@@ -163,7 +164,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """How `eval` scores."""
 
-    batch_size: Positive = 4
+    batch_size: PositiveInt = 4
     threshold: Probability = 0.5
     num_example_images: Count = 4
     """How many of the worst and of the best images become pictures."""
@@ -199,7 +200,7 @@ class TiledConfig(Section):
 class InferConfig(Section):
     """How masks are made, by `infer` and for the previews of training."""
 
-    batch_size: Positive = 4
+    batch_size: PositiveInt = 4
     threshold: Probability = 0.5
     num_infer_images: Count = 6
     """Validation images whose masks are written after every epoch."""
@@ -218,10 +219,10 @@ class InferConfig(Section):
 class MeshConfig(Section):
     """Devices along each axis of the mesh: over the images of a batch, the weights, and the rows of an image."""
 
-    data: Positive = 1
-    fsdp: Positive = 1
+    data: PositiveInt = 1
+    fsdp: PositiveInt = 1
     """Devices that weights and optimizer state are sharded over; the batch is sharded over them too."""
-    spatial: Positive = 1
+    spatial: PositiveInt = 1
 
 
 class RuntimeConfig(Section):

@@ -1,6 +1,6 @@
-"""YAML as users expect it: the core schema of YAML 1.2, and nothing that can surprise or attack.
+"""Safe loading of YAML with the core schema of version 1.2.
 
-PyYAML follows YAML 1.1, where `1e-3` is text, `no` is false, `012` is ten and `12:30` is 750.
+PyYAML implements YAML 1.1, where `1e-3` is a string, `no` is false, `012` is ten and `12:30` is 750.
 """
 
 import re
@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(problem=f"keys must be text, got {key!r}", problem_mark=key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} occurs twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -78,7 +78,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
       {'rate': 0.001, 'answer': 'no', 'mode': 12}
     """
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise ConfigError(f"{source}: larger than {MAX_BYTES // 1024} KiB, which is no config")
+        raise ConfigError(f"{source}: configs must be at most {MAX_BYTES // 1024} KiB")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -88,7 +88,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from None
+        raise ConfigError(f"{source}: not valid YAML: nesting is too deep") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -106,16 +106,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; shipped ones are in configs/") from None
+        raise ConfigError(f"{path}: no such config file; `cervseg-jax recipes` lists the packaged ones") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder, a config file (.yaml) is needed") from None
+        raise ConfigError(f"{path}: is a folder; expected a config file (.yaml)") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not text in UTF-8") from None
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     document = parse_yaml(text, source=str(path))
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: the top level must be sections such as `model:`, got {type(document).__name__}")
+        raise ConfigError(
+            f"{path}: the top level must be a mapping of sections such as `model:`, got {type(document).__name__}"
+        )
     return document

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from cervseg_jax.config import config_differences, dump_config, load_config
+from cervseg_jax.config import RENAMED_KEYS, config_differences, dump_config, load_config
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.yaml12 import parse_yaml
 from tests.helpers import ROOT, TINY_CONFIG
@@ -11,8 +11,12 @@ from tests.helpers import ROOT, TINY_CONFIG
 def test_shipped_configs_load_and_round_trip(path, tmp_path):
     config = load_config(path)
     text = path.read_text()
-    assert text.startswith("# Command:  cervseg-jax train configs/" + path.name)
-    assert all(f"# {word}" in text for word in ("Data:", "Hardware:", "Time:", "Score:"))
+    head = text[: text.index("model:\n")].splitlines()
+    assert head[1].startswith(f"# Command:  cervseg-jax train {path.stem}")
+    assert [line.split()[1] for line in head if line.startswith("# ") and line.split()[1].endswith(":")] == [
+        "Command:", "Data:", "Hardware:", "Time:", "Score:",
+    ]  # fmt: skip
+    assert not any(old.rpartition(".")[2] + ":" in text for old in RENAMED_KEYS)
     (tmp_path / "copy.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "copy.yaml") == config
 
@@ -78,24 +82,24 @@ def test_paths_are_relative_to_the_config_and_overrides_to_the_current_folder(tm
         ("model.args.kernel_size=big", "model.args.kernel_size: .*got 'big'"),
         ("model.args.dropout_rate=0.6", "model.args: dropout_rate grows"),
         ("model.image_size=[2, 48]", r"multiples of 4; \[2, 48\] is too small to be padded to \[4, 48\]"),
-        ("train.cosine={final_factor: 0.1}", "train.cosine: not together with train.plateau"),
+        ("train.cosine={final_factor: 0.1}", "train.cosine: cannot be combined with train.plateau"),
         ("train.loss_args={gamma: 2.0}", "train.loss_args: unknown key 'gamma'; known: dice_share, smooth"),
         ("train.ema_decay=1.5", "train.ema_decay: .*less than 1"),
         ("model.image_size=48", "model.image_size"),
         (
             "runtime.mesh={data: 3}",
-            r"train.batch_size: must be a multiple of .* \(3 x 1 x 1\), got 4; 6 would fit",
+            r"train.batch_size: must be a multiple of .* \(3 x 1 x 1\), got 4; the next valid size is 6",
         ),
         ("train.grad_accum_steps=3", r"train.grad_accum_steps: must divide train.batch_size \(4\), got 3"),
         ("runtime.mesh={spatial: 5}", "runtime.mesh.spatial: must divide the rows"),
-        ("data.split={valid: 0.7, test: 0.4}", "data.split: valid must be above 0"),
+        ("data.split={valid: 0.7, test: 0.4}", "data.split: valid must be positive"),
         ("data.split={group_pattern: '('}", "data.split.group_pattern: not a regular expression"),
         ("data.split={group_pattern: '[0-9]'}", "data.split.group_pattern: needs one .group"),
         ("augment.operations=[{name: flop}]", "augment.operations.0.: unknown name 'flop'; did you mean 'flip'"),
         ("augment.operations=[{name: blur, args: {sigma: 1}}]", "augment.operations.0..args: unknown key 'sigma'"),
         ("train=3", "expected section.key=value"),
         ("train.epochs", "expected section.key=value"),
-        ("train.epochs.more=3", "holds a single value"),
+        ("train.epochs.more=3", "is a single value and has no keys"),
         ("data.split={valid: 0.2, test: 0.2}", None),
     ],
 )
@@ -112,12 +116,12 @@ def test_wrong_values_are_named(tmp_path, override, message):
     ("text", "message"),
     [
         ("model: {name: unet", r"c.yaml:1:19: not valid YAML"),
-        ("- a\n- b", "top level must be sections"),
-        ("train: {epochs: 1, epochs: 2}", "the key 'epochs' occurs twice"),
+        ("- a\n- b", "top level must be a mapping of sections"),
+        ("train: {epochs: 1, epochs: 2}", "duplicate key 'epochs'"),
         ("a: &x 1\nb: *x", "aliases"),
         ("a: !!python/object/apply:os.system ['touch /tmp/canary']", "not valid YAML"),
-        ("[" * 3000 + "]" * 3000, "nested too deeply"),
-        ("a: " + "x" * 70000, "larger than 64 KiB"),
+        ("[" * 3000 + "]" * 3000, "nesting is too deep"),
+        ("a: " + "x" * 70000, "at most 64 KiB"),
         ("", "the key model is required"),
         ("1: {}", "keys must be text, got 1"),
         ("a: \x00", "not valid YAML"),
@@ -134,7 +138,7 @@ def test_missing_folder_and_binary_files(tmp_path):
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(tmp_path)
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not text in UTF-8"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_config(tmp_path / "b.yaml")
 
 

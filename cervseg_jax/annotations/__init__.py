@@ -1,1 +1,1 @@
-"""Readers and writers of annotation formats, and the outlines they share."""
+"""Annotation formats, reader and writer in one file each, and the outlines they share."""

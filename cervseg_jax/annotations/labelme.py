@@ -1,82 +1,126 @@
-"""LabelMe files: reading every shape that LabelMe writes, and writing polygons."""
+"""LabelMe JSON: all shapes of the LabelMe program are read; polygons and masks are written.
+
+Reference: wkentaro/labelme 5.5 for the keys of a file and the types of shapes.
+"""
 
 import base64
 import binascii
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
-from cervseg_jax.annotations.objects import Annotation, Nucleus, as_ring, parse_json
+from cervseg_jax.annotations.documents import corner, crops, json_with_list
+from cervseg_jax.annotations.objects import (
+    AnnotatedObject,
+    Annotation,
+    Note,
+    as_ring,
+    parse_json,
+    tally,
+    too_few_points,
+)
 from cervseg_jax.annotations.outlines import Rings, trace
+from cervseg_jax.annotations.polygons import Polygon
 from cervseg_jax.data.decode import decode_mask
 from cervseg_jax.errors import DataError
 
 CIRCLE_CORNERS = 128
 WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
+NUCLEUS = "nucleus"
+"""Label of nuclei that have no other one."""
+
+
+def is_labelme(document: Any) -> bool:
+    """Whether a parsed JSON document has LabelMe's list of shapes."""
+    return isinstance(document, dict) and isinstance(document.get("shapes"), list)
 
 
 def read_labelme(data: bytes, *, source: Path) -> Annotation:
     """Reads a LabelMe document.
 
-    Understood are polygon, rectangle and oriented rectangle, circle (center and a point on it), ellipse (two corners
-    of its box, or center and the ends of both half-axes) and mask. Points and lines have no area; they are left
-    out and noted.
+    Supported are polygon, rectangle and oriented rectangle, circle (center and a point on it), ellipse (two corners of
+    its box, or center and the ends of both half-axes) and mask. Points, lines and polygons of fewer than three points
+    have no area; they are left out with a note.
 
     Args:
-      data: the file's content.
-      source: its name, for messages.
+      data: content of the file.
+      source: path of the file, for messages.
 
     Returns:
-      The nuclei, the image's file name and size.
+      The objects, and the path and size of the image.
 
     Raises:
-      DataError: if this is no LabelMe document, or a shape is broken.
+      DataError: if the document is not LabelMe's.
     """
-    document = parse_json(data, source=source)
-    shapes = document.get("shapes") if isinstance(document, dict) else None
-    if not isinstance(shapes, list):
-        raise DataError(f"{source}: is no LabelMe file (it has no list of shapes)")
-    nuclei, notes = [], []
-    for number, shape in enumerate(shapes, start=1):
-        name = f"{source}: shape {number}"
-        if not isinstance(shape, dict):
-            raise DataError(f"{name}: is no object")
-        kind = shape.get("shape_type") or "polygon"
-        if kind in WITHOUT_AREA:
-            notes.append(f"{name}: a {kind} has no area and is left out")
+    return parse_labelme(parse_json(data, source=source), source=source)
+
+
+def parse_labelme(document: Any, *, source: Path) -> Annotation:
+    """Reads a parsed LabelMe document; see `read_labelme`."""
+    if not is_labelme(document):
+        raise DataError(f"{source}: is not a LabelMe file (it has no list of shapes)")
+    objects: list[AnnotatedObject] = []
+    notes: list[Note] = []
+    problems: list[str] = []
+    for index, shape in enumerate(document["shapes"], start=1):
+        name = f"{source}: shape {index}"
+        try:
+            rings = _read_shape(shape, name, notes)
+        except DataError as error:
+            problems.append(str(error))
             continue
-        nuclei.append(Nucleus(str(shape.get("label", "")), _rings(shape, kind, name=name)))
+        if rings:
+            group = shape.get("group_id")
+            group = group if isinstance(group, int | str) and not isinstance(group, bool) else None
+            objects.append(AnnotatedObject(name, rings, str(shape.get("label") or ""), group=group))
     height, width = document.get("imageHeight"), document.get("imageWidth")
     path = document.get("imagePath")
     return Annotation(
-        nuclei,
-        image_name=Path(path.replace("\\", "/")).name if isinstance(path, str) and path else None,
+        objects,
+        image_path=path if isinstance(path, str) and path else None,
         size=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
-        notes=notes,
+        notes=tally(notes),
+        problems=problems,
     )
 
 
-def _rings(shape: dict[str, Any], kind: str, *, name: str) -> Rings:
-    points = as_ring(shape.get("points"), name=name, at_least=3 if kind == "polygon" else 2)
-    if kind == "polygon":
-        return [points]
-    if kind in ("rectangle", "oriented_rectangle"):
-        return [_box(points) if len(points) == 2 else points]
-    if kind == "circle":
-        radius = math.dist(points[0], points[1])
-        return [_ellipse(points[0], np.array([radius, 0.0]), np.array([0.0, radius]))]
-    if kind == "ellipse":
-        if len(points) == 2:
-            half = np.abs(points[1] - points[0]) / 2
-            return [_ellipse(points.mean(axis=0), np.array([half[0], 0.0]), np.array([0.0, half[1]]))]
-        return [_ellipse(points[0], points[1] - points[0], points[2] - points[0])]
+def _read_shape(shape: Any, name: str, notes: list[Note]) -> Rings:
+    """Returns the outline of a shape; empty, with a note, where it has no area."""
+    if not isinstance(shape, dict):
+        raise DataError(f"{name}: is not an object")
+    kind = shape.get("shape_type") or "polygon"
+    if kind in WITHOUT_AREA:
+        notes.append(Note(f"a {kind} has no area and is left out", name))
+        return []
+    points = as_ring(shape.get("points"), name=name)
     if kind == "mask":
         return _mask_rings(shape.get("mask"), points, name=name)
-    raise DataError(f"{name}: unknown shape_type {kind!r}")
+    if kind not in ("polygon", "rectangle", "oriented_rectangle", "circle", "ellipse"):
+        raise DataError(f"{name}: unknown shape_type {kind!r}")
+    if len(points) < (3 if kind == "polygon" else 2):
+        notes.append(Note(too_few_points(kind, len(points)), name))
+        return []
+    return [_outline(kind, points)]
+
+
+def _outline(kind: str, points: np.ndarray) -> np.ndarray:
+    if kind == "polygon":
+        return points
+    if kind in ("rectangle", "oriented_rectangle"):
+        return _box(points) if len(points) == 2 else points
+    if kind == "circle":
+        radius = math.dist(points[0], points[1])
+        return _ellipse(points[0], np.array([radius, 0.0]), np.array([0.0, radius]))
+    if len(points) == 2:
+        half = np.abs(points[1] - points[0]) / 2
+        return _ellipse(points.mean(axis=0), np.array([half[0], 0.0]), np.array([0.0, half[1]]))
+    return _ellipse(points[0], points[1] - points[0], points[2] - points[0])
 
 
 def _box(points: np.ndarray) -> np.ndarray:
@@ -84,14 +128,16 @@ def _box(points: np.ndarray) -> np.ndarray:
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
-def _ellipse(center: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _ellipse(center: np.ndarray, first_axis: np.ndarray, second_axis: np.ndarray) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, CIRCLE_CORNERS, endpoint=False)[:, None]
-    # A polygon inside the ellipse is smaller by this factor; make up for it, so that the area is right.
+    # The polygon is enlarged by this factor so that it has the area of the ellipse.
     grow = math.sqrt(2 * np.pi / (CIRCLE_CORNERS * math.sin(2 * np.pi / CIRCLE_CORNERS)))
-    return center + grow * (np.cos(angle) * one + np.sin(angle) * other)
+    return center + grow * (np.cos(angle) * first_axis + np.sin(angle) * second_axis)
 
 
 def _mask_rings(text: Any, points: np.ndarray, *, name: str) -> Rings:
+    if not len(points):
+        raise DataError(f"{name}: its mask has no position")
     try:
         data = base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):
@@ -103,39 +149,105 @@ def _mask_rings(text: Any, points: np.ndarray, *, name: str) -> Rings:
     return rings
 
 
-def labelme_document(outlines: Sequence[Rings], *, image_path: str, shape: tuple[int, int]) -> str:
+class LabeledOutline(NamedTuple):
+    """A nucleus as it is written to a LabelMe file."""
+
+    rings: Rings
+    label: str = NUCLEUS
+
+
+def labelme_document(
+    nuclei: Sequence[LabeledOutline], *, image_path: str, shape: tuple[int, int], decimals: int = 3
+) -> str:
     """Returns the JSON text of a LabelMe file with the nuclei as polygons.
 
     Args:
-      outlines: in drawing order; of several rings each becomes a polygon, with a common group_id.
-      image_path: path of the image as seen from the JSON file.
+      nuclei: nuclei in drawing order; each ring becomes a polygon, and the rings of one nucleus share a `group_id`.
+      image_path: path of the image relative to the JSON file.
       shape: height and width of the image.
+      decimals: digits after the decimal point. Reading the file restores the same pixels if no pixel center is closer
+        to an outline than the rounding error.
 
     Returns:
       JSON text.
     """
     shapes = [
-        labelme_polygon(ring, group=number if len(rings) > 1 else None)
-        for number, rings in enumerate(outlines, start=1)
-        for ring in rings
+        _polygon_shape(ring, label=nucleus.label, group=index if len(nucleus.rings) > 1 else None, decimals=decimals)
+        for index, nucleus in enumerate(nuclei, start=1)
+        for ring in nucleus.rings
     ]
-    return json.dumps(labelme_head(image_path=image_path, shape=shape) | {"shapes": shapes}, indent=1)
+    return json.dumps(_head(image_path=image_path, shape=shape) | {"shapes": shapes}, indent=1)
 
 
-def labelme_head(*, image_path: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Returns what a LabelMe file says of its image; all but the shapes."""
+def labelme_with_masks(
+    labels: np.ndarray,
+    polygons: Sequence[Sequence[Polygon]],
+    table: Mapping[str, np.ndarray],
+    *,
+    image_path: str,
+) -> Iterator[str]:
+    """Yields a LabelMe file with masks for nuclei that a single polygon cannot show (holes, several parts).
+
+    Args:
+      labels: integer labels [h, w].
+      polygons: polygons of each nucleus.
+      table: result of `measure`, one row per nucleus.
+      image_path: path of the image relative to the JSON file, see `path_from`.
+
+    Yields:
+      JSON text in pieces; reading it restores the label map.
+    """
+    head = _head(image_path=image_path, shape=labels.shape[:2])
+    return json_with_list(head, "shapes", _shapes(labels, polygons, table))
+
+
+def path_from(folder: Path, image: Path) -> str:
+    """Returns the path by which LabelMe, opening a JSON file in `folder`, finds the image.
+
+    Example:
+      >>> path_from(Path("out/labelme"), Path("in/a.png"))
+      '../../in/a.png'
+    """
+    try:
+        return Path(os.path.relpath(image.absolute(), folder.absolute())).as_posix()
+    except ValueError:  # Windows: on another drive
+        return image.absolute().as_posix()
+
+
+def _shapes(
+    labels: np.ndarray, polygons: Sequence[Sequence[Polygon]], table: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    for row, (parts, inside) in enumerate(zip(polygons, crops(labels, table), strict=True)):
+        if len(parts) == 1 and not parts[0].holes:
+            yield _polygon_shape(parts[0].outer)
+            continue
+        packed = cv2.imencode(".png", inside.astype(np.uint8) * 255)[1].tobytes()
+        (top, left), (height, width) = corner(table, row), inside.shape
+        yield {
+            "label": NUCLEUS,
+            "points": [[float(left), float(top)], [float(left + width - 1), float(top + height - 1)]],
+            "group_id": None,
+            "shape_type": "mask",
+            "flags": {},
+            "mask": base64.b64encode(packed).decode("ascii"),
+        }
+
+
+def _head(*, image_path: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns everything that a LabelMe file needs besides its shapes."""
     height, width = shape
     return {
         "version": "5.5.0",
         "flags": {},
-        "imagePath": Path(image_path).as_posix(),
+        "imagePath": image_path,
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
     }
 
 
-def labelme_polygon(ring: np.ndarray, *, group: int | None = None) -> dict[str, Any]:
-    """Returns the entry of a nucleus, float [n, 2] with x and y; `group` joins the rings of one."""
-    points = np.round(ring, 3).tolist()
-    return {"label": "nucleus", "points": points, "group_id": group, "shape_type": "polygon", "flags": {}}
+def _polygon_shape(
+    ring: np.ndarray, *, label: str = NUCLEUS, group: int | None = None, decimals: int = 3
+) -> dict[str, Any]:
+    points = np.round(ring, decimals).tolist()
+    return {"label": label, "points": points, "group_id": group, "shape_type": "polygon", "flags": {}}

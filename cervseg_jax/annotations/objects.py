@@ -1,7 +1,8 @@
-"""What all annotation formats come down to: nuclei with a label and an outline."""
+"""The form that every annotation format is read into: objects with an outline, a label, a kind, a group and a flag."""
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,31 +14,76 @@ from cervseg_jax.errors import DataError
 MAX_COORDINATE = 1e6
 
 
-class Nucleus(NamedTuple):
-    """One annotated nucleus."""
+class Note(NamedTuple):
+    """A remark on one or several entries that are used differently from how they are written."""
 
-    label: str
+    message: str
+    subject: str
+    """File and entry; of several entries with the same message, the first."""
+    count: int = 1
+
+    def __str__(self) -> str:
+        """Returns the remark as one line."""
+        if self.count == 1:
+            return f"{self.subject}: {self.message}"
+        return f"{self.message} ({self.count} times, first in {self.subject})"
+
+
+class AnnotatedObject(NamedTuple):
+    """One entry of an annotation file."""
+
+    name: str
+    """File and entry, for messages."""
     rings: Rings
     """Outline at full extent, in the image's coordinates; even-odd rule."""
+    label: str = ""
+    """Class name; empty where there is none."""
+    kind: str = ""
+    """QuPath's object type ("annotation", "detection", "cell", "tile" ...); empty in other formats."""
+    group: int | str | None = None
+    """Entries of equal label and group are parts or holes of one object."""
+    is_crowd: bool = False
+    """Whether the outline covers several objects that are not separated (COCO)."""
 
 
 class Annotation(NamedTuple):
-    """The nuclei of one image."""
+    """The annotated objects of one image."""
 
-    nuclei: list[Nucleus]
-    image_name: str | None = None
-    """File name of the image, without its folder, where the format names it."""
+    objects: list[AnnotatedObject]
+    image_path: str | None = None
+    """Path of the image as the file gives it, where the format has one."""
     size: tuple[int, int] | None = None
-    """Height and width that the annotation claims."""
-    notes: list[str] = []
-    """What was left out, one message each."""
+    """Height and width of the image according to the file."""
+    notes: list[Note] = []
+    """Remarks on entries that were left out or read differently."""
+    problems: list[str] = []
+    """Entries that cannot be read, one message each."""
+
+    @property
+    def image_name(self) -> str | None:
+        """File name of the image without its folder."""
+        return Path(self.image_path.replace("\\", "/")).name if self.image_path else None
+
+
+def tally(notes: Iterable[Note]) -> list[Note]:
+    """Merges notes of equal message, in the order of their first occurrence.
+
+    Example:
+      >>> [str(note) for note in tally([Note("has no area", "a: shape 1"), Note("has no area", "a: shape 2")])]
+      ['has no area (2 times, first in a: shape 1)']
+    """
+    merged: dict[str, Note] = {}
+    for note in notes:
+        known = merged.get(note.message)
+        merged[note.message] = note if known is None else known._replace(count=known.count + note.count)
+    return list(merged.values())
 
 
 def parse_json(data: bytes, *, source: Path) -> Any:
     """Parses JSON text in UTF-8.
 
     Raises:
-      DataError: if it is not valid, nested too deeply, or holds numbers that are none.
+      DataError: if the text is not valid JSON, is nested too deeply, or contains NaN or Infinity.
     """
     try:
         return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
@@ -49,33 +95,35 @@ def parse_json(data: bytes, *, source: Path) -> Any:
         raise DataError(f"{source}: is not valid JSON: {error}") from None
 
 
-def as_ring(points: Any, *, name: str, at_least: int = 3) -> np.ndarray:
-    """Checks the points of a ring.
+def as_ring(points: Any, *, name: str) -> np.ndarray:
+    """Checks a list of points.
 
     Args:
-      points: what the file holds.
-      name: file and shape, for messages.
-      at_least: fewest points that make sense.
+      points: value from the file.
+      name: file and entry, for messages.
 
     Returns:
-      Float [n, 2] with x and y.
+      Float [n, 2] with x and y; n may be too small for an area.
 
     Raises:
-      DataError: if they are not pairs of ordinary numbers, or too few.
+      DataError: if the points are not pairs of finite numbers in a sensible range.
     """
     pairs = isinstance(points, list) and all(isinstance(point, list | tuple) and len(point) >= 2 for point in points)
     if not pairs or not {type(value) for point in points for value in point[:2]} <= {int, float}:
         raise DataError(f"{name}: its points are not a list of [x, y] numbers")
-    if len(points) < at_least:
-        raise DataError(f"{name}: has {len(points)} points, at least {at_least} are needed")
     try:
-        ring = np.array([point[:2] for point in points], np.float64)
-    except OverflowError:  # a whole number of hundreds of digits
+        ring = np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
+    except OverflowError:  # an integer of hundreds of digits
         ring = np.array([[math.inf, math.inf]])
     if not (np.abs(ring) <= MAX_COORDINATE).all():
-        raise DataError(f"{name}: has a coordinate beyond {MAX_COORDINATE:.0f}, or one that is no number")
+        raise DataError(f"{name}: has a coordinate beyond {MAX_COORDINATE:.0f}, or one that is not a number")
     return ring
 
 
+def too_few_points(kind: str, count: int) -> str:
+    """Returns the remark on an outline with fewer points than an area needs."""
+    return f"a {kind} of {count} point{'' if count == 1 else 's'} has no area and is left out"
+
+
 def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,9 +1,9 @@
-"""Outlines of nuclei: from rings of points to pixels by the pixel-center rule, and back.
+"""Conversion between outlines and pixels by the pixel-center rule.
 
-A pixel belongs to an outline if its center lies inside (even-odd rule over all rings, so a second ring can be a hole
-or another part). Coordinates are positions in the image: the pixel in column x and row y covers [x, x + 1) by
-[y, y + 1), its center is at (x + 0.5, y + 0.5). OpenCV's `fillPoly` paints the outline as well and makes a nucleus of
-10 px radius a tenth larger.
+A pixel belongs to an outline if its center lies inside. The even-odd rule holds over all rings, so a second ring can
+be a hole or another part. Coordinates are positions in the image: the pixel in column x and row y covers [x, x + 1) by
+[y, y + 1) and its center is at (x + 0.5, y + 0.5). OpenCV's `fillPoly` also fills the pixels under the outline, which
+enlarges a nucleus of 10 px radius by a tenth.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+MAX_JOINED_PIXELS = 2**26
+"""Largest bounding box, times the number of rings, within which rings are checked for overlap."""
+
 Rings = Sequence[np.ndarray]
 """Closed rings of one nucleus, float [n, 2] each with x and y; the last point joins the first."""
 
 
 class Window(NamedTuple):
-    """A nucleus' pixels within its bounding box."""
+    """Pixels of a nucleus within its bounding box."""
 
     top: int
     left: int
@@ -26,14 +29,14 @@ class Window(NamedTuple):
 
 
 def rasterize(rings: Rings, *, shape: tuple[int, int]) -> Window:
-    """Finds the pixels whose centers lie inside.
+    """Returns the pixels whose centers lie inside an outline.
 
     Args:
       rings: the outline.
-      shape: height and width of the image; what lies outside is cut off.
+      shape: height and width of the image; pixels outside of it are cut off.
 
     Returns:
-      The pixels inside.
+      The pixels and the position of their box.
 
     Example:
       >>> rasterize([np.array([[1, 1], [3, 1], [3, 2], [1, 2]])], shape=(4, 4))
@@ -47,9 +50,9 @@ def rasterize(rings: Rings, *, shape: tuple[int, int]) -> Window:
     edge, row = np.nonzero((starts[:, 1, None] <= rows) != (ends[:, 1, None] <= rows))
     share = (rows[row] - starts[edge, 1]) / (ends[edge, 1] - starts[edge, 1])
     crossing = starts[edge, 0] + share * (ends[edge, 0] - starts[edge, 0])
-    first_right_of_it = np.clip(np.ceil(crossing - 0.5).astype(int) - left, 0, right - left)
+    first_inside = np.clip(np.ceil(crossing - 0.5).astype(int) - left, 0, right - left)
     toggles = np.zeros((bottom - top, right - left + 1), np.int32)
-    np.add.at(toggles, (row, first_right_of_it), 1)
+    np.add.at(toggles, (row, first_inside), 1)
     inside = np.cumsum(toggles, axis=1)[:, :-1] % 2 == 1
     return Window(top, left, inside)
 
@@ -65,14 +68,14 @@ def draw_instances(outlines: Sequence[Rings], *, shape: tuple[int, int]) -> np.n
       int32 [h, w]: 0 for background, i + 1 for outline i.
     """
     labels = np.zeros(shape, np.int32)
-    for number, rings in enumerate(outlines, start=1):
+    for label, rings in enumerate(outlines, start=1):
         top, left, inside = rasterize(rings, shape=shape)
-        labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = number
+        labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = label
     return labels
 
 
 def enclosed_area(rings: Rings) -> float:
-    """Returns the area between the rings in pixels; holes that run the other way round are subtracted.
+    """Returns the area between the rings in square pixels; rings of opposite direction count as holes.
 
     Example:
       >>> enclosed_area([np.array([[0, 0], [4, 0], [4, 3]])])
@@ -82,7 +85,7 @@ def enclosed_area(rings: Rings) -> float:
 
 
 def signed_area(ring: np.ndarray) -> float:
-    """Returns the area within a ring; positive where it runs clockwise on the screen."""
+    """Returns the area within a ring, positive if the ring runs clockwise on the screen."""
     x, y = np.asarray(ring, np.float64).T
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
@@ -91,10 +94,10 @@ _TURN_RIGHT = {(0, 1): (1, 0), (1, 0): (0, -1), (0, -1): (-1, 0), (-1, 0): (0, 1
 
 
 def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
-    """Walks along the pixel edges around a mask.
+    """Returns the outline of a mask along pixel edges.
 
-    Rasterizing the rings gives the mask back exactly. No ring crosses or touches itself: where two pixels meet at a
-    corner alone, they get rings of their own.
+    Rasterizing the rings restores the mask exactly. No ring crosses or touches itself: pixels that meet only at a
+    corner get separate rings.
 
     Args:
       mask: bool [h, w].
@@ -131,7 +134,7 @@ def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
 
 
 def _simple_rings(corners: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Cuts a walk into rings that pass each corner once; it comes back to one where the mask touches itself."""
+    """Splits a closed walk into rings that pass each corner once."""
     rings, walk = [], []
     for corner in corners:
         if corner in walk:
@@ -143,10 +146,10 @@ def _simple_rings(corners: list[tuple[int, int]]) -> list[list[tuple[int, int]]]
 
 
 def from_pixel_centers(ring: np.ndarray) -> list[np.ndarray]:
-    """Turns an outline through the centers of a nucleus' border pixels into one along pixel edges.
+    """Converts an outline through the centers of border pixels to one along pixel edges.
 
-    `cv2.findContours` and programs built on it write such outlines, in whole numbers that name pixels. Taken for
-    positions in the image they would lose half a pixel all round, a tenth of a small nucleus.
+    `cv2.findContours` and programs that use it write such outlines: integers that index pixels. Read as positions in
+    the image, they lose half a pixel on every side, a tenth of the area of a small nucleus.
 
     Args:
       ring: [n, 2], columns and rows of pixels.
@@ -167,7 +170,7 @@ def from_pixel_centers(ring: np.ndarray) -> list[np.ndarray]:
 
 
 def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Unit steps (rows, columns) along the border with the inside on the right, by the corner they start from."""
+    """Returns unit steps (rows, columns) along the border, inside on the right, by their start corner."""
     inside = np.pad(mask, 1)
     core = inside[1:-1, 1:-1]
     borders = (
@@ -184,7 +187,69 @@ def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
 
 
 def _pixel_range(values: np.ndarray, size: int) -> tuple[int, int]:
-    """First and last-plus-one pixel whose center can lie within the values' extent."""
+    """Returns the half-open range of pixels whose centers can lie within the extent of the values."""
     first = int(np.clip(np.floor(values.min()), 0, size))
     last = int(np.clip(np.ceil(values.max()), 0, size))
     return first, max(first, last)
+
+
+def follows_pixel_centers(rings: Rings) -> bool:
+    """Whether an outline looks like `cv2.findContours` made it: integer steps along rows, columns and diagonals only.
+
+    Outlines along pixel edges have no diagonal steps, and outlines drawn by hand have steps of other slopes.
+
+    Example:
+      >>> follows_pixel_centers([np.array([[2, 0], [4, 2], [2, 4], [0, 2]])])
+      True
+      >>> follows_pixel_centers([np.array([[0, 0], [4, 0], [4, 4], [0, 4]])])
+      False
+    """
+    steps = np.concatenate([np.abs(np.roll(ring, -1, axis=0) - ring) for ring in rings])
+    is_diagonal = (steps[:, 0] == steps[:, 1]) & (steps[:, 0] > 0)
+    is_straight = (steps == 0).any(axis=1)
+    return bool((steps == np.rint(steps)).all() and (is_diagonal | is_straight).all() and is_diagonal.any()) and all(
+        (ring == np.rint(ring)).all() for ring in rings
+    )
+
+
+def join_parts(rings: Rings) -> Rings:
+    """Makes the rings of one nucleus fit the even-odd rule.
+
+    A ring within another one is a hole, and separate rings are parts. Rings that overlap in part would exclude each
+    other's common pixels: they are united on the pixel grid.
+
+    Args:
+      rings: rings in any order and direction.
+
+    Returns:
+      The same rings, holes in the opposite direction; or the outline of their union.
+
+    Example:
+      >>> halves = [np.array([[0, 0], [5, 0], [5, 4], [0, 4.0]]), np.array([[3, 0], [8, 0], [8, 4], [3, 4.0]])]
+      >>> enclosed_area(join_parts(halves))
+      32.0
+    """
+    if len(rings) < 2:
+        return rings
+    points = np.concatenate(list(rings))
+    left, top = np.floor(points.min(axis=0)).astype(int)
+    width, height = (np.ceil(points.max(axis=0)).astype(int) - (left, top)).tolist()
+    if width * height * len(rings) > MAX_JOINED_PIXELS:
+        return rings
+    by_area = sorted(rings, key=lambda ring: abs(signed_area(ring)), reverse=True)
+    parts = [_within(rasterize([ring - (left, top)], shape=(height, width)), (height, width)) for ring in by_area]
+    joined, has_overlap, directed = np.zeros((height, width), bool), False, []
+    for index, (ring, part) in enumerate(zip(by_area, parts, strict=True)):
+        depth = sum(not (part & ~larger).any() and (larger & ~part).any() for larger in parts[:index])
+        has_overlap |= depth == 0 and bool((joined & part).any())
+        joined = joined ^ part if depth else joined | part
+        directed.append(ring if (signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1])
+    return trace(joined, top=int(top), left=int(left)) if has_overlap else directed
+
+
+def _within(window: Window, shape: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    mask[window.top : window.top + window.inside.shape[0], window.left : window.left + window.inside.shape[1]] = (
+        window.inside
+    )
+    return mask

@@ -15,6 +15,7 @@ import numpy as np
 from cervseg_jax.components import lookup
 from cervseg_jax.engine.experiment import build_experiment
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.extras import install_command
 from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import Config, MeshConfig
 
@@ -136,7 +137,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
       ConfigError: as `compile_for`.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("compile: needs the TPU compiler: pip install 'cervseg-jax[tpu-compile]'")
+        raise ConfigError(f"compile: needs the TPU compiler: {install_command('tpu-compile')}")
     name, _, shape = topology.partition(":")
     chip = lookup(CHIPS, name, key="--topology")
     sizes = [int(size) for size in shape.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape) else []

@@ -1,85 +1,81 @@
-"""The command line: parses, calls one function, maps errors to exit codes."""
+"""The command line: parses arguments, runs one command, and maps errors to exit codes."""
 
-import hashlib
 import io
-import itertools
+import logging
 import os
-import platform
 import sys
-from pathlib import Path
 
-from cervseg_jax.errors import CervsegError, InterruptedRunError
+import typer
+
+from cervseg_jax.cli.environment import set_compilation_cache
+from cervseg_jax.cli.failures import Failure, explain, explain_usage, is_distributed
+from cervseg_jax.errors import InterruptedRunError
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""Base class of Typer's errors about arguments, which Typer does not export."""
 
 
 def main() -> None:
     """Entry point of `cervseg-jax`."""
-    debug = "--debug" in sys.argv
+    is_debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    _keep_compiled_programs()
+    set_compilation_cache()
+    logger, notices = logging.getLogger("cervseg_jax"), _NoticeHandler(logging.WARNING)
+    logger.addHandler(notices)
     try:
-        from cervseg_jax.cli.app import app
-
-        app(prog_name="cervseg-jax")
-    except CervsegError as error:
-        if debug:
-            raise
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _fail("stopped before there was anything to save", 130)
+        exit_code = _run_command()
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
+        sys.stderr.close()  # whoever read our output is gone
         raise SystemExit(1) from None
-    except ImportError as error:
-        if debug:
+    except BaseException as error:
+        failure = None if is_debug else explain(error)
+        if failure is None:
             raise
-        _fail(_import_advice(error), 2)
-    except OSError as error:
-        if debug:
-            raise
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+        exit_code = _exit_code(failure)
+    finally:
+        logger.removeHandler(notices)
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
-def _keep_compiled_programs() -> None:
-    """Names a folder for compiled programs to JAX, which reads the variable when it is imported.
+def _run_command() -> int:
+    """Runs the command that `sys.argv` names; returns the exit code."""
+    from cervseg_jax.cli.app import app
 
-    Each kind of processor has its own: homes are shared by hosts.
-    """
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return  # a user without a home
-    try:
-        with open("/proc/cpuinfo") as file:
-            first_core = itertools.takewhile(str.strip, file)
-            kind = "".join(line for line in first_core if line.startswith(("model name", "flags", "Features")))
-    except OSError:
-        kind = platform.processor()
-    folder = base / "cervseg-jax" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        result = app(prog_name="cervseg-jax", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _UsageError as error:
+        if type(error).__name__.startswith("NoArgsIsHelp"):  # no command: the message is the help text
+            print(error.format_message(), file=sys.stderr)
+            return 2
+        print(f"error: {explain_usage(error)}", file=sys.stderr)
+        return 2
+    return result if isinstance(result, int) else 0
 
 
-def _fail(message: str, exit_code: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    jax = sys.modules.get("jax")
-    if exit_code != InterruptedRunError.exit_code and jax is not None and jax.distributed.is_initialized():
-        # An orderly end would wait for the other processes, which wait for this one; they notice that it is gone.
+class _NoticeHandler(logging.Handler):
+    """Shows warnings of the package on stderr, each of them once."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._shown:
+            self._shown.add(message)
+            print(f"notice: {message}", file=sys.stderr, flush=True)
+
+
+def _exit_code(failure: Failure) -> int:
+    """Prints the message; returns the exit code, unless other processes must notice that this one ends."""
+    print(f"error: {failure.message}", file=sys.stderr, flush=True)
+    if failure.exit_code != InterruptedRunError.exit_code and is_distributed():
+        # An orderly exit would wait for the other processes, which wait for this one. They notice that it is gone.
         sys.stdout.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
-
-
-def _import_advice(error: ImportError) -> str:
-    """Explains the import errors that users of fresh machines meet."""
-    text = str(error)
-    if ".so" in text and any(name in text for name in ("libGL", "libX", "libxcb", "libglib", "libgthread")):
-        return (
-            f"OpenCV cannot start: {text}\nInstall the missing system library "
-            "(Debian, Ubuntu: sudo apt-get install -y libgl1 libglib2.0-0 libxcb1), "
-            "or use OpenCV's build without windows: "
-            "pip uninstall -y opencv-python && pip install opencv-python-headless"
-        )
-    return f"a package is missing or broken: {text}; install again with: pip install --force-reinstall cervseg-jax"
+        os._exit(failure.exit_code)
+    return failure.exit_code

@@ -1,17 +1,16 @@
-"""`cervseg-jax doctor`: looks at the machine and says the fix for whatever it finds."""
+"""`cervseg-jax doctor`."""
 
-import importlib.metadata
 import os
 import platform
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from cervseg_jax import __version__
 from cervseg_jax.errors import FindingsError
+from cervseg_jax.extras import install_command, reinstall_command
+
+EXAMPLE = "cervseg-jax doctor"
 
 MIN_FREE_MEMORY = 2 * 2**30
 MIN_FREE_DISK = 2 * 2**30
@@ -23,17 +22,19 @@ class Check(NamedTuple):
     """One line of the report."""
 
     subject: str
-    found: str
+    result: str
     fix: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if there is no problem."""
 
 
-def run_doctor() -> None:
-    """Prints all checks.
+def doctor() -> None:
+    """Check this machine and suggest fixes.
 
-    Raises:
-      FindingsError: if one of them found something.
+    Checks devices, package versions, OpenCV, memory and disk. Exits with 1 on a problem.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     checks = [
         Check(
             "cervseg-jax",
@@ -48,19 +49,19 @@ def run_doctor() -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for check in checks:
         mark = "ok" if not check.fix else "!!"
-        table.add_row(mark, check.subject, check.found if not check.fix else f"{check.found}\nfix: {check.fix}")
+        table.add_row(mark, check.subject, check.result if not check.fix else f"{check.result}\nfix: {check.fix}")
     Console(soft_wrap=True, highlight=False).print(table)
     findings = [check.subject for check in checks if check.fix]
     if findings:
-        raise FindingsError(f"{len(findings)} findings: {', '.join(findings)}")
+        raise FindingsError(f"problems found: {', '.join(findings)}")
 
 
 def check_packages() -> list[Check]:
-    """Checks that the packages are installed, and only one build of OpenCV."""
+    """Checks that the required packages are installed, and that there is only one build of OpenCV."""
     checks = []
     for name in PACKAGES:
         version = _version(name) or (_version("opencv-python-headless") if name == "opencv-python" else None)
-        fix = "" if version else "install again: pip install --force-reinstall cervseg-jax"
+        fix = "" if version else f"install again: {reinstall_command()}"
         checks.append(Check(name, version or "not installed", fix))
     if _version("opencv-python") and _version("opencv-python-headless"):
         fix = "keep one: pip uninstall -y opencv-python opencv-python-headless && pip install opencv-python-headless"
@@ -80,19 +81,25 @@ def check_opencv() -> Check:
         return Check(
             "OpenCV", str(error), "sudo apt-get install -y libgl1 libglib2.0-0 libxcb1, or opencv-python-headless"
         )
-    return Check("OpenCV", "starts" if works else "reads wrong values", "" if works else "install opencv-python again")
+    return Check(
+        "OpenCV",
+        "works" if works else "decodes wrong values",
+        "" if works else "pip install --force-reinstall opencv-python",
+    )
 
 
 def check_devices() -> list[Check]:
-    """Checks the devices, and whether an accelerator of this machine is left unused."""
+    """Checks the devices, and whether JAX ignores an accelerator of this machine."""
     import jax
     import keras
 
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        text = str(error).strip().splitlines()[0]
-        return [Check("devices", text, _holder_advice() or "see the message; JAX_PLATFORMS=cpu uses the CPU")]
+    except (RuntimeError, AssertionError) as error:
+        requested = os.environ.get("JAX_PLATFORMS", "")
+        lines = str(error).strip().splitlines() or [f"JAX cannot start the platform {requested!r}"]
+        advice = f"unset JAX_PLATFORMS (now {requested}), or set it to cpu" if requested else "set JAX_PLATFORMS=cpu"
+        return [Check("devices", lines[0], _holder_advice() or advice)]
     platform_name = devices[0].platform
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     checks = [
@@ -100,10 +107,10 @@ def check_devices() -> list[Check]:
         Check("devices", f"{len(devices)} x {kinds} ({platform_name}); {os.cpu_count()} CPU cores"),
     ]
     if platform_name == "cpu" and Path("/dev/nvidia0").exists():
-        checks.append(Check("GPU", "there, but JAX uses the CPU", "pip install 'cervseg-jax[gpu]'"))
+        checks.append(Check("GPU", "present, but JAX uses the CPU", install_command("gpu")))
     if platform_name == "cpu" and tpu_device_files():
-        fix = _holder_advice() or "pip install 'cervseg-jax[tpu]'"
-        checks.append(Check("TPU", "there, but JAX uses the CPU", fix))
+        fix = _holder_advice() or install_command("tpu")
+        checks.append(Check("TPU", "present, but JAX uses the CPU", fix))
     return checks
 
 
@@ -112,27 +119,25 @@ def check_memory() -> Check:
     free = free_memory()
     if free is None:
         return Check("free memory", "unknown on this system")
-    fix = (
-        "close other programs, or take a smaller model.image_size or train.batch_size" if free < MIN_FREE_MEMORY else ""
-    )
+    fix = "close other programs, or reduce model.image_size or train.batch_size" if free < MIN_FREE_MEMORY else ""
     return Check("free memory", f"{free / 2**30:.1f} GiB", fix)
 
 
 def check_disk(folder: Path) -> Check:
-    """Checks the free space where runs would be written."""
+    """Checks the free space of the disk that runs are written to."""
     free = shutil.disk_usage(folder).free
     fix = "free some space, or choose another --run-dir" if free < MIN_FREE_DISK else ""
     return Check("free disk", f"{free / 2**30:.1f} GiB in {folder}", fix)
 
 
 def free_memory() -> int | None:
-    """Returns the bytes that programs can still take, or None where the system does not say."""
+    """Returns the available memory in bytes, or None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(facts["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in facts else None
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(values["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in values else None
 
 
 def tpu_device_files() -> list[Path]:
@@ -143,25 +148,25 @@ def tpu_device_files() -> list[Path]:
 
 
 def _holder_advice() -> str:
-    """Names the processes that hold the TPU, or a lock file without a holder."""
+    """Names the processes that use the TPU, or a stale lock file."""
     holders = file_holders([*tpu_device_files(), TPU_LOCK_FILE])
     if holders:
-        return "another process holds the TPU: " + ", ".join(f"{pid} ({name})" for pid, name in holders) + "; end it"
+        return "another process uses the TPU: " + ", ".join(f"{pid} ({name})" for pid, name in holders) + "; stop it"
     if TPU_LOCK_FILE.exists() and tpu_device_files():
-        return f"nobody holds the TPU, but its lock file is there: rm {TPU_LOCK_FILE}"
+        return f"no process uses the TPU, but its lock file exists: rm {TPU_LOCK_FILE}"
     return ""
 
 
 def file_holders(paths: list[Path]) -> list[tuple[int, str]]:
-    """Finds the processes other than this one that have one of the files open.
+    """Finds other processes that have one of the files open.
 
     Args:
       paths: device or lock files.
 
     Returns:
-      Process ids with the programs' names; those of other users only as root.
+      Process IDs and program names; processes of other users are visible to root only.
     """
-    wanted = {str(path) for path in paths}
+    names = {str(path) for path in paths}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == os.getpid():
@@ -171,12 +176,14 @@ def file_holders(paths: list[Path]) -> list[tuple[int, str]]:
             name = (process / "comm").read_text().strip()
         except OSError:
             continue
-        if held & wanted:
+        if held & names:
             found.append((int(process.name), name))
     return found
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,19 +1,117 @@
-"""Options that several commands share."""
+"""Options, checks and completions that several commands share."""
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
+from cervseg_jax.packaged_recipes import model_names, recipe_names
+
+MAX_SIDE_PX = 16_384
+"""Largest side of images that commands create."""
+MAX_SEED = 2**32 - 1
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Returns the packaged recipes and the YAML files and folders that begin with `incomplete`."""
+    return [name for name in recipe_names() if name.startswith(incomplete)] + _paths(incomplete, suffix=".yaml")
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Returns the packaged recipes that begin with `incomplete`."""
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Returns the models that begin with `incomplete`."""
+    return [name for name in model_names() if name.startswith(incomplete)]
+
+
+def complete_output(incomplete: str) -> list[str]:
+    """Returns the outputs of `infer` that complete the last item of a comma-separated list."""
+    from cervseg_jax.segmentation.outputs import OUTPUTS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in (*OUTPUTS, "all") if name.startswith(last)]
+
+
+def complete_split(incomplete: str) -> list[str]:
+    """Returns the splits of a dataset that begin with `incomplete`."""
+    return [name for name in ("train", "valid", "test") if name.startswith(incomplete)]
+
+
+def _paths(incomplete: str, *, suffix: str) -> list[str]:
+    try:
+        found = sorted(Path(incomplete).parent.glob(Path(incomplete).name.replace("[", "[[]") + "*"))
+    except (OSError, ValueError):
+        return []
+    return [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == suffix]
+
+
+def positive(value: float | None) -> float | None:
+    """Checks that an optional number is finite and positive."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"must be a positive number, got {value:g}")
+    return value
+
+
+def fraction(value: float) -> float:
+    """Checks that a share is in [0, 0.9]; NaN passes Typer's own range check."""
+    if not 0.0 <= value <= 0.9:
+        raise typer.BadParameter(f"must be between 0 and 0.9, got {value:g}")
+    return value
+
+
+def host_and_port(value: str | None) -> str | None:
+    """Checks that an optional address has the form HOST:PORT."""
+    if value is not None:
+        match = re.fullmatch(r".+:(\d{1,5})", value)
+        if match is None or not 0 < int(match[1]) < 65_536:
+            raise typer.BadParameter(f"must be HOST:PORT, for example 10.0.0.2:8476, got {value!r}")
+    return value
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config value (repeatable).")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config value (repeatable)."),
 ]
-Tiled = Annotated[
-    bool | None,
-    typer.Option("--tiled/--whole", help="In overlapping tiles, or resized; default: as configured."),
-]
-Ensemble = Annotated[
-    list[Path] | None, typer.Option("--with", metavar="RUN", help="Average with this run (repeatable).")
+ConfigArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A YAML file, or the name of a recipe (`cervseg-jax recipes` lists them).",
+        autocompletion=complete_config,
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+DatasetArgument = Annotated[
+    Path,
+    typer.Argument(help="A folder with train, valid and test, each with images and masks; or images and masks."),
+]
+OtherData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Score this dataset instead: a folder with train, valid and test, or with images and masks."
+    ),
+]
+Split = Annotated[str, typer.Option("--split", help="train, valid or test.", autocompletion=complete_split)]
+Tiled = Annotated[
+    bool | None,
+    typer.Option(
+        "--tiled/--whole",
+        help="Predict on overlapping tiles at the original scale, or on the whole image resized to the network's "
+        "input. Default: as configured.",
+    ),
+]
+Ensemble = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="RUN", help="Average the predictions with those of this run (repeatable)."),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON.")]
+
+
+def tiled_setting(tiled: bool | None) -> list[str]:
+    """Returns the override that `--tiled` or `--whole` stands for."""
+    return [] if tiled is None else ["infer.tiled={}" if tiled else "infer.tiled=null"]

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +12,12 @@ from cervseg_jax.curation.leaks import find_leaks, groups_of
 from cervseg_jax.curation.registration import registration
 from cervseg_jax.curation.similarity import perceptual_hash
 from cervseg_jax.data.checks import looks_inverted
-from cervseg_jax.data.decode import decode_mask, decode_raw, read_bytes, read_labels, rgb_of
+from cervseg_jax.data.decode import decode_mask, decode_raw, read_bytes, rgb_of
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import list_images, split_folders, stem_of
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import sha256_of
-from cervseg_jax.runtime.threads import default_threads
+from cervseg_jax.runtime.threads import map_files
 
 MAX_EXAMPLES = 5
 OTHER_IMAGE_AGREEMENT, OTHER_IMAGE_DISPLACEMENT = 0.15, 0.04
@@ -69,20 +69,9 @@ def audit(dataset: Path, *, progress: Callable[[str, int], Any]) -> Report:
     folders = split_folders(dataset)
     findings: list[Finding] = []
     pairs = [pair for split, folder in folders.items() for pair in _pairs(split, folder, dataset, findings)]
-    scans: list[ScannedPair] = []
     unreadable: list[str] = []
-
-    def scan(pair: tuple[str, Path, Path]) -> ScannedPair | str:
-        try:
-            return _scan(*pair, dataset)
-        except DataError as error:
-            return str(error)
-        finally:
-            advance()
-
-    with progress("auditing", len(pairs)) as advance, ThreadPoolExecutor(default_threads()) as pool:
-        for result in pool.map(scan, pairs):
-            (unreadable if isinstance(result, str) else scans).append(result)  # pyright: ignore[reportArgumentType]
+    with progress("auditing", len(pairs)) as advance:
+        scans = map_files(lambda pair: _scan(*pair, dataset), pairs, on_progress=advance, problems=unreadable)
     add_finding(findings, "unreadable", unreadable, "files cannot be used", "they are missing from every score")
     findings += [*_mask_findings(scans), *_registration_findings(scans), *_label_findings(folders, dataset)]
     groups = groups_of(dataset, scans)

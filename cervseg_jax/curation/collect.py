@@ -1,207 +1,232 @@
-"""Finding images and their annotations in the layouts that datasets come in."""
+"""Discovery of images and their annotations in the layouts that datasets come in."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from cervseg_jax.annotations.formats import is_coco, read_coco, read_geojson
-from cervseg_jax.annotations.labelme import read_labelme
-from cervseg_jax.annotations.objects import Annotation, Nucleus, parse_json
-from cervseg_jax.choices import MaskRule
-from cervseg_jax.data.decode import read_bytes, read_labels, read_mask
+from cervseg_jax.annotations.coco import is_coco, read_coco
+from cervseg_jax.annotations.objects import Annotation, parse_json
+from cervseg_jax.choices import AnnotationKind
+from cervseg_jax.curation.pairing import (
+    GEOJSON_SUFFIXES,
+    JSON_SUFFIXES,
+    annotation_files,
+    normalized,
+    pair_by_stem,
+    pair_named_images,
+)
+from cervseg_jax.data.decode import read_bytes
 from cervseg_jax.data.pairs import images_by_stem, list_images
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import refuse_bucket
 
 CLUSTERED_SUBSETS = ("difficult", "normal", "sample", "test-difficult", "test-normal", "test-sample")
 PATCH_SUBSETS = ("train", "test")
-
-Kind = Literal["labelme", "geojson", "coco", "instances", "masks"]
+SIDE_FOLDERS: dict[AnnotationKind, frozenset[str] | None] = {
+    "labelme": JSON_SUFFIXES,
+    "geojson": JSON_SUFFIXES,
+    "instances": None,
+    "labels": None,
+    "masks": None,
+}
+"""Folders beside `images` in the order of preference, with the suffixes of their files; None: images."""
 
 
 class SourceImage(NamedTuple):
-    """An image of the source, and where its truth is."""
+    """An image of the source and the place of its annotation."""
 
     stem: str
-    """Unique within the dataset."""
+    """Unique within the dataset; in Unicode's composed form (NFC)."""
     image_path: Path
     subset: str
-    """Folder of the source that it comes from, such as "difficult"; empty where there is one alone."""
+    """Folder of the source that the image comes from, such as "difficult"; empty if there is only one."""
     is_test: bool
-    """Whether the dataset's makers put it into their test part."""
-    kind: Kind
+    """Whether the authors of the dataset put the image into their test split."""
+    kind: AnnotationKind
     annotation_path: Path
     annotation: Annotation | None = None
     """Already read, for formats that keep all images in one file."""
 
 
-class Truth(NamedTuple):
-    """The truth of an image: outlines, or a label map, or a mask that merges touching nuclei."""
+class Collected(NamedTuple):
+    """Images of a source."""
 
-    nuclei: list[Nucleus] | None = None
-    labels: np.ndarray | None = None
-    """int32 [h, w]."""
-    has_instances: bool = True
-    """Whether touching nuclei are told apart."""
-    claimed_size: tuple[int, int] | None = None
-    """Height and width that the annotation states."""
-    notes: list[str] = []
+    images: list[SourceImage]
+    problems: list[str]
+    """Files without a partner, and entries that belong to no image."""
+    remarks: list[str]
+    """Which of several kinds of annotations was taken."""
 
 
-def collect(source: Path) -> tuple[list[SourceImage], list[str]]:
-    """Lists the images of a dataset in any layout that is understood.
+class _Layout(NamedTuple):
+    """One way in which the source can be read."""
 
-    Understood are CNSeg's clusteredCell and PatchSeg folders by name; `images` beside `labelme`, `instances`, `labels`
-    or `masks`; images beside LabelMe JSON or GeoJSON files of the same stem; and one COCO JSON.
+    kind: AnnotationKind
+    where: str
+    find: Callable[[], tuple[list[SourceImage], list[str]]]
+
+
+def collect(source: Path, *, kind: AnnotationKind | None = None) -> Collected:
+    """Lists the images of a dataset in any supported layout.
+
+    Supported are CNSeg's clusteredCell and PatchSeg folders by name; `images` beside `labelme`, `geojson`, `instances`,
+    `labels` or `masks`; images beside LabelMe JSON or GeoJSON files of the same stem; one COCO JSON; and a folder of
+    JSON files alone, whose images are found by `imagePath` or in `../images`.
 
     Args:
       source: the folder.
+      kind: annotations to take where there are several kinds; default: the first of the list above.
 
     Returns:
-      Items sorted by stem, and one message for each file without a partner.
+      Images sorted by stem, messages for files without a partner, and remarks.
 
     Raises:
-      ConfigError: if there is no such folder, or nothing in it is understood.
+      ConfigError: if the folder does not exist, its layout is not supported, or `kind` is not in it.
       DataError: if names are ambiguous.
     """
     refuse_bucket(source)
     if not source.is_dir():
         raise ConfigError(f"{source}: no such folder")
+    layouts = [*_cnseg(source), *_side_folders(source), *_coco(source), *_same_folder(source), *_alone(source)]
+    chosen = [layout for layout in layouts if kind in (None, layout.kind)]
+    if layouts and not chosen:
+        kinds = ", ".join(layout.kind for layout in layouts)
+        raise ConfigError(f"--annotations: {source} has no {kind}; there are: {kinds}")
     problems: list[str] = []
-    for find in (_clustered, _patches, _side_folders, _coco, _same_folder):
-        items = find(source, problems)
-        if items:
-            return sorted(_unique(items), key=lambda item: item.stem), problems
+    for layout in chosen:
+        images, found = layout.find()
+        problems += found
+        if images:
+            others = [f"{other.kind} ({other.where})" for other in layouts if other.kind != layout.kind]
+            remark = f"annotations: {layout.kind} ({layout.where}); also there: {', '.join(others)}; see --annotations"
+            return Collected(_with_unique_stems(images), problems, [remark] if others else [])
     raise ConfigError(
-        f"{source}: nothing in it is understood; expected are CNSeg's folders (difficult with difficult_json, or "
-        "train-images with train-labels), images with labelme, instances, labels or masks, images beside .json or "
-        ".geojson files, or one COCO .json" + ("\n  " + "\n  ".join(problems[:5]) if problems else "")
+        f"{source}: no supported layout; expected are CNSeg's folders (difficult with difficult_json, or "
+        "train-images with train-labels), images with labelme, geojson, instances, labels or masks, images beside "
+        ".json or .geojson files, or one COCO .json" + ("\n  " + "\n  ".join(problems[:5]) if problems else "")
     )
 
 
-def read_truth(item: SourceImage, *, mask_rule: MaskRule) -> Truth:
-    """Reads the truth of an item.
-
-    Raises:
-      DataError: if its file is bad.
-    """
-    if item.kind == "masks":
-        return Truth(labels=read_mask(item.annotation_path, rule=mask_rule).mask.astype(np.int32), has_instances=False)
-    if item.kind == "instances":
-        labels, has_instances = read_labels(item.annotation_path, rule=mask_rule)
-        return Truth(labels=labels, has_instances=has_instances)
-    annotation = item.annotation
-    if annotation is None:
-        read = read_geojson if item.kind == "geojson" else read_labelme
-        annotation = read(read_bytes(item.annotation_path), source=item.annotation_path)
-    return Truth(nuclei=annotation.nuclei, claimed_size=annotation.size, notes=annotation.notes)
-
-
-def _clustered(source: Path, problems: list[str]) -> list[SourceImage]:
+def _cnseg(source: Path) -> list[_Layout]:
+    layouts = []
     root = source / "clusteredCell" if (source / "clusteredCell").is_dir() else source
-    items = []
-    for subset in CLUSTERED_SUBSETS:
-        images, annotations = root / subset, root / f"{subset}_json"
-        if images.is_dir() and annotations.is_dir():
-            items += _pair(images, annotations, ".json", "labelme", subset, subset.startswith("test-"), problems)
-    return items
-
-
-def _patches(source: Path, problems: list[str]) -> list[SourceImage]:
+    pairs = [(name, root / name, root / f"{name}_json") for name in CLUSTERED_SUBSETS]
+    subsets = [pair for pair in pairs if pair[1].is_dir() and pair[2].is_dir()]
+    if subsets:
+        layouts.append(_subsets("labelme", subsets, JSON_SUFFIXES, lambda name: name.startswith("test-")))
     root = source / "PatchSeg" if (source / "PatchSeg").is_dir() else source
-    items = []
-    for subset in PATCH_SUBSETS:
-        images, labels = root / f"{subset}-images", root / f"{subset}-labels"
-        if images.is_dir() and labels.is_dir():
-            items += _pair(images, labels, None, "instances", subset, subset == "test", problems)
-    return items
+    pairs = [(name, root / f"{name}-images", root / f"{name}-labels") for name in PATCH_SUBSETS]
+    subsets = [pair for pair in pairs if pair[1].is_dir() and pair[2].is_dir()]
+    if subsets:
+        layouts.append(_subsets("labels", subsets, None, lambda name: name == "test"))
+    return layouts
 
 
-_SIDE_FOLDERS: tuple[tuple[str, str | None, Kind], ...] = (
-    ("labelme", ".json", "labelme"),
-    ("geojson", ".geojson", "geojson"),
-    ("instances", None, "instances"),
-    ("labels", None, "instances"),
-    ("masks", None, "masks"),
-)
-_SAME_FOLDER: tuple[tuple[str, Kind], ...] = ((".geojson", "geojson"), (".json", "labelme"))
+def _subsets(
+    kind: AnnotationKind,
+    subsets: Sequence[tuple[str, Path, Path]],
+    suffixes: frozenset[str] | None,
+    is_test: Callable[[str], bool],
+) -> _Layout:
+    def find() -> tuple[list[SourceImage], list[str]]:
+        items, problems = [], []
+        for name, images, annotations in subsets:
+            pairs, unpaired = pair_by_stem(images_by_stem(images), annotation_files(annotations, suffixes))
+            items += [SourceImage(stem, image, name, is_test(name), kind, *rest) for stem, image, *rest in pairs]
+            problems += unpaired
+        return items, problems
+
+    return _Layout(kind, ", ".join(folder.name for _, _, folder in subsets), find)
 
 
-def _side_folders(source: Path, problems: list[str]) -> list[SourceImage]:
+def _side_folders(source: Path) -> list[_Layout]:
     images = source / "images"
     if not images.is_dir():
         return []
-    for name, suffix, kind in _SIDE_FOLDERS:
-        if (source / name).is_dir():
-            return _pair(images, source / name, suffix, kind, "", False, problems)
-    return []
+    return [
+        _plain(kind, images, source / kind, suffixes)
+        for kind, suffixes in SIDE_FOLDERS.items()
+        if (source / kind).is_dir()
+    ]
 
 
-def _same_folder(source: Path, problems: list[str]) -> list[SourceImage]:
-    for suffix, kind in _SAME_FOLDER:
-        if any(source.glob(f"*{suffix}")):
-            return _pair(source, source, suffix, kind, "", False, problems)
-    return []
+def _plain(kind: AnnotationKind, images: Path, annotations: Path, suffixes: frozenset[str] | None) -> _Layout:
+    def find() -> tuple[list[SourceImage], list[str]]:
+        pairs, problems = pair_by_stem(images_by_stem(images), annotation_files(annotations, suffixes))
+        return [SourceImage(stem, image, "", False, kind, *rest) for stem, image, *rest in pairs], problems
+
+    return _Layout(kind, annotations.name, find)
 
 
-def _coco(source: Path, problems: list[str]) -> list[SourceImage]:
-    files = sorted(source.glob("*.json"))
-    if len(files) != 1:
+def _same_folder(source: Path) -> list[_Layout]:
+    if not list_images(source):
         return []
-    data = read_bytes(files[0])
-    if not is_coco(parse_json(data, source=files[0])):
+    layouts = []
+    if annotation_files(source, GEOJSON_SUFFIXES):
+        layouts.append(_plain("geojson", source, source, GEOJSON_SUFFIXES)._replace(where="*.geojson"))
+    files = annotation_files(source, JSON_SUFFIXES - GEOJSON_SUFFIXES)
+    if files and not (len(files) == 1 and _is_coco_file(files[0])):
+        suffixes = JSON_SUFFIXES - GEOJSON_SUFFIXES
+        layouts.append(_plain("labelme", source, source, suffixes)._replace(where="*.json"))
+    return layouts
+
+
+def _alone(source: Path) -> list[_Layout]:
+    """Annotation files without images beside them."""
+    files = annotation_files(source, JSON_SUFFIXES)
+    if not files or list_images(source) or (source / "images").is_dir():
+        return []
+    kind: AnnotationKind = "geojson" if files[0].suffix.lower() in GEOJSON_SUFFIXES else "labelme"
+
+    def find() -> tuple[list[SourceImage], list[str]]:
+        pairs, problems = pair_named_images(source, files)
+        return [SourceImage(stem, image, "", False, kind, *rest) for stem, image, *rest in pairs], problems
+
+    return [_Layout(kind, source.name, find)]
+
+
+def _is_coco_file(path: Path) -> bool:
+    return is_coco(parse_json(read_bytes(path), source=path))
+
+
+def _coco(source: Path) -> list[_Layout]:
+    files = annotation_files(source, JSON_SUFFIXES - GEOJSON_SUFFIXES)
+    if not files and (source / "annotations").is_dir():
+        files = annotation_files(source / "annotations", JSON_SUFFIXES - GEOJSON_SUFFIXES)
+    if len(files) != 1 or not _is_coco_file(files[0]):
         return []
     folder = source / "images" if (source / "images").is_dir() else source
-    by_name = {path.name: path for path in list_images(folder)}
-    items = []
-    for annotation in read_coco(data, source=files[0]):
-        path = by_name.pop(annotation.image_name or "", None)
-        if path is None:
-            problems.append(f"{files[0]}: its image {annotation.image_name} is not in {folder}")
-        else:
-            items.append(SourceImage(path.stem, path, "", False, "coco", files[0], annotation))
-    problems += [f"{path}: is not in {files[0].name}" for path in by_name.values()]
-    return items
+
+    def find() -> tuple[list[SourceImage], list[str]]:
+        annotations, problems = read_coco(read_bytes(files[0]), source=files[0])
+        by_name = {normalized(path.name): path for path in list_images(folder)}
+        items, taken = [], set()
+        for annotation in annotations:
+            name = normalized(annotation.image_name or "")
+            path = by_name.get(name)
+            if path is None:
+                problems.append(f"{files[0]}: its image {annotation.image_name} is not in {folder}")
+            elif name in taken:
+                problems.append(f"{files[0]}: lists {path.name} more than once; the first entry is used")
+            else:
+                taken.add(name)
+                items.append(SourceImage(normalized(path.stem), path, "", False, "coco", files[0], annotation))
+        problems += [f"{path}: is not in {files[0].name}" for name, path in by_name.items() if name not in taken]
+        return items, problems
+
+    return [_Layout("coco", files[0].name, find)]
 
 
-def _pair(
-    images: Path, annotations: Path, suffix: str | None, kind: Kind, subset: str, is_test: bool, problems: list[str]
-) -> list[SourceImage]:
-    """Pairs by stem; a JSON file whose stem fits no image is paired by the image name that it holds."""
-    by_stem = images_by_stem(images)
-    found = list_images(annotations) if suffix is None else sorted(annotations.glob(f"*{suffix}"))
-    items = []
-    for path in found:
-        image = by_stem.pop(path.stem, None)
-        annotation = None
-        if image is None and kind == "labelme":
-            annotation = _quietly(path)
-            name = annotation.image_name if annotation else None
-            image = by_stem.pop(Path(name).stem, None) if name else None
-        if image is None:
-            problems.append(f"{path}: has no image")
-        else:
-            items.append(SourceImage(image.stem, image, subset, is_test, kind, path, annotation))
-    problems += [f"{path}: has no annotation" for path in by_stem.values()]
-    return items
-
-
-def _quietly(path: Path) -> Annotation | None:
-    """Reads a LabelMe file to learn its image's name; a broken one is reported when its turn comes."""
-    try:
-        return read_labelme(read_bytes(path), source=path)
-    except DataError:
-        return None
-
-
-def _unique(items: Sequence[SourceImage]) -> list[SourceImage]:
-    """Puts the subset's name before stems that several subsets use."""
-    counts: dict[str, int] = {}
-    for item in items:
-        counts[item.stem] = counts.get(item.stem, 0) + 1
-    return [
+def _with_unique_stems(items: Sequence[SourceImage]) -> list[SourceImage]:
+    """Prefixes stems that several subsets use with the subset's name, and sorts by stem."""
+    counts = Counter(item.stem for item in items)
+    named = [
         item._replace(stem=f"{item.subset}_{item.stem}") if counts[item.stem] > 1 and item.subset else item
         for item in items
     ]
+    named.sort(key=lambda item: item.stem)
+    for first, second in zip(named, named[1:], strict=False):
+        if first.stem == second.stem:
+            raise DataError(f"{first.image_path} and {second.image_path} share a stem; names must be unique")
+    return named

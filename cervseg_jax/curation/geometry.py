@@ -1,30 +1,28 @@
-"""Padding, resizing and cutting of images together with their outlines and label maps.
+"""Padding, resizing and tiling of images together with their outlines and label maps.
 
-A transform is `position' = scale * position + shift`, per axis, on positions in the image (pixel edges at integers). It
-is applied to outlines exactly; they are rasterized afterwards, so that a resize never blurs or thickens a nucleus.
+A transform is `position' = scale * position + shift`, per axis, on positions in the image (pixel edges at integers).
+Outlines are transformed exactly and rasterized afterwards, so that resizing never blurs or thickens a nucleus.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cervseg_jax.annotations.outlines import Rings
+from cervseg_jax.choices import Padding
 from cervseg_jax.data.geometric import border_color
 from cervseg_jax.data.resize import resize_image, resize_mask
 
-Padding = Literal["none", "square", "square_reference"]
-
 
 class Geometry(NamedTuple):
-    """What is done to each source image, in this order."""
+    """Operations on each source image, in this order."""
 
     padding: Padding = "none"
-    """`square` centers the image on the median color of its border, `square_reference` on its pixel (2, 2)."""
     size: tuple[int, int] | None = None
     """Height and width after resizing; None keeps the scale."""
     tile: tuple[int, int] | None = None
-    """Height and width of the pieces that it is cut into; None keeps it whole."""
+    """Height and width of the tiles that it is cut into; None keeps it whole."""
 
 
 class Affine(NamedTuple):
@@ -50,27 +48,27 @@ class Affine(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """An image after the geometry, or one tile of it."""
+    """A transformed image, or one tile of it."""
 
     suffix: str
     """Addition to the stem; empty for a whole image."""
     image: np.ndarray
     labels: np.ndarray | None
-    """int32 [h, w], where the source has a label map instead of outlines."""
+    """int32 [h, w], if the source has a label map instead of outlines."""
     transform: Affine
-    """From the source's positions to this piece's."""
+    """From positions in the source image to positions in this tile."""
 
 
-def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> Iterator[Tile]:
+def cut_tiles(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> Iterator[Tile]:
     """Applies the geometry to an image.
 
     Args:
       image: uint8 [h, w, 3].
       labels: int32 [h, w] or None.
-      geometry: what to do.
+      geometry: operations to apply.
 
     Yields:
-      The whole image, or its tiles row by row. Tiles that would stick out are filled with the border's color.
+      The whole image, or its tiles row by row. Tiles that reach beyond the image are filled with its border color.
     """
     transform = Affine()
     if geometry.padding != "none":
@@ -103,9 +101,9 @@ def pieces(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) -> 
             )
 
 
-def _placed(picture: np.ndarray, shape: tuple[int, int], top: int, left: int, color: object) -> np.ndarray:
-    """Puts a picture on a canvas of one color."""
-    canvas = np.empty((*shape, *picture.shape[2:]), picture.dtype)
+def _placed(array: np.ndarray, shape: tuple[int, int], top: int, left: int, color: object) -> np.ndarray:
+    """Places an image or label map on a canvas of one color."""
+    canvas = np.empty((*shape, *array.shape[2:]), array.dtype)
     canvas[:] = np.round(np.asarray(color))
-    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    canvas[top : top + array.shape[0], left : left + array.shape[1]] = array
     return canvas

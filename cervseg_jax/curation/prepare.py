@@ -1,207 +1,193 @@
-"""From annotated images in any layout to a dataset that training can trust.
+"""Conversion of annotated images in any layout into a dataset for training.
 
-Groups (sources) are divided before anything else; near-duplicates stay together; the makers' test parts stay test.
-Nuclei keep their full outlines: the label map shows the smaller one where two overlap, and the LabelMe file of each
-image keeps both whole.
+Groups (sources) are split before anything else is done, near-duplicates stay together, and test splits of the authors
+stay test splits. Nuclei keep their full outlines: where two overlap, the label map shows the smaller one, and the
+LabelMe file of each image keeps both.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cervseg_jax import __version__
+from cervseg_jax.annotations.objects import Note, tally
 from cervseg_jax.curation.build import build_source
-from cervseg_jax.curation.collect import SourceImage, collect
-from cervseg_jax.curation.recipe import Part, Recipe, ScannedImage
-from cervseg_jax.curation.similarity import join_groups, near_pairs, perceptual_hash
-from cervseg_jax.data.decode import decode_image, read_bytes
-from cervseg_jax.data.manifest import Record, groups_from_csv, write_manifest
+from cervseg_jax.curation.collect import collect
+from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
+from cervseg_jax.curation.scan import check_labels, scan_image, tell_masks_from_labels
+from cervseg_jax.curation.similarity import join_groups, near_pairs
+from cervseg_jax.curation.workspace import Workspace
+from cervseg_jax.data.checks import bit_depth_warning, common_bit_depth
+from cervseg_jax.data.manifest import DATASET_FILE, Record, groups_from_csv, write_manifest
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
-from cervseg_jax.files import make_folder, refuse_filled_folder, sha256_of, write_json, write_text
-from cervseg_jax.runtime.threads import default_threads
+from cervseg_jax.files import write_json
+from cervseg_jax.runtime.threads import map_files
 
-DATASET_FILE = "dataset.json"
-RECORDS, PLAN = ".records", "plan"
 Z_ORDER = "smaller nuclei lie on top of larger ones"
 
 
 class Prepared(NamedTuple):
-    """What `prepare` made."""
+    """Result of `prepare`."""
 
     records: list[Record]
     problems: list[str]
+    """Files and entries that were left out because they are bad."""
     notes: list[str]
+    """Warnings about annotations that were left out or read differently."""
+    remarks: list[str]
+    """Choices among several readings of the source."""
 
 
 def prepare(
-    source: Path, out: Path, recipe: Recipe, *, progress: Callable[[str, int], Any], is_resumed: Callable[[], None]
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    progress: Callable[[str, int], Any],
+    is_resumed: Callable[[], None],
+    summarize: Callable[[], object] = lambda: None,
 ) -> Prepared:
-    """Makes a dataset; an interrupted call goes on where it stopped.
+    """Makes a dataset, or continues an interrupted call.
+
+    All images and annotations are read once before anything is written, so that bad files are reported together.
 
     Args:
       source: see `collect`.
       out: a new folder, or one that an interrupted call with the same recipe left.
-      recipe: what to do.
+      recipe: settings.
       progress: `progress(title, total)` is a context manager that yields a function to call after each image.
-      is_resumed: called if earlier work is taken over.
+      is_resumed: called if earlier work is continued.
+      summarize: called when all files are written; a call that is killed before its end repeats it.
 
     Returns:
-      The records of all files, bad files that were left out, and remarks on annotations.
+      The records of all files, what was left out, warnings and remarks.
 
     Raises:
-      ConfigError: if `out` holds something else, or a setting is wrong.
-      DataError: if files are bad and `recipe.on_bad_file` is "fail".
+      ConfigError: if `out` holds something else, a setting is wrong, or no nucleus has a label of the recipe.
+      DataError: if files are bad and `recipe.on_bad_file` is "fail", or none is good.
     """
     source, out = source.absolute(), out.absolute()
     if out == source or source.is_relative_to(out):
         raise ConfigError(f"--out: {out} holds the source; the dataset needs a folder of its own")
-    facts = _facts(source, recipe)
-    items, problems = collect(source)
-    _claim(out, facts, is_resumed)
-    with progress("looking at images", len(items)) as advance:
-        seen = _for_all(lambda item: _look(item), items, advance, problems)
-    if problems and recipe.on_bad_file == "fail":
-        raise DataError(_several(problems))
-    parts = divide(seen, recipe)
-    _check_plan(out, seen, parts)
-    notes: list[str] = []
+    workspace = Workspace(out, _metadata(source, recipe))
+    is_continued = workspace.is_begun()
+    images, problems, remarks = collect(source, kind=recipe.annotations)
+    with progress("reading", len(images)) as advance:
+        scanned = map_files(lambda item: scan_image(item, recipe), images, on_progress=advance, problems=problems)
+    problems += [problem for entry in scanned for problem in entry.problems]
+    if problems and (recipe.on_bad_file == "fail" or not scanned):
+        raise DataError(_problems_message(problems))
+    bits = [entry.bits for entry in scanned]
+    depth = common_bit_depth(bits, recipe.bit_depth)
+    narrow = bit_depth_warning(bits, depth, option="--bit-depth ")
+    notes = [*([narrow] if narrow else []), *check_labels(scanned, recipe.labels)]
+    scanned, found_masks = tell_masks_from_labels(scanned, recipe)
+    assigned = assign_splits(scanned, recipe)
+    if is_continued:
+        is_resumed()
+    workspace.begin({entry.item.stem: (entry, assigned[entry.item.stem]) for entry in scanned})
 
-    def build(entry: ScannedImage) -> list[Record]:
-        done = out / RECORDS / f"{entry.item.stem}.json"
-        if done.exists():
-            stored = json.loads(done.read_text())
-        else:
-            records, remarks = build_source(entry, parts[entry.item.stem], source, out, recipe)
-            stored = {"records": [record._asdict() for record in records], "notes": remarks}
-            write_json(done, stored)
-        notes.extend(stored["notes"])
-        return [Record(**record) for record in stored["records"]]
+    def build(entry: ScannedImage) -> tuple[list[Record], list[Note]]:
+        stored = workspace.load(entry.item.stem)
+        if stored is None:
+            stored = build_source(entry, assigned[entry.item.stem], source, out, recipe._replace(bit_depth=depth))
+            workspace.save(entry.item.stem, *stored)
+        return stored
 
-    with progress("preparing", len(seen)) as advance:
-        built = _for_all(build, seen, advance, problems)
+    with progress("preparing", len(scanned)) as advance:
+        built = map_files(build, scanned, on_progress=advance, problems=problems)
     if problems and recipe.on_bad_file == "fail":
-        raise DataError(_several(problems))
-    records = sorted(
-        (record for several in built for record in several), key=lambda record: (record.split, record.stem)
-    )
+        raise DataError(_problems_message(problems))
+    records = sorted((record for records, _ in built for record in records), key=lambda r: (r.split, r.stem))
     write_manifest(out / "manifest.csv", records)
     counts = Counter(record.split for record in records)
-    write_json(out / DATASET_FILE, facts | {"state": "finished", "images": dict(sorted(counts.items()))})
-    for path in (out / RECORDS).iterdir():
-        path.unlink()
-    (out / RECORDS).rmdir()
-    return Prepared(records, problems, sorted(notes))
+    finished = workspace.metadata | {"state": "finished", "images": dict(sorted(counts.items()))}
+    write_json(out / DATASET_FILE, finished)
+    summarize()
+    workspace.finish()
+    notes += [str(note) for note in tally(note for _, several in built for note in several)]
+    return Prepared(records, problems, notes, remarks + found_masks)
 
 
-def divide(seen: Sequence[ScannedImage], recipe: Recipe) -> dict[str, Part]:
+def count_nuclei(records: Sequence[Record]) -> str:
+    """Returns the number of nuclei in images whose annotation tells touching nuclei apart, in words."""
+    known = [record.num_nuclei for record in records if record.num_nuclei >= 0]
+    if not known:
+        return "nuclei not counted (masks do not separate them)"
+    rest = len(records) - len(known)
+    return f"{sum(known)} nuclei" + (f" (not counted in {rest} images with masks only)" if rest else "")
+
+
+def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, Assignment]:
     """Assigns every image to train, valid or test, whole groups at a time.
 
     Args:
-      seen: the images.
-      recipe: shares, seed, and what a group is.
+      scanned: the images.
+      recipe: shares, seed, and the definition of groups.
 
     Returns:
-      Split and group by stem.
+      Split, group and fold by stem.
 
     Raises:
       ConfigError: if the groups cannot be read.
       DataError: if there are too few of them.
     """
-    stems = [entry.item.stem for entry in seen]
+    stems = [entry.item.stem for entry in scanned]
     if recipe.groups_csv is not None:
         names = groups_from_csv(stems, recipe.groups_csv)
     else:
         names = groups_by_pattern(stems, recipe.group_pattern, key="--group-pattern")
     if recipe.keep_near_duplicates_together:
-        names = join_groups(names, near_pairs(np.stack([entry.hashes for entry in seen])))
-    official = {name for name, entry in zip(names, seen, strict=True) if entry.item.is_test}
-    rest = sorted(set(names) - official)
+        names = join_groups(names, near_pairs(np.stack([entry.hashes for entry in scanned])))
+    given_test = {name for name, entry in zip(names, scanned, strict=True) if entry.item.is_test}
+    rest = sorted(set(names) - given_test)
     try:
-        parts = dict.fromkeys(official, "test")
-        parts |= split_groups(
-            rest, valid=0.0 if recipe.folds else recipe.valid, test=0.0 if official else recipe.test, seed=recipe.seed
+        splits = dict.fromkeys(given_test, "test")
+        splits |= split_groups(
+            rest,
+            valid=0.0 if recipe.folds else recipe.valid,
+            test=0.0 if given_test else recipe.test,
+            seed=recipe.seed,
         )
         folds = dict.fromkeys(names, -1)
         if recipe.folds:
-            folds |= assign_folds([name for name in rest if parts[name] != "test"], recipe.folds, seed=recipe.seed)
-            parts |= {name: "valid" for name, fold in folds.items() if fold == recipe.fold}
+            folds |= assign_folds([name for name in rest if splits[name] != "test"], recipe.folds, seed=recipe.seed)
+            splits |= {name: "valid" for name, fold in folds.items() if fold == recipe.fold}
     except ValueError as error:
-        raise DataError(f"{error}; a group is a source image, or what --group-pattern or --groups says") from None
-    return {entry.item.stem: Part(parts[name], name, folds[name]) for entry, name in zip(seen, names, strict=True)}
+        raise DataError(f"{error}; a group is a source image, or what --group-pattern or --groups define") from None
+    return {stem: Assignment(splits[name], name, folds[name]) for stem, name in zip(stems, names, strict=True)}
 
 
-def _look(item: SourceImage) -> ScannedImage:
-    data = read_bytes(item.image_path)
-    image = decode_image(data, source=item.image_path)
-    return ScannedImage(item, image.shape[:2], sha256_of(data), perceptual_hash(image))
-
-
-def _for_all(
-    work: Callable[[Any], Any], entries: Sequence[Any], on_progress: Callable[[], None], problems: list[str]
-) -> list:
-    """Runs `work` on all cores; bad files become problems and are missing from the result."""
-
-    def guarded(entry: Any) -> Any:
-        try:
-            return work(entry)
-        except DataError as error:
-            problems.append(str(error))
-            return None
-        finally:
-            on_progress()
-
-    with ThreadPoolExecutor(default_threads()) as pool:
-        return [result for result in pool.map(guarded, entries) if result is not None]
-
-
-def _facts(source: Path, recipe: Recipe) -> dict[str, Any]:
+def _metadata(source: Path, recipe: Recipe) -> dict[str, Any]:
     settings: dict[str, Any] = recipe._asdict()
     settings["geometry"] = recipe.geometry._asdict()
     settings["groups_csv"] = None if recipe.groups_csv is None else str(recipe.groups_csv)
-    return json.loads(json.dumps({"kind": "prepared", "source": str(source), "recipe": settings, "z_order": Z_ORDER}))
+    metadata: Mapping[str, Any] = {"kind": "prepared", "source": str(source), "recipe": settings, "z_order": Z_ORDER}
+    return json.loads(json.dumps(metadata))
 
 
-def _claim(out: Path, facts: Mapping[str, Any], is_resumed: Callable[[], None]) -> None:
-    """Makes the folder ours, or checks that it is."""
-    path = out / DATASET_FILE
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
-            raise ConfigError(f"--out: {path} is damaged; choose another folder") from None
-        if any(found.get(key) != value for key, value in facts.items()):
-            raise ConfigError(f"--out: {out} holds another dataset (see its {DATASET_FILE}); choose another folder")
-        if found.get("state") == "finished":
-            raise ConfigError(f"--out: {out} holds this very dataset, finished; nothing was done")
-        is_resumed()
-        return
-    refuse_filled_folder(out, shown=f"--out: {out}")
-    make_folder(out)
-    write_json(path, {**facts, "version": __version__, "state": "building"})
+def group_problems(problems: Sequence[str]) -> list[str]:
+    """Merges messages that differ in file and entry only.
 
-
-def _check_plan(out: Path, seen: Sequence[ScannedImage], parts: Mapping[str, Part]) -> None:
-    """Makes sure that files of an earlier, interrupted call still belong where they were put.
-
-    Raises:
-      ConfigError: if the source has changed since, so that images may have moved to other parts.
+    Example:
+      >>> group_problems(["a.json: shape 1: is not an object", "b.json: shape 7: is not an object"])
+      ['is not an object (2 times, first in a.json: shape 1)']
     """
-    plan = {entry.item.stem: [*parts[entry.item.stem], entry.sha256] for entry in seen}
-    digest = sha256_of(json.dumps(plan, sort_keys=True).encode())
-    path = make_folder(out / RECORDS) / PLAN
-    if path.exists() and path.read_text() != digest:
-        raise ConfigError(
-            f"--out: {out} was begun with other source files, which may lie in other parts now; choose another folder"
-        )
-    write_text(path, digest)
+    split = [_ENTRY.fullmatch(problem) for problem in sorted(problems)]
+    notes = [Note(match["message"], match["subject"]) for match in split if match is not None]
+    return [str(note) for note in tally(notes)]
 
 
-def _several(problems: Sequence[str]) -> str:
+_ENTRY = re.compile(r"(?P<subject>.*?(?:: (?:shape|feature|annotation) [^:]*)?): (?P<message>.*)", re.DOTALL)
+"""File, entry and what is wrong with it."""
+
+
+def _problems_message(problems: Sequence[str]) -> str:
     advice = "repair or remove them, or leave them out with --on-bad-file skip"
-    return f"{len(problems)} files cannot be used; {advice}:\n  " + first_few(sorted(problems), "\n  ")
+    listed = first_few(group_problems(problems), "\n  ")
+    return f"{len(problems)} files or entries cannot be used; {advice}:\n  {listed}"

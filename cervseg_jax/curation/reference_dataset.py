@@ -1,23 +1,25 @@
-"""The reference implementation's dataset recipe, repeated with its defects, for comparison.
+"""The dataset recipe of the reference implementation, defects included, for comparison.
 
-Outlines are painted with `fillPoly`, padded and resized pictures are saved as JPEG, masks too; each source becomes 20
-variants, and the variants, not the sources, are divided afterwards. The distortions of image and mask do not match.
-A dataset made like this says nothing about images that training never saw; `audit` shows why.
+Outlines are filled with `fillPoly`; padded and resized images and masks are saved as JPEG. Each source becomes 20
+variants, and the variants, not the sources, are split afterwards. The distortions of image and mask do not match.
+Scores on such a dataset say nothing about unseen images; `audit` shows why.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from cervseg_jax.curation.collect import SourceImage, collect, read_truth
+from cervseg_jax.curation.collect import SourceImage, collect
 from cervseg_jax.curation.reference_style import offline_variants
+from cervseg_jax.curation.truth import read_truth
 from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.manifest import DATASET_FILE
+from cervseg_jax.errors import DataError, first_few
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_json
-from cervseg_jax.runtime.threads import default_threads
+from cervseg_jax.runtime.threads import map_files
 
 SIZE = 512
 SPLIT_SEED, TRAIN_SHARE, VALID_SHARE = 137, 0.8, 0.15
@@ -27,7 +29,7 @@ FIRST_NUMBER = 10001
 def build_reference_dataset(
     source: Path, out: Path, *, seed: int, on_progress: Callable[[], None] = lambda: None
 ) -> dict[str, int]:
-    """Makes the 20 variants of each source and divides them.
+    """Makes the 20 variants of each source and splits them.
 
     Args:
       source: annotated images, see `collect`.
@@ -39,13 +41,13 @@ def build_reference_dataset(
       Number of images by split.
 
     Raises:
-      ConfigError: if `out` is there already, or nothing in `source` is understood.
+      ConfigError: if `out` exists, or the layout of `source` is not supported.
       DataError: if a file is bad.
     """
     refuse_filled_folder(out, shown=f"--out: {out}")
-    items, _ = collect(source.absolute())
+    items = collect(source.absolute()).images
 
-    def names_of(number: int) -> list[str]:
+    def write_variants(number: int) -> list[str]:
         pictures = _pictures(items[number - FIRST_NUMBER])
         streams = np.random.default_rng([seed, number]).spawn(2)  # image and mask are distorted differently
         made = [
@@ -57,24 +59,24 @@ def build_reference_dataset(
             names.append(f"{prefix}{number}.jpg")
             _write_jpeg(out / "all" / "images" / names[-1], image)
             _write_jpeg(out / "all" / "masks" / names[-1], mask)
-        on_progress()
         return names
 
     for name in ("images", "masks"):
         make_folder(out / "all" / name)
-    with ThreadPoolExecutor(default_threads()) as pool:
-        numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(items))
-        names = sorted(name for several in pool.map(names_of, numbers) for name in several)
+    numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(items))
+    names = sorted(name for several in map_files(write_variants, numbers, on_progress=on_progress) for name in several)
     counts = _divide(out, names)
-    write_json(out / "dataset.json", {"kind": "reference_style", "source": str(source.absolute()), "seed": seed})
+    write_json(out / DATASET_FILE, {"kind": "reference_style", "source": str(source.absolute()), "seed": seed})
     return counts
 
 
 def _pictures(item: SourceImage) -> tuple[np.ndarray, np.ndarray]:
-    """Image (BGR) and mask (0 or 255) as squares of 512 pixels."""
+    """Returns image (BGR) and mask (0 or 255) as squares of 512 pixels."""
     image = read_image(item.image_path)[:, :, ::-1]
     height, width = image.shape[:2]
     truth = read_truth(item, mask_rule="half_range")
+    if truth.problems:
+        raise DataError(first_few(truth.problems, "\n  "))
     mask = np.zeros((height, width), np.uint8)
     if truth.labels is not None:
         mask[truth.labels > 0] = 255

@@ -1,9 +1,9 @@
-"""The reference implementation's augmentations, exactly as it computes them, known defects included.
+"""Augmentations of the reference implementation, computed exactly as it does, known defects included.
 
-For comparison alone. Its border rules, its rotation about (width / 2, height / 2), its bulges that add up from center
-to center, its elastic field that is smoothed across color channels: all of it is kept here and nowhere else.
-Pictures are BGR as OpenCV reads them, [h, w, 3], because the elastic field differs between channels; a mask of three
-equal channels may be given as [h, w], which is the same and three times as fast.
+For comparison only. The defects kept here are its border rules, the rotation about (width / 2, height / 2), bulges that
+accumulate from center to center, and an elastic field that is smoothed across color channels. Images are BGR as OpenCV
+reads them, [h, w, 3], because the elastic field differs between channels; a mask of three equal channels may be given
+as [h, w], with the same result in a third of the time.
 """
 
 import functools
@@ -56,8 +56,8 @@ def elastic(picture: np.ndarray, maps: Sequence[Maps]) -> np.ndarray:
     return cv2.merge(warped)
 
 
-def _channels(picture: np.ndarray, number: int) -> Sequence[np.ndarray]:
-    return [picture] * number if picture.ndim == 2 else cv2.split(picture)
+def _channels(picture: np.ndarray, count: int) -> Sequence[np.ndarray]:
+    return [picture] * count if picture.ndim == 2 else cv2.split(picture)
 
 
 def elastic_fields(shapes: tuple[tuple[int, int, int], ...]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -84,8 +84,8 @@ def _offline_maps(height: int, width: int) -> tuple[Maps, ...]:
 def distort(picture: np.ndarray, amount: float, noise: np.ndarray) -> np.ndarray:
     """Warps along the gradient of smoothed white noise; black outside.
 
-    The reference draws a picture of noise and applies a Gaussian of sigma 40, edges mirrored. What is mirrored at its
-    edges is a sum of cosines, and the Gaussian leaves the first few dozen, whose coefficients are white noise as well.
+    The reference smooths an image of white noise by a Gaussian of sigma 40 with mirrored edges. In the matching cosine
+    basis, the coefficients are white noise too, and the Gaussian keeps only the first few dozen.
 
     Args:
       picture: [h, w] or [h, w, 3].
@@ -107,14 +107,14 @@ def distort(picture: np.ndarray, amount: float, noise: np.ndarray) -> np.ndarray
 
 
 def noise_shape(side: int) -> tuple[int, int]:
-    """Number of the cosines that a Gaussian of sigma 40 leaves of a picture of `side` pixels, along both axes."""
-    number = min(side, max(2, int(6 * side / (np.pi * DISTORTION_SIGMA)) + 1))
-    return number, number
+    """Returns the number of cosines along both axes that a Gaussian of sigma 40 keeps in `side` pixels."""
+    count = min(side, max(2, int(6 * side / (np.pi * DISTORTION_SIGMA)) + 1))
+    return count, count
 
 
 @functools.lru_cache(maxsize=2)
 def _smooth_basis(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines [side, number], each weighted by the root of what the Gaussian leaves of it, and their slopes."""
+    """Returns cosines [side, count], weighted by the square root of the Gaussian's response, and their slopes."""
     frequency = np.pi * np.arange(noise_shape(side)[0]) / side
     weight = np.sqrt(np.where(frequency == 0, 1.0, 2.0) / side) * np.exp(-0.5 * (frequency * DISTORTION_SIGMA) ** 2)
     angle = (np.arange(side)[:, None] + 0.5) * frequency
@@ -207,7 +207,7 @@ VARIANT_PREFIXES = (
     "sharpened_",
     "brightened_",
 )
-"""Beginnings of file names that the reference gives to variants."""
+"""Prefixes of file names that the reference gives to variants."""
 
 
 def _fixed(map_x: np.ndarray, map_y: np.ndarray) -> Maps:

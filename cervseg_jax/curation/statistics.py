@@ -2,7 +2,6 @@
 
 import glob
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +11,13 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from cervseg_jax.curation.overview import write_overview
-from cervseg_jax.data.decode import read_image, read_labels, read_mask
+from cervseg_jax.data.decode import read_image, read_mask
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import list_images, split_folders, stem_of
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_json, write_png
 from cervseg_jax.plots import TRUTH_COLOR, draw_outline, draw_sheet, save_figure
-from cervseg_jax.runtime.threads import default_threads
+from cervseg_jax.runtime.threads import map_files
 
 NUM_SAMPLES = 12
 COLUMNS = 4
@@ -55,16 +55,9 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
     folders = split_folders(dataset)
     paths = {split: list_images(folder / "images") for split, folder in folders.items()}
     images: dict[str, list[ImageStats]] = {}
-    with progress("counting", sum(map(len, paths.values()))) as advance, ThreadPoolExecutor(default_threads()) as pool:
-
-        def measure(path: Path) -> ImageStats:
-            try:
-                return _measure(path)
-            finally:
-                advance()
-
+    with progress("counting", sum(map(len, paths.values()))) as advance:
         for split, members in paths.items():
-            images[split] = list(pool.map(measure, members))
+            images[split] = map_files(_measure, members, on_progress=advance)
     summary = {split: summarize_split(members) for split, members in images.items() if members}
     write_json(out / "stats.json", summary)
     draw_statistics(out / f"{dataset.name}_statistics.png", images, title=dataset.name)

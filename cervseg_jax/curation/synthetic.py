@@ -1,8 +1,8 @@
-"""Drawn Pap-smear clusters with exact truth.
+"""Synthetic images of Pap-smear clusters with exact outlines.
 
-The picture is made as the microscope makes it: every layer absorbs light, absorbances (optical densities) add up
-per color channel, and the light that is left reaches the camera. So overlapping nuclei get darker and cytoplasm
-stays translucent. Everything is a function of the seed.
+The image is formed as in a microscope: every layer absorbs light, absorbances (optical densities) add up per color
+channel, and the camera sees the remaining light. Overlapping nuclei are therefore darker, and cytoplasm is translucent.
+Everything is a function of the seed.
 """
 
 from typing import NamedTuple
@@ -10,17 +10,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.annotations.outlines import Rings, enclosed_area, rasterize
-
-NUM_CORNERS = 64
-"""Corners of a nucleus' outline."""
-
-MAX_HIDDEN = 0.4
-"""Largest share of a nucleus that may be covered by nuclei on top of it."""
+from cervseg_jax.annotations.outlines import Rings, enclosed_area
+from cervseg_jax.curation.synthetic_layout import make_outline, place_nuclei
+from cervseg_jax.curation.synthetic_noise import NoiseBank
 
 
 class Stain(NamedTuple):
-    """Light and dyes of one slide; absorbances are per channel R, G, B."""
+    """Light and dyes of one slide; absorbances by channel R, G, B."""
 
     light: tuple[float, float, float]
     """Color of the empty slide, 0..255."""
@@ -39,12 +35,12 @@ STAINS: dict[str, Stain] = {
 
 
 class Scene(NamedTuple):
-    """A drawn image and its truth."""
+    """A synthetic image and its annotation."""
 
     image: np.ndarray
     """uint8 [h, w, 3], RGB."""
     outlines: list[Rings]
-    """Of all nuclei at full extent, in drawing order: later lies on top."""
+    """Outlines of all nuclei at full extent, in drawing order: later ones lie on top."""
     stain: str
 
 
@@ -54,7 +50,7 @@ def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     Args:
       shape: height and width in pixels, at least 64.
       seed: seed of the dataset.
-      index: number of the image in it.
+      index: index of the image in the dataset.
 
     Returns:
       Image, outlines and the name of the stain.
@@ -67,8 +63,8 @@ def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     rng = np.random.default_rng([seed, index])
     name = str(rng.choice(list(STAINS)))
     stain = _vary(STAINS[name], rng)
-    noise = _NoiseBank(shape, rng)
-    outlines = _place_nuclei(shape, rng)
+    noise = NoiseBank(shape, rng)
+    outlines = place_nuclei(shape, rng)
 
     density = np.zeros((*shape, 3), np.float32)
     _add_cytoplasm(density, outlines, stain, noise, rng)
@@ -79,41 +75,8 @@ def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     return Scene(_photograph(density, stain, noise, rng), [[outline] for outline in outlines], name)
 
 
-class _NoiseBank:
-    """Smooth noise fields of the image's size, drawn once and read at random offsets: cheap texture."""
-
-    def __init__(self, shape: tuple[int, int], rng: np.random.Generator) -> None:
-        self._fields = {scale: _smooth_noise(shape, scale, rng) for scale in (1.0, 2.5, 8.0, 40.0)}
-
-    def read(self, scale: float, window: tuple[slice, slice], rng: np.random.Generator) -> np.ndarray:
-        """Returns noise of mean 0 and deviation 1 for a window, shifted so that objects do not share texture."""
-        field = self._fields[scale]
-        rows = _mirrored(window[0], field.shape[0], int(rng.integers(field.shape[0])))
-        columns = _mirrored(window[1], field.shape[1], int(rng.integers(field.shape[1])))
-        return field[np.ix_(rows, columns)]
-
-    def whole(self, scale: float) -> np.ndarray:
-        """Returns the whole field."""
-        return self._fields[scale]
-
-
-def _mirrored(window: slice, size: int, shift: int) -> np.ndarray:
-    """Indices of a shifted window; beyond the last one they run backwards, so that no seam shows."""
-    indices = (np.arange(window.start, window.stop) + shift) % (2 * size)
-    return np.where(indices < size, indices, 2 * size - 1 - indices)
-
-
-def _smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise smoothed over `scale` pixels; drawn coarsely and enlarged where that shows no difference."""
-    step = max(1, int(scale / 3))
-    coarse = rng.standard_normal((shape[0] // step + 8, shape[1] // step + 8), np.float32)
-    coarse = cv2.GaussianBlur(coarse, (0, 0), scale / step)
-    field = cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-    return (field - field.mean()) / (field.std() + 1e-6)
-
-
 def _vary(stain: Stain, rng: np.random.Generator) -> Stain:
-    """Changes a stain as much as two laboratories differ."""
+    """Varies a stain as much as stains differ between laboratories."""
 
     def around(values: tuple[float, float, float], spread: float, strength: float) -> tuple[float, float, float]:
         varied = np.array(values) * strength * np.exp(spread * rng.standard_normal(3))
@@ -127,78 +90,10 @@ def _vary(stain: Stain, rng: np.random.Generator) -> Stain:
     )
 
 
-def _outline(
-    center: np.ndarray, radius: float, elongation: float, angle: float, rng: np.random.Generator
-) -> np.ndarray:
-    """An ellipse with a few low-frequency dents, as corners [n, 2]."""
-    theta = np.linspace(0, 2 * np.pi, NUM_CORNERS, endpoint=False)
-    order = np.arange(2, 6)
-    amplitude = rng.normal(0, 0.075, 4) / (order - 1)
-    phase = rng.uniform(0, 2 * np.pi, 4)
-    wobble = 1 + (amplitude[:, None] * np.cos(order[:, None] * theta + phase[:, None])).sum(axis=0)
-    axes = radius * np.array([np.sqrt(elongation), 1 / np.sqrt(elongation)])
-    local = wobble[:, None] * np.stack([np.cos(theta), np.sin(theta)], axis=1) * axes
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return center + local @ turn
-
-
-def _place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
-    """Grows clusters nucleus by nucleus: each new one touches, overlaps or nearly touches one that is there."""
-    height, width = shape
-    base_radius = float(np.exp(rng.uniform(np.log(0.028), np.log(0.1)))) * min(shape)
-    num_clusters = int(rng.integers(1, 4))
-    max_cells = 0.30 * height * width / (np.pi * base_radius**2)
-    per_cluster = max(3, int(min(60, max_cells * rng.uniform(0.35, 0.9)) / num_clusters))
-    crowding = rng.uniform(0.72, 1.12)
-    main_angle = rng.uniform(0, np.pi)
-    labels = np.zeros(shape, np.int32)
-    outlines: list[np.ndarray] = []
-
-    for _ in range(num_clusters):
-        centers = [rng.uniform(0.22, 0.78, 2) * (width, height)]
-        radii: list[float] = []
-        for _attempt in range(3 * per_cluster):
-            radius = base_radius * float(np.exp(rng.normal(0, 0.2)))
-            if radii:
-                parent = int(rng.integers(len(radii)))
-                direction = rng.uniform(0, 2 * np.pi)
-                distance = (radius + radii[parent]) * crowding * rng.uniform(0.9, 1.25)
-                center = centers[parent] + distance * np.array([np.cos(direction), np.sin(direction)])
-            else:
-                center = centers[0]
-            angle = main_angle + rng.normal(0, 0.6)
-            outline = _outline(center, radius, rng.uniform(1.0, 1.9), angle, rng)
-            if not _fits(outline, labels, outlines):
-                continue
-            top, left, inside = rasterize([outline], shape=shape)
-            outlines.append(outline)
-            labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = len(outlines)
-            centers = [*centers, center] if radii else [center]
-            radii.append(radius)
-            if len(radii) >= per_cluster:
-                break
-    return outlines
-
-
-def _fits(outline: np.ndarray, labels: np.ndarray, outlines: list[np.ndarray]) -> bool:
-    """Whether a nucleus lies mostly inside the image and hides no other one too far."""
-    top, left, inside = rasterize([outline], shape=labels.shape)
-    if inside.sum() < 0.6 * enclosed_area([outline]):
-        return False
-    covered = labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside]
-    numbers, pixels = np.unique(covered[covered > 0], return_counts=True)
-    if pixels.sum() > MAX_HIDDEN * inside.sum():
-        return False
-    return all(
-        (labels == number).sum() - hidden > (1 - MAX_HIDDEN) * enclosed_area([outlines[number - 1]])
-        for number, hidden in zip(numbers, pixels, strict=True)
-    )
-
-
 def _soft_shape(
     outline: np.ndarray, shape: tuple[int, int], softness_px: float
 ) -> tuple[tuple[slice, slice], np.ndarray] | None:
-    """An outline's coverage in [0, 1] with a blurred edge, within a window of the image; None if outside."""
+    """Returns coverage in [0, 1] with a blurred edge, within a window of the image; None if it lies outside."""
     margin = int(3 * softness_px) + 2
     height, width = shape
     low = np.maximum(np.floor(outline.min(axis=0)).astype(int) - margin, 0)
@@ -213,7 +108,7 @@ def _soft_shape(
 
 
 def _add_nucleus(
-    density: np.ndarray, outline: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.random.Generator
+    density: np.ndarray, outline: np.ndarray, stain: Stain, noise: NoiseBank, rng: np.random.Generator
 ) -> None:
     """Adds one nucleus: chromatin grain, a darker membrane, sometimes nucleoli, its own focus."""
     radius = np.sqrt(enclosed_area([outline]) / np.pi)
@@ -238,7 +133,7 @@ def _add_nucleus(
 
 
 def _add_cytoplasm(
-    density: np.ndarray, outlines: list[np.ndarray], stain: Stain, noise: _NoiseBank, rng: np.random.Generator
+    density: np.ndarray, outlines: list[np.ndarray], stain: Stain, noise: NoiseBank, rng: np.random.Generator
 ) -> None:
     """Adds a translucent body to most nuclei, with folds and uneven thickness."""
     if rng.random() < 0.12:
@@ -249,7 +144,7 @@ def _add_cytoplasm(
             continue
         radius = np.sqrt(enclosed_area([outline]) / np.pi)
         center = outline.mean(axis=0) + rng.normal(0, 0.3 * radius, 2)
-        body = _outline(
+        body = make_outline(
             center, radius * reach * rng.uniform(0.75, 1.25), rng.uniform(1, 1.8), rng.uniform(0, np.pi), rng
         )
         placed = _soft_shape(body, density.shape[:2], rng.uniform(1.0, 0.25 * radius + 1.5))
@@ -262,9 +157,9 @@ def _add_cytoplasm(
 
 
 def _add_leucocytes(
-    density: np.ndarray, outlines: list[np.ndarray], stain: Stain, noise: _NoiseBank, rng: np.random.Generator
+    density: np.ndarray, outlines: list[np.ndarray], stain: Stain, noise: NoiseBank, rng: np.random.Generator
 ) -> None:
-    """Adds neutrophils as distractors: small cells with two to four dark lobes; no nuclei in the truth."""
+    """Adds neutrophils as distractors: small cells with two to four dark lobes, which are not annotated."""
     if not outlines:
         return
     height, width = density.shape[:2]
@@ -274,25 +169,25 @@ def _add_leucocytes(
         center = rng.uniform(0, 1, 2) * (width, height)
         if np.linalg.norm(centers - center, axis=1).min() < 4.5 * radius:
             continue
-        body = _soft_shape(_outline(center, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
+        body = _soft_shape(make_outline(center, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
         if body is not None:
             density[body[0]] += (0.16 * body[1])[..., None] * np.array(stain.cytoplasm, np.float32)
         start = rng.uniform(0, 2 * np.pi)
         for lobe in range(int(rng.integers(2, 5))):
             angle = start + lobe * rng.uniform(1.4, 1.9)
             place = center + 0.75 * radius * np.array([np.cos(angle), np.sin(angle)])
-            placed = _soft_shape(_outline(place, 0.6 * radius, 1.3, angle, rng), (height, width), 0.8)
+            placed = _soft_shape(make_outline(place, 0.6 * radius, 1.3, angle, rng), (height, width), 0.8)
             if placed is not None:
                 window, coverage = placed
                 grain = np.clip(1 + 0.15 * noise.read(1.0, window, rng), 0.4, 1.6)
                 density[window] += (0.8 * coverage * grain)[..., None] * np.array(stain.nucleus, np.float32)
 
 
-def _add_debris(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.random.Generator) -> None:
+def _add_debris(density: np.ndarray, stain: Stain, noise: NoiseBank, rng: np.random.Generator) -> None:
     """Adds specks, and faint strands of mucus."""
     height, width = density.shape[:2]
     for _ in range(int(rng.integers(0, 14))):
-        speck = _outline(rng.uniform(0, 1, 2) * (width, height), rng.uniform(0.8, 3.0), 1.5, rng.uniform(0, 3), rng)
+        speck = make_outline(rng.uniform(0, 1, 2) * (width, height), rng.uniform(0.8, 3.0), 1.5, rng.uniform(0, 3), rng)
         placed = _soft_shape(speck, (height, width), rng.uniform(0.4, 1.2))
         if placed is not None:
             density[placed[0]] += (rng.uniform(0.1, 0.7) * placed[1])[..., None]
@@ -302,8 +197,8 @@ def _add_debris(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.ra
         density += (0.2 * strands)[..., None] * np.array(stain.cytoplasm, np.float32)
 
 
-def _photograph(density: np.ndarray, stain: Stain, noise: _NoiseBank, rng: np.random.Generator) -> np.ndarray:
-    """Turns absorbance into a picture: uneven light, focus, sensor noise, and often JPEG compression."""
+def _photograph(density: np.ndarray, stain: Stain, noise: NoiseBank, rng: np.random.Generator) -> np.ndarray:
+    """Converts absorbance to an image: uneven light, focus, sensor noise, and often JPEG compression."""
     height, width = density.shape[:2]
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     slope = rng.normal(0, 0.03, 2)

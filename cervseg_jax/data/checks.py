@@ -1,7 +1,6 @@
 """A first full read of a dataset's files, so that unusable ones are known before the work starts."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, cast
 
 import cv2
@@ -12,7 +11,7 @@ from cervseg_jax.data.decode import decode_mask, decode_raw, read_bytes, rgb_of
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.errors import DataError, first_few
 from cervseg_jax.files import sha256_of
-from cervseg_jax.runtime.threads import num_threads
+from cervseg_jax.runtime.threads import map_files, num_threads
 from cervseg_jax.schema import DataConfig
 
 MOSTLY_COVERED, MIN_CONTRAST = 0.85, 10.0
@@ -125,19 +124,14 @@ def check_pairs(
     Raises:
       DataError: naming the bad files, if `data.on_bad_file` is "fail" or none is good.
     """
-
-    def check(pair: Pair) -> PairStats | str:
-        try:
-            return _read_stats(pair, data)
-        except DataError as error:
-            return str(error)
-        finally:
-            on_progress()
-
-    with ThreadPoolExecutor(num_threads(data)) as pool:
-        results = list(pool.map(check, pairs))
-    stats = [result for result in results if isinstance(result, PairStats)]
-    problems = [result for result in results if isinstance(result, str)]
+    problems: list[str] = []
+    stats = map_files(
+        lambda pair: _read_stats(pair, data),
+        pairs,
+        on_progress=on_progress,
+        problems=problems,
+        threads=num_threads(data),
+    )
     if problems and (data.on_bad_file == "fail" or not stats):
         raise DataError(_bad_files_message(problems, len(pairs)))
     return CheckedPairs(stats, problems)

@@ -26,6 +26,8 @@ MAX_COLORED_SHARE = 0.05
 """A three-channel mask with fewer colored pixels than this is gray with colored edges."""
 
 
+MAX_CLASS_LEVELS = 8
+"""A lossless mask with at most this many levels may hold classes; smoothed edges have more."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 IGNORED_LEVELS, IGNORED_SHARE = 16, 0.1
 """Levels below this, on at least this share of the pixels at the top of the range, are classes and not noise."""
@@ -174,6 +176,9 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     `any_nonzero` takes every other value than zero, as the reference implementation does: on the published
     JPEG masks that adds 19 % to the nuclei's area.
 
+    `value_1` takes the value 1 only (of a palette, the index 1), for masks in which 255 marks pixels to be ignored:
+    they become background.
+
     Args:
       data: the whole file.
       source: its name, for messages.
@@ -185,7 +190,9 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
     Raises:
       DataError: if the file cannot be decoded, or its values do not say what is a nucleus.
     """
-    values = _single_channel(decode_pixels(data, source=source).values, source=source)
+    if rule == "value_1":
+        return _mask_of_ones(data, source=source)
+    values = single_channel(decode_pixels(data, source=source).values, source=source)
     counts = np.bincount(values.ravel(), minlength=2)
     levels = np.flatnonzero(counts)
     top = int(levels[-1])
@@ -198,13 +205,28 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
             f"{source}: a mask with {len(levels)} levels up to {top} of {highest}: instance labels "
             "or class numbers? A mask has nucleus and background; data.mask_rule: any_nonzero takes all but zero"
         )
-    if not _is_jpeg(data) and _has_ignored_level(counts, levels, highest):
+    if not is_jpeg(data) and (_has_ignored_level(counts, levels, highest) or _has_areas(values, levels[1:-1])):
         raise DataError(
-            f"{source}: a mask with the levels {', '.join(map(str, levels))}: classes, with {highest} for pixels to be "
-            f"ignored? A mask has nucleus and background; as it is, data.mask_rule: half_range takes {highest} alone "
-            "as nucleus, any_nonzero all but zero"
+            f"{source}: a mask with areas of the levels {', '.join(map(str, levels[:MAX_CLASS_LEVELS]))}: classes, or "
+            f"pixels to be ignored? mask_rule half_range would take {half} and more for nucleus, any_nonzero all but "
+            "0; value_1 takes 1 only"
         )
     return MaskReading((values >= half).astype(np.uint8), len(levels))
+
+
+def _mask_of_ones(data: bytes, *, source: Path) -> MaskReading:
+    values = single_channel(decode_pixels(data, source=source, for_labels=True).values, source=source)
+    if values.any() and not (values == 1).any():
+        raise DataError(f"{source}: a mask without the value 1 (its largest is {values.max()}); mask_rule is value_1")
+    return MaskReading((values == 1).astype(np.uint8), len(np.unique(values)))
+
+
+def _has_areas(values: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether one of a few levels fills a square of 3x3 pixels somewhere, which smoothed edges do not."""
+    square = np.ones((3, 3), np.uint8)
+    return len(levels) + 2 <= MAX_CLASS_LEVELS and any(
+        cv2.erode((values == level).astype(np.uint8), square).any() for level in levels
+    )
 
 
 def _has_ignored_level(counts: np.ndarray, levels: np.ndarray, highest: int) -> bool:
@@ -226,41 +248,8 @@ def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
     return decode_mask(read_bytes(path), source=path, rule=rule)
 
 
-def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarray, bool]:
-    """Reads a file of instance labels, or a mask.
-
-    More than two levels in a lossless file are labels, one per nucleus; two levels, or a JPEG, are a mask. Labels may
-    be integers of any width, floating-point numbers without fractions, or the indices of a palette.
-
-    Args:
-      path: the file.
-      rule: how a mask is read, see `decode_mask`.
-
-    Returns:
-      int32 [h, w] with 0 for background, and whether touching nuclei are told apart. Labels beyond int32 are
-      renumbered in their order.
-
-    Raises:
-      DataError: if the file is bad, or has negative or fractional values.
-    """
-    data = read_bytes(path)
-    if _is_jpeg(data):
-        return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
-    values = _single_channel(decode_pixels(data, source=path, for_labels=True).values, source=path)
-    levels = np.unique(values)
-    if levels[0] < 0 or (levels != np.floor(levels)).any():
-        raise DataError(f"{path}: has negative or fractional values; labels are whole numbers from zero")
-    if len(levels) <= 2:
-        if values.dtype in (np.uint8, np.uint16):
-            return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
-        return (values > 0).astype(np.int32), False
-    if levels[-1] > np.iinfo(np.int32).max:
-        first = 0 if levels[0] == 0 else 1
-        return (np.searchsorted(levels, values) + first).astype(np.int32), True
-    return values.astype(np.int32), True
-
-
-def _is_jpeg(data: bytes) -> bool:
+def is_jpeg(data: bytes) -> bool:
+    """Whether a file is a JPEG, whose pixels are not exact."""
     return data.startswith(b"\xff\xd8")
 
 
@@ -272,7 +261,7 @@ def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:
     return ((pixels.astype(np.uint32) * 255 + highest // 2) // highest).astype(np.uint8)
 
 
-def _single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
+def single_channel(pixels: np.ndarray, *, source: Path) -> np.ndarray:
     """Reduces a mask file to one channel, or refuses a color mask of several classes."""
     if pixels.ndim == 2:
         return pixels

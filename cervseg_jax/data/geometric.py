@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from cervseg_jax.data.samples import Sample
+from cervseg_jax.schema import PositiveFloat
 
 NonNegative = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 
 
 def map_sample(
@@ -73,7 +73,7 @@ def affine(
 
 
 def elastic(
-    sample: Sample, rng: np.random.Generator, *, max_shift_px: NonNegative = 6.0, sigma_px: Positive = 24.0
+    sample: Sample, rng: np.random.Generator, *, max_shift_px: NonNegative = 6.0, sigma_px: PositiveFloat = 24.0
 ) -> Sample:
     """Displaces every point by a smooth random field, the same one for image and labels.
 
@@ -96,7 +96,9 @@ def elastic(
     return _remap(sample, columns + dx * factor, rows + dy * factor)
 
 
-def bulge(sample: Sample, rng: np.random.Generator, *, radius: Positive = 0.3, max_amount: NonNegative = 0.3) -> Sample:
+def bulge(
+    sample: Sample, rng: np.random.Generator, *, radius: PositiveFloat = 0.3, max_amount: NonNegative = 0.3
+) -> Sample:
     """Magnifies or shrinks a disc at a random place (barrel and pincushion).
 
     Args:

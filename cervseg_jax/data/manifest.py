@@ -1,4 +1,4 @@
-"""The manifest: one line per file of a dataset; and groups that users list."""
+"""Files that describe a dataset: the manifest with one line per image, and groups that users list."""
 
 import csv
 from collections.abc import Sequence
@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import csv_text, write_text
+
+DATASET_FILE = "dataset.json"
+"""Origin and settings of a dataset, beside its splits."""
 
 
 class Record(NamedTuple):
@@ -24,9 +27,9 @@ class Record(NamedTuple):
     height: int
     width: int
     transform: str
-    """From positions in the source to positions in this image."""
+    """From positions in the source image to positions in this image."""
     num_nuclei: int
-    """-1 where the truth does not tell touching nuclei apart."""
+    """-1 if the annotation does not tell touching nuclei apart."""
     foreground: float
     source_sha256: str
     image_sha256: str
@@ -38,10 +41,10 @@ def write_manifest(path: Path, records: Sequence[Record]) -> None:
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Reads a manifest with at least the columns split, stem and group.
+    """Reads a manifest with at least the columns `split`, `stem` and `group`.
 
     Raises:
-      DataError: if it is damaged or lacks a column.
+      DataError: if it cannot be read or lacks one of these columns.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:

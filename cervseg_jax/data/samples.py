@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cervseg_jax.choices import BitDepth, MaskRule
-from cervseg_jax.data.decode import read_image, read_labels, read_mask
+from cervseg_jax.data.decode import read_image, read_mask
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.resize import resize_image, resize_mask
 from cervseg_jax.errors import DataError

@@ -9,6 +9,7 @@ from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import MAX_FILE_BYTES, bits_used, lay_on_white, read_bytes, scale_to_8_bit
 from cervseg_jax.data.headers import HeaderError, SlideHeaderError, read_header
 from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.extras import install_command
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 TIFF_SUFFIXES = frozenset({".tiff", ".tif"})
@@ -64,7 +65,7 @@ class Slide:
             from tiffslide import TiffSlide  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError(
-                f"{path}: slides and very large images need the extra: pip install 'cervseg-jax[slides]'"
+                f"{path}: slides and very large images need an extra: {install_command('slides')}"
             ) from None
         self.path = path
         stack = _describe_stack(path) if path.suffix.lower() in TIFF_SUFFIXES else ""

@@ -1,4 +1,4 @@
-"""Division of a dataset by source, so that no image has a sibling in another part."""
+"""Splitting of a dataset by source, so that all images of a source are in one split."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -9,14 +9,14 @@ from cervseg_jax.errors import ConfigError, DataError
 
 
 def compile_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
-    """Compiles the expression whose first group names an image's source.
+    """Compiles a regular expression whose first group is the name of an image's source.
 
     Args:
       pattern: a regular expression, searched in file stems.
-      key: where the user wrote it, for messages.
+      key: config key or option that the pattern comes from, for messages.
 
     Raises:
-      ConfigError: if it is no regular expression, or has no group.
+      ConfigError: if it is not a regular expression or has no group.
     """
     try:
         compiled = re.compile(pattern)
@@ -28,12 +28,12 @@ def compile_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
 
 
 def groups_by_pattern(stems: Sequence[str], pattern: str | None, *, key: str) -> list[str]:
-    """Names the source of each image.
+    """Returns the name of each image's source.
 
     Args:
       stems: file stems.
       pattern: see `compile_group_pattern`; None makes each stem its own source.
-      key: where the user wrote it, for messages.
+      key: config key or option that the pattern comes from, for messages.
 
     Raises:
       ConfigError: if the pattern is wrong.
@@ -58,20 +58,20 @@ def groups_by_pattern(stems: Sequence[str], pattern: str | None, *, key: str) ->
 def split_groups(groups: Collection[str], *, valid: float, test: float, seed: int) -> dict[str, str]:
     """Assigns whole groups to train, valid and test.
 
-    The result depends on the set of names and the seed alone, not on any order. Each part with a share above zero
+    The result depends on the set of names and the seed only, not on their order. Each split with a share above zero
     gets at least one group.
 
     Args:
       groups: names of sources (patients, slides or images).
       valid: share of the groups for validation, in (0, 1).
       test: share of the groups for testing, in [0, 1).
-      seed: another seed gives another division.
+      seed: random seed.
 
     Returns:
       "train", "valid" or "test" for each group.
 
     Raises:
-      ValueError: if there are too few groups for all parts.
+      ValueError: if there are too few groups for all splits.
 
     Example:
       >>> sorted(split_groups(["a", "b", "c", "d"], valid=0.25, test=0.25, seed=0).values())
@@ -81,26 +81,28 @@ def split_groups(groups: Collection[str], *, valid: float, test: float, seed: in
     num_valid = max(1, round(valid * len(names))) if valid else 0
     num_test = max(1, round(test * len(names))) if test else 0
     if num_valid + num_test >= len(names):
-        raise ValueError(f"{len(names)} sources are too few for {num_valid} in valid, {num_test} in test and a rest")
+        raise ValueError(
+            f"{len(names)} sources are too few for {num_valid} in valid, {num_test} in test and at least 1 in train"
+        )
     order = np.random.default_rng(seed).permutation(len(names))
-    parts = ["valid"] * num_valid + ["test"] * num_test
-    parts += ["train"] * (len(names) - len(parts))
-    return {names[position]: part for position, part in zip(order, parts, strict=True)}
+    splits = ["valid"] * num_valid + ["test"] * num_test
+    splits += ["train"] * (len(names) - len(splits))
+    return {names[position]: split for position, split in zip(order, splits, strict=True)}
 
 
 def assign_folds(groups: Sequence[str], folds: int, *, seed: int) -> dict[str, int]:
-    """Deals groups into parts of nearly equal number, for cross-validation.
+    """Assigns groups to folds of nearly equal size for cross-validation.
 
     Args:
       groups: names of sources.
-      folds: number of parts, at least 2.
-      seed: another seed gives other parts.
+      folds: number of folds, at least 2.
+      seed: random seed.
 
     Returns:
-      Part 0 .. folds - 1 of each group; a function of the set of names and the seed.
+      Fold 0 .. folds - 1 of each group; depends on the set of names and the seed only.
 
     Raises:
-      ValueError: if there are fewer groups than parts.
+      ValueError: if there are fewer groups than folds.
 
     Example:
       >>> sorted(assign_folds(["a", "b", "c"], 3, seed=0).values())
@@ -108,6 +110,6 @@ def assign_folds(groups: Sequence[str], folds: int, *, seed: int) -> dict[str, i
     """
     names = sorted(set(groups))
     if folds < 2 or len(names) < folds:
-        raise ValueError(f"{len(names)} sources cannot be dealt into {folds} folds")
+        raise ValueError(f"{len(names)} sources are too few for {folds} folds")
     order = np.random.default_rng(seed).permutation(len(names))
     return {names[position]: rank % folds for rank, position in enumerate(order)}

@@ -9,6 +9,7 @@ import numpy as np
 
 from cervseg_jax.data import tiff
 from cervseg_jax.data.tiff import Directory
+from cervseg_jax.extras import install_command
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 _COLORS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
@@ -16,7 +17,6 @@ _COLOR_NAMES = {4: "a transparency mask", 8: "CIELab colors", 9: "ICCLab colors"
 _UNSPECIFIED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _VOID = 1, 2, 3, 4
 _PREDICTOR, _COLORMAP, _SUBSAMPLING = 317, 320, 530
-EXTRA = "pip install 'cervseg-jax[formats]'"
 
 
 class TiffError(ValueError):
@@ -195,7 +195,9 @@ def _decode_with_tifffile(data: bytes, compression: int, directory: Directory, *
         import imagecodecs  # noqa: F401  # pyright: ignore
         from tifffile import TiffFile  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise TiffError(f"is compressed with {name}, which needs the extra: {EXTRA}; or {advice}") from None
+        raise TiffError(
+            f"is compressed with {name}, which needs the extra: {install_command('formats')}; or {advice}"
+        ) from None
     try:
         with TiffFile(io.BytesIO(data)) as file:
             values = np.asarray(file.pages[0].asarray())  # pyright: ignore[reportAttributeAccessIssue]

@@ -15,6 +15,7 @@ from pydantic import Field
 from cervseg_jax.losses.overlap import dice_coef, iou_coef, lovasz_loss, soft_dice_loss, tversky_loss
 from cervseg_jax.losses.pixelwise import bce_loss, boundary_bce_loss, focal_loss
 from cervseg_jax.losses.similarity import ssim_loss
+from cervseg_jax.schema import PositiveFloat
 
 __all__ = [
     "LOSSES",
@@ -34,7 +35,6 @@ __all__ = [
 Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """From logits, masks and valid to a scalar."""
 
-Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -50,12 +50,12 @@ def _bce(logits: jax.Array, masks: jax.Array, valid: jax.Array) -> jax.Array:
     return _mean_over_valid(bce_loss(logits, masks), valid)
 
 
-def _soft_dice(logits: jax.Array, masks: jax.Array, valid: jax.Array, *, smooth: Positive = 1.0) -> jax.Array:
+def _soft_dice(logits: jax.Array, masks: jax.Array, valid: jax.Array, *, smooth: PositiveFloat = 1.0) -> jax.Array:
     return _mean_over_valid(soft_dice_loss(logits, masks, smooth=smooth), valid)
 
 
 def _bce_soft_dice(
-    logits: jax.Array, masks: jax.Array, valid: jax.Array, *, smooth: Positive = 1.0, dice_share: Share = 0.5
+    logits: jax.Array, masks: jax.Array, valid: jax.Array, *, smooth: PositiveFloat = 1.0, dice_share: Share = 0.5
 ) -> jax.Array:
     dice = _soft_dice(logits, masks, valid, smooth=smooth)
     return (1.0 - dice_share) * _bce(logits, masks, valid) + dice_share * dice
@@ -74,8 +74,8 @@ def _tversky(
     *,
     false_positives: NonNegative = 0.3,
     false_negatives: NonNegative = 0.7,
-    exponent: Positive = 1.0,
-    smooth: Positive = 1.0,
+    exponent: PositiveFloat = 1.0,
+    smooth: PositiveFloat = 1.0,
 ) -> jax.Array:
     values = tversky_loss(
         logits,

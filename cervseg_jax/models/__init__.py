@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from cervseg_jax.models.build import (
     build_abstract,
     build_model,
@@ -37,6 +39,9 @@ __all__ = [
     "padded_size",
     "size_divisor",
 ]
+
+# Networks are built for this layout; a keras.json left by another project may ask for the other one.
+keras.config.set_image_data_format("channels_last")
 
 _LAYERS = (
     BlockMaxPool,

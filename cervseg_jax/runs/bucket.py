@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cervseg_jax.console import short_path
 from cervseg_jax.errors import CervsegError, ConfigError
+from cervseg_jax.extras import install_command
 
 SCHEME = "gs"
 STATES = "checkpoints"
@@ -192,7 +193,7 @@ def _file_system() -> Any:
         import fsspec.config
         import gcsfs  # pyright: ignore  # noqa: F401
     except ImportError:
-        raise ConfigError("runs in a bucket need the extra: pip install 'cervseg-jax[bucket]'") from None
+        raise ConfigError(f"runs in a bucket need an extra: {install_command('bucket')}") from None
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are reported by one message
     fsspec.config.conf["gcs"] = {"use_listings_cache": False}  # for the file system that Orbax makes
     return fsspec.filesystem("gcs", use_listings_cache=False)

@@ -3,11 +3,12 @@
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.extras import install_command
 from cervseg_jax.files import write_text
 
 
@@ -20,8 +21,22 @@ class Tracker(NamedTuple):
     """Waits until all values are written."""
 
 
+def viewing_advice(trackers: Sequence[str], run: str) -> list[str]:
+    """Returns one line for each tracker: how its figures are viewed.
+
+    Args:
+      trackers: keys of `TRACKERS`.
+      run: the run folder, as shown to the user.
+    """
+    advice = {
+        "tensorboard": f"curves: tensorboard --logdir {run}/tensorboard (needs: pip install tensorboard)",
+        "wandb": "curves: at wandb.ai after `wandb login`; with WANDB_MODE=offline, upload them later by `wandb sync`",
+    }
+    return [advice[name] for name in trackers]
+
+
 def _missing(name: str) -> ConfigError:
-    return ConfigError(f"train.trackers: {name} needs an extra: pip install 'cervseg-jax[{name}]'")
+    return ConfigError(f"train.trackers: {name} needs an extra: {install_command(name)}")
 
 
 def _tensorboard(folder: Path) -> Tracker:

@@ -14,6 +14,7 @@ from jax import export
 from cervseg_jax import __version__
 from cervseg_jax.components import lookup
 from cervseg_jax.errors import CheckpointError, ConfigError
+from cervseg_jax.extras import install_command
 from cervseg_jax.files import make_folder, write_bytes, write_json, write_text
 from cervseg_jax.heads import num_maps
 from cervseg_jax.models import CUSTOM_OBJECTS, MODELS, build_model, functionalize, padded_size, size_divisor
@@ -109,7 +110,7 @@ def _write_stablehlo(network: Network, path: Path) -> tuple[Probabilities, Mappi
     Networks whose weights or layers depend on the image's size, and those that pad their images, keep their size.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ConfigError("export: needs an extra: pip install 'cervseg-jax[export]'")
+        raise ConfigError(f"export: needs an extra: {install_command('export')}")
     contract = network.contract
     name, size, args = contract.model_name, contract.image_size, contract.model_args
     divisor = None

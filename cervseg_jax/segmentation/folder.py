@@ -153,9 +153,10 @@ def infer_files(
             writes.append(pool.submit(writer.finish, job, image, maps))
             while len(writes) > (0 if maps.size > MANY_NUMBERS else ahead):
                 writes.pop(0).result()
-            advance()
+                advance()  # an image counts when its files are written, or the time left would come out too short
         for write in writes:
             write.result()
+            advance()
     names = [job.name for job in jobs if (out / DONE / f"{job.name}.csv").is_file()]
     _write_tables(out, outputs, names, failed)
     return len(names), len(failed)

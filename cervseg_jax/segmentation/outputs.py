@@ -7,14 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cervseg_jax.annotations.documents import (
-    coco_annotations,
-    coco_document,
-    coco_image,
-    geojson_document,
-    labelme_with_masks,
-)
+from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_image
+from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
+from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
 from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
 from cervseg_jax.segmentation.morphometry import in_micrometers
@@ -93,12 +89,16 @@ def _geojson(folder: Path, result: Result, settings: Settings) -> None:
 
 def _labelme(folder: Path, result: Result, settings: Settings) -> None:
     nuclei = _nuclei(result)
-    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=result.path.name)
+    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=path_from(folder, result.path))
     write_text(folder / f"{result.name}.json", text, durable=False)
 
 
 def _rois(folder: Path, result: Result, settings: Settings) -> None:
-    write_bytes(folder / f"{result.name}.zip", roi_zip(_nuclei(result).polygons), durable=False)
+    path, polygons = folder / f"{result.name}.zip", _nuclei(result).polygons
+    if polygons:
+        write_bytes(path, roi_zip(polygons), durable=False)
+    else:  # ImageJ hangs on an empty archive
+        path.unlink(missing_ok=True)
 
 
 def _coco(folder: Path, result: Result, settings: Settings) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from cervseg_jax.console import Reporter
+from cervseg_jax.console import RateMeter, Reporter, format_duration
 from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.samples import SampleCache
-from cervseg_jax.data.pairs import Pair
 from cervseg_jax.engine.experiment import CompiledSteps, Experiment
 from cervseg_jax.engine.plateau import stops_early, update_best, update_plateau
 from cervseg_jax.engine.schedule import lr_multiplier
@@ -37,6 +37,14 @@ from cervseg_jax.schema import Config
 from cervseg_jax.training.meter import StepMeter, StepProfiler
 from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.watchdog import InputWatchdog
+
+
+def _note(progress: Progress, training: RateMeter) -> str:
+    """Describes the state of the training: the loss once there is one, and the time until all epochs are done."""
+    notes = [f"loss {progress.scores.loss:.4f}"] if progress.scores.num_images else []
+    if training.seconds_left is not None:
+        notes.append(f"training ends in {format_duration(training.seconds_left)}")
+    return ", ".join(notes)
 
 
 def end_reason(config: Config, progress: Progress) -> str | None:
@@ -90,16 +98,19 @@ class EpochLoop:
             load=self.load,
             images=self.experiment.local_images,
         )
+        training = RateMeter(self._config.train.epochs * self._steps_per_epoch, done=int(state.step))
         while end_reason(self._config, progress) is None:
             start = time.monotonic()
-            state, input_wait = self._train_epoch(state, progress, batches)
+            state, input_wait = self._train_epoch(state, progress, batches, training)
             validation = self._validate(state, progress)
             seconds = time.monotonic() - start
             progress = self._close_epoch(state, progress, validation, seconds=seconds, input_wait=input_wait)
             self._write_epoch(state, progress)
         return progress
 
-    def _train_epoch(self, state: TrainState, progress: Progress, batches: Iterator[Batch]) -> tuple[TrainState, float]:
+    def _train_epoch(
+        self, state: TrainState, progress: Progress, batches: Iterator[Batch], training: RateMeter
+    ) -> tuple[TrainState, float]:
         """Makes the remaining steps of an epoch; returns the state and the seconds spent waiting for input."""
         num_steps = self._steps_per_epoch
         done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
@@ -119,7 +130,8 @@ class EpochLoop:
                 self._record(progress, pending)
                 self.profiler.step(metrics)
                 pending = metrics
-                advance(f"loss {progress.scores.loss:.4f}")
+                training.advance()
+                advance(_note(progress, training))
                 vote = self.stop_vote.global_vote
                 if vote == Vote.STOP:
                     break

@@ -9,18 +9,12 @@ import roifile
 import shapely
 from scipy.ndimage import gaussian_filter, label
 
-from cervseg_jax.annotations.documents import (
-    coco_annotations,
-    coco_document,
-    coco_image,
-    geojson_document,
-    labelme_with_masks,
-)
-from cervseg_jax.annotations.formats import read_coco, read_geojson
+from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_image, read_coco
+from cervseg_jax.annotations.geojson import geojson_document, read_geojson
 from cervseg_jax.annotations.imagej import roi_zip
-from cervseg_jax.annotations.labelme import read_labelme
+from cervseg_jax.annotations.labelme import labelme_with_masks, path_from, read_labelme
 from cervseg_jax.annotations.outlines import draw_instances
-from cervseg_jax.annotations.polygons import polygons_of
+from cervseg_jax.annotations.polygons import Polygon, polygons_of
 from cervseg_jax.segmentation.morphometry import measure
 from cervseg_jax.segmentation.watershed import numbered
 
@@ -68,7 +62,7 @@ def test_geojson_is_valid_and_exact(labels, table):
         for f in document["features"]
         if "Multi" not in f["geometry"]["type"]
     )
-    nuclei = read_geojson(text.encode(), source=Path("x.geojson")).nuclei
+    nuclei = read_geojson(text.encode(), source=Path("x.geojson")).objects
     np.testing.assert_array_equal(draw_instances([n.rings for n in nuclei], shape=labels.shape), labels)
 
 
@@ -83,14 +77,14 @@ def test_labelme_round_trip_is_exact(labels, table):
     annotation = read_labelme(text.encode(), source=Path("a.json"))
     assert {shape["shape_type"] for shape in json.loads(text)["shapes"]} == {"polygon", "mask"}
     assert annotation.size == labels.shape
-    np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.nuclei], shape=labels.shape), labels)
+    np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.objects], shape=labels.shape), labels)
 
 
 def test_coco_round_trip_is_exact(labels, table):
     entries = list(coco_annotations(labels, table, image_id=7, first_id=3))
     text = "".join(coco_document([coco_image(7, "a.png", labels.shape)], entries))
-    (annotation,) = read_coco(text.encode(), source=Path("a.json"))
-    np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.nuclei], shape=labels.shape), labels)
+    (annotation,), _ = read_coco(text.encode(), source=Path("a.json"))
+    np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.objects], shape=labels.shape), labels)
     assert [entry["id"] for entry in entries] == list(range(3, 3 + labels.max()))
     assert [entry["area"] for entry in entries] == table["area_px"].tolist()
     x, y, width, height = entries[0]["bbox"]
@@ -118,6 +112,33 @@ def test_imagej_regions_are_read_by_another_program(labels, tmp_path):
             for got, ring in zip(read, rings, strict=True):
                 np.testing.assert_array_equal(got[: len(ring)], ring)
     assert 0 < plain < len(regions)
+
+
+@pytest.mark.parametrize("x", [5, 32_760, 32_768, 60_520, 60_530, 65_530, 150_000])
+@pytest.mark.parametrize("hole", [False, True])
+def test_imagej_regions_keep_coordinates_beyond_16_bits(x, hole, tmp_path):
+    def square(left, top, side):
+        return np.array([[left, top], [left + side, top], [left + side, top + side], [left, top + side]], float)
+
+    rings = [square(x, 70_000, 10), *([square(x + 3, 70_003, 4)] if hole else [])]
+    near = [square(x, 3, 10), *([square(x + 3, 6, 4)] if hole else [])]
+    path = tmp_path / "a.zip"
+    path.write_bytes(roi_zip([[Polygon(rings[0], rings[1:])], [Polygon(near[0], near[1:])]]))
+    for region, expected in zip(roifile.roiread(path), (rings, near), strict=True):
+        read = region.coordinates(multi=True) if hole else [region.coordinates()]
+        for ring, points in zip(read, expected, strict=True):
+            np.testing.assert_array_equal(ring[: len(points)], points)
+        # ImageJ 1.53 takes header values from 60,536 on for negative numbers, unless floats follow.
+        is_header_enough = max(expected[0].max(axis=0)) <= 60_535
+        assert hole or (region.subpixel_coordinates is None) == is_header_enough
+
+
+def test_the_image_is_found_from_the_labelme_file(tmp_path, monkeypatch):
+    image = tmp_path / "in" / "deep er" / "ä.png"
+    assert path_from(tmp_path / "out" / "labelme", image) == "../../in/deep er/ä.png"
+    assert path_from(image.parent, image) == "ä.png"
+    monkeypatch.chdir(tmp_path)
+    assert path_from(Path("out/labelme"), Path("in/a.png")) == "../../in/a.png"
 
 
 def test_nothing_is_exported_as_empty_documents():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cervseg_jax.bench import topology
-from cervseg_jax.cli import compile_command
+from cervseg_jax.cli import compile as compile_command
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.extras import install_command
 from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import MeshConfig
 
@@ -56,7 +58,7 @@ def test_wrong_topologies_are_named(name, message, monkeypatch):
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"pip install 'cervseg-jax\[tpu-compile\]'"):
+    with pytest.raises(ConfigError, match=re.escape(install_command("tpu-compile"))):
         topology.topology_devices("v5e:2x4")
 
 
@@ -68,7 +70,7 @@ def test_the_verdict_follows_the_memory(total, verdict):
         **{"precision": "float32", "total_bytes": total, "chip_bytes": 16 * 2**30, "fits": total <= 16 * 2**30},
         **{"step_flops": 1e12, "compile_seconds": 1.0, "collectives": {"large_gathers": {}}},
     }
-    assert dict(compile_command._lines(facts))["together, per chip"].endswith(verdict)
+    assert dict(compile_command._rows(facts))["total per chip"].endswith(verdict)
 
 
 @pytest.mark.tpu_compile

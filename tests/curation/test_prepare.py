@@ -13,7 +13,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.curation.audit import audit
 from cervseg_jax.curation.collect import collect
 from cervseg_jax.curation.dataset_folder import write_scenes
-from cervseg_jax.curation.geometry import Geometry, pieces
+from cervseg_jax.curation.geometry import Geometry, cut_tiles
 from cervseg_jax.curation.leaks import source_of
 from cervseg_jax.curation.prepare import prepare
 from cervseg_jax.curation.recipe import Recipe
@@ -161,10 +161,10 @@ def test_padding_resizing_and_tiles_keep_the_truth_in_place(drawn, tmp_path):
 
 def test_reference_padding_takes_pixel_two_two():
     image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
-    (piece,) = pieces(image, None, Geometry("square_reference"))
-    assert piece.image.shape == (40, 40, 3)
-    np.testing.assert_array_equal(piece.image[0, 0], image[2, 2])
-    np.testing.assert_array_equal(piece.image[10:30], image)
+    (tile,) = cut_tiles(image, None, Geometry("square_reference"))
+    assert tile.image.shape == (40, 40, 3)
+    np.testing.assert_array_equal(tile.image[0, 0], image[2, 2])
+    np.testing.assert_array_equal(tile.image[10:30], image)
 
 
 def test_same_input_same_dataset_whatever_the_order(drawn, tmp_path):
@@ -201,15 +201,92 @@ def test_interrupted_work_is_taken_up(drawn, tmp_path, monkeypatch):
     assert cut == straight
 
 
-def test_a_source_that_changed_in_between_is_not_mixed_in(small, tmp_path):
-    edit_json(small, lambda document: document["shapes"][0].update(points=[[1, 1], [2, 2]]))
-    with pytest.raises(DataError, match="has 2 points"):
+def test_a_source_that_changed_in_between_is_not_mixed_in(small, tmp_path, monkeypatch):
+    from cervseg_jax.curation import prepare as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(small, tmp_path / "d")
+    edit_json(small, lambda document: document["shapes"].pop())
+    with pytest.raises(ConfigError, match="was begun with other source files"):
         make(small, tmp_path / "d")
     for kind in ("images", "labelme"):
         first(small, kind).unlink()
     with pytest.raises(ConfigError, match="was begun with other source files"):
         make(small, tmp_path / "d")
     assert len(make(small, tmp_path / "e").records) == 4
+
+
+def test_bad_files_are_known_before_anything_is_written(small, tmp_path):
+    edit_json(small, lambda document: document["shapes"][0].update(shape_type="cube"))
+    with pytest.raises(DataError, match="1 files or entries cannot be used"):
+        make(small, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_whatever_a_killed_call_leaves_the_next_one_ends_the_same(drawn, tmp_path, monkeypatch):
+    from cervseg_jax.curation import prepare as module
+    from cervseg_jax.curation import workspace
+
+    def summarized(out):
+        return lambda: (out / "stats.txt").write_text("all")
+
+    def make_with(out):
+        return prepare(
+            drawn, out, Recipe(valid=0.2, test=0.2), progress=QUIET, is_resumed=lambda: None, summarize=summarized(out)
+        )
+
+    make_with(tmp_path / "straight")
+    expected = bytes_of(tmp_path / "straight")
+
+    def killed(*_args, **_options):
+        raise KeyboardInterrupt
+
+    places = {
+        "before the first file": (workspace, "write_json"),
+        "before the plan": (workspace, "write_text"),
+        "before the manifest": (module, "write_manifest"),
+        "before the mark": (module, "write_json"),
+        "while summarizing": None,
+        "before the records go": (workspace.Workspace, "finish"),
+    }
+    for name, place in places.items():
+        out = tmp_path / name.replace(" ", "_")
+        with monkeypatch.context() as patch:
+            if place is None:
+                with pytest.raises(KeyboardInterrupt):
+                    prepare(
+                        drawn,
+                        out,
+                        Recipe(valid=0.2, test=0.2),
+                        progress=QUIET,
+                        is_resumed=lambda: None,
+                        summarize=killed,
+                    )
+            else:
+                patch.setattr(*place, killed)
+                with pytest.raises(KeyboardInterrupt):
+                    make_with(out)
+        for folder in (out, out / "train" / "masks"):
+            folder.mkdir(parents=True, exist_ok=True)
+        left = [out / ".dataset.json.77.tmp"]
+        if (out / "dataset.json").exists():
+            left.append(out / "train" / "masks" / ".a.png.77.tmp")
+        else:
+            for folder in (out / "train" / "masks", out / "train"):
+                folder.rmdir()
+        for path in left:
+            path.write_text("half")
+        make_with(out)
+        assert bytes_of(out) == expected, name
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.Workspace, "_clean", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_with(tmp_path / "last")
+    with pytest.raises(ConfigError, match="finished; nothing was done"):
+        make_with(tmp_path / "last")
+    assert bytes_of(tmp_path / "last") == expected
 
 
 def test_existing_folders_are_left_alone(drawn, tmp_path):
@@ -239,8 +316,9 @@ def test_cnseg_folders_by_name(drawn, tmp_path):
             os.link(drawn / "labelme" / f"{name}.json", root / f"{subset}_json" / f"{name}.json")
     os.link(drawn / "images" / f"{names[5]}.png", root / "difficult" / f"{names[4]}.png")  # one stem, two subsets
     os.link(drawn / "labelme" / f"{names[5]}.json", root / "difficult_json" / f"{names[4]}.json")
-    items, problems = collect(tmp_path / "CNSeg")
+    items, problems, remarks = collect(tmp_path / "CNSeg")
     assert problems == []
+    assert remarks == []
     assert f"difficult_{names[4]}" in {item.stem for item in items}
     make(tmp_path / "CNSeg", tmp_path / "d", Recipe(valid=0.3))
     rows = manifest_of(tmp_path / "d")
@@ -276,10 +354,11 @@ def test_groups_folds_and_labels(drawn, tmp_path):
             assert len({row["split"] for row in rows if row["group"] == group}) == 1
         valid += [row["stem"] for row in rows if row["split"] == "valid"]
     assert sorted(valid) == names  # each image is valid exactly once
-    with pytest.raises(DataError, match="4 sources cannot be dealt into 9 folds"):
+    with pytest.raises(DataError, match="4 sources are too few for 9 folds"):
         make(drawn, tmp_path / "f9", recipe._replace(folds=9))
-    made = make(drawn, tmp_path / "l", Recipe(labels=("leucocyte",), valid=0.2, test=0.2))
-    assert all(record.num_nuclei == 0 for record in made.records)
+    with pytest.raises(ConfigError, match="no nucleus has the label 'Nucleus' .did you mean 'nucleus'"):
+        make(drawn, tmp_path / "l", Recipe(labels=("Nucleus",), valid=0.2, test=0.2))
+    assert not (tmp_path / "l").exists()
 
 
 def edit_json(folder, change):
@@ -299,21 +378,22 @@ BROKEN = {
     "text as image": (lambda s: first(s).write_text("hello"), "is not a PNG"),
     "no JSON": (lambda s: first(s, "labelme").write_text("{"), "not valid JSON"),
     "no UTF-8": (lambda s: first(s, "labelme").write_bytes(b"\xff\xfe"), "not text in UTF-8"),
-    "no shapes": (lambda s: first(s, "labelme").write_text("{}"), "is no LabelMe file"),
+    "no shapes": (lambda s: first(s, "labelme").write_text("{}"), "is neither LabelMe JSON"),
     "other size": (lambda s: edit_json(s, lambda d: d.update(imageHeight=99)), "is for an image of 64x99"),
-    "two points": (lambda s: edit_json(s, lambda d: d["shapes"][0].update(points=[[1, 1], [2, 2]])), "has 2 points"),
     "infinite": (
         lambda s: first(s, "labelme").write_text('{"shapes": [{"points": [[1, Infinity], [2, 2], [3, 1]]}]}'),
-        "Infinity is no JSON number",
+        "Infinity is not a JSON number",
     ),
     "NaN": (
         lambda s: first(s, "labelme").write_text('{"shapes": [{"points": [[1, NaN], [2, 2], [3, 1]]}]}'),
-        "NaN is no JSON number",
+        "NaN is not a JSON number",
     ),
-    "far away": (lambda s: edit_json(s, lambda d: d["shapes"][0]["points"].append([1e9, 1])), "coordinate beyond"),
     "no image": (lambda s: first(s).unlink(), "has no image"),
     "no annotation": (lambda s: first(s, "labelme").unlink(), "has no annotation"),
     "pipe": (lambda s: (first(s).unlink(), os.mkfifo(s / "images" / "synthetic_004_00000.png")), "not a regular file"),
+}
+BROKEN_ENTRIES = {
+    "far away": (lambda s: edit_json(s, lambda d: d["shapes"][0]["points"].append([1e9, 1])), "coordinate beyond"),
     "unknown shape": (lambda s: edit_json(s, lambda d: d["shapes"][0].update(shape_type="cube")), "unknown shape_type"),
 }
 
@@ -328,6 +408,21 @@ def test_broken_files_stop_the_work_or_are_left_out(small, tmp_path, name):
     assert len(made.records) == 4
     assert len(made.problems) == 1
     assert message.split()[-1] in made.problems[0]
+
+
+@pytest.mark.parametrize("name", BROKEN_ENTRIES)
+def test_a_broken_entry_stops_the_work_or_costs_that_entry(small, tmp_path, name):
+    breaking, message = BROKEN_ENTRIES[name]
+    before = make(small, tmp_path / "whole").records
+    breaking(small)
+    with pytest.raises(DataError, match=message):
+        make(small, tmp_path / "d")
+    made = make(small, tmp_path / "e", Recipe(valid=0.2, test=0.2, on_bad_file="skip"))
+    assert len(made.records) == 5
+    assert sum(record.num_nuclei for record in before) == sum(record.num_nuclei for record in made.records) + 1
+    (problem,) = made.problems
+    assert message in problem
+    assert "shape 1" in problem
 
 
 def test_shapes_outside_and_without_area_are_noted(small, tmp_path):
@@ -378,7 +473,7 @@ def test_folders_that_are_nothing(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         make(tmp_path / "nowhere", tmp_path / "d")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="nothing in it is understood"):
+    with pytest.raises(ConfigError, match="no supported layout"):
         make(tmp_path / "empty", tmp_path / "d2")
 
 
@@ -431,7 +526,7 @@ def test_audit_finds_planted_faults(reference_built, tmp_path):
     messages = " | ".join(message for _, message in found)
     assert {"unpaired", "copies", "misregistered"} <= {name for name, _ in found}
     assert "are shifted" in messages or "of another image" in messages
-    assert "images occur more than once, 1 of them across parts" in messages
+    assert "images occur more than once, 1 of them across splits" in messages
     assert json.loads(json.dumps(report.to_json()))["pairs"]["train"] == 3
 
 
@@ -580,4 +675,4 @@ def test_a_full_disk_ends_in_one_message(small, tmp_path):
     assert stderr.count("error: ") == 1
     code, stdout, stderr = run_process("prepare", small, "--out", tmp_path / "d")
     assert code == 0, stderr
-    assert "going on with what an earlier call left" in stdout
+    assert "continuing an interrupted call" in stdout

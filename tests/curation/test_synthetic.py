@@ -60,7 +60,7 @@ def test_written_truth_agrees(tmp_path):
         redrawn = draw_instances(polygons, shape=(96, 128))
         assert (redrawn != labels).mean() < 1e-3  # corners are stored with two decimals
         assert (tmp_path / "s" / "labelme" / document["imagePath"]).resolve().is_file()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="not an empty folder"):
         write_scenes(tmp_path / "s", num_images=1, seed=4, size=(96, 128))
 
 

@@ -279,7 +279,7 @@ def test_class_numbers_with_an_ignored_rim_are_no_mask(levels):
         cv2.circle(mask, (20 + 40 * index, 40), 9, level, -1)
         cv2.circle(mask, (20 + 40 * index, 40), 10, levels[-1], 2)
     _, packed = cv2.imencode(".png", mask)
-    with pytest.raises(DataError, match=f"a mask with the levels {', '.join(map(str, levels))}: classes, with"):
+    with pytest.raises(DataError, match=f"a mask with areas of the levels {', '.join(map(str, levels))}: classes, or"):
         decode_mask(packed.tobytes(), source="x")
     assert decode_mask(packed.tobytes(), source="x", rule="any_nonzero").mask.sum() == (mask > 0).sum()
 

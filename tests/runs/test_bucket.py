@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.extras import install_command
 from cervseg_jax.runs.bucket import local_copy
 from tests.bucket_server import Bucket
 from tests.helpers import COMMAND, ENVIRONMENT, assert_same_run, rows_of, run_process
@@ -245,7 +246,7 @@ def test_buckets_that_cannot_be_used(finished, bucket, call):
 
 def test_without_the_client_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'cervseg-jax[bucket]'")), local_copy(Path(RUN)):
+    with pytest.raises(ConfigError, match=re.escape(install_command("bucket"))), local_copy(Path(RUN)):
         pass
 
 

@@ -4,15 +4,13 @@ Reference: Zunair and Ben Hamza 2021, arXiv:2107.12461.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
-from pydantic import Field
 
 from cervseg_jax.models.layers.blocks import InputRange, Layers
-
-Positive = Annotated[int, Field(ge=1)]
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
@@ -31,10 +29,10 @@ def sharp_unet(
     images: Any,
     *,
     num_maps: int,
-    filters: tuple[Positive, ...] = (32, 64, 128, 256),
-    bottom_filters: Positive = 512,
-    kernel_size: Positive = 3,
-    dilation: Positive = 1,
+    filters: tuple[PositiveInt, ...] = (32, 64, 128, 256),
+    bottom_filters: PositiveInt = 512,
+    kernel_size: PositiveInt = 3,
+    dilation: PositiveInt = 1,
     variant: Literal["paper", "reference"] = "paper",
     input_range: InputRange = "unit",
 ) -> list[Any]:

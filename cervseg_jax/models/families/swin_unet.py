@@ -18,8 +18,7 @@ from cervseg_jax.models.layers.attention import (
     to_patches,
 )
 from cervseg_jax.models.layers.blocks import InputRange, Layers
-
-Positive = Annotated[int, Field(ge=1)]
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
@@ -47,13 +46,13 @@ def swin_unet(
     images: Any,
     *,
     num_maps: int,
-    embed_width: Positive = 96,
-    num_heads: tuple[Positive, ...] = (3, 6, 12, 24),
+    embed_width: PositiveInt = 96,
+    num_heads: tuple[PositiveInt, ...] = (3, 6, 12, 24),
     window: tuple[Annotated[int, Field(ge=2)], ...] = (8, 8, 8, 8),
-    patch_size: Positive = 4,
-    blocks_down: Positive = 2,
-    blocks_up: Positive = 2,
-    mlp_width: Positive | None = None,
+    patch_size: PositiveInt = 4,
+    blocks_down: PositiveInt = 2,
+    blocks_up: PositiveInt = 2,
+    mlp_width: PositiveInt | None = None,
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1,
     is_shifted: bool = True,
     is_masked: bool = True,

@@ -13,8 +13,7 @@ from pydantic import Field
 from cervseg_jax.models.encoders import EncoderName, FrozenLevels, encode
 from cervseg_jax.models.layers.attention import PatchEmbedding
 from cervseg_jax.models.layers.blocks import InputRange, Layers
-
-Positive = Annotated[int, Field(ge=1)]
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
@@ -36,11 +35,11 @@ def trans_unet(
     encoder: EncoderName = "resnet50",
     encoder_weights: str | None = None,
     frozen_levels: FrozenLevels = 0,
-    filters: tuple[Positive, ...] = (16, 64, 128, 256),
-    embed_width: Positive = 768,
-    mlp_width: Positive = 3072,
-    num_heads: Positive = 12,
-    num_blocks: Positive = 12,
+    filters: tuple[PositiveInt, ...] = (16, 64, 128, 256),
+    embed_width: PositiveInt = 768,
+    mlp_width: PositiveInt = 3072,
+    num_heads: PositiveInt = 12,
+    num_blocks: PositiveInt = 12,
     dropout_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1,
     variant: Literal["paper", "reference"] = "paper",
     input_range: InputRange = "unit",

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cervseg_jax.models.layers.blocks import InputRange, Layers
-
-Positive = Annotated[int, Field(ge=1)]
+from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
@@ -39,10 +38,10 @@ def unet(
     images: Any,
     *,
     num_maps: int,
-    base_filters: Positive = 16,
+    base_filters: PositiveInt = 16,
     levels: Annotated[int, Field(ge=2, le=10)] = 5,
-    kernel_size: Positive = 3,
-    dilation: Positive = 1,
+    kernel_size: PositiveInt = 3,
+    dilation: PositiveInt = 1,
     dropout_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
     activation: Literal["relu", "mish"] = "relu",
     batch_norm: bool = False,

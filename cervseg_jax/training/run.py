@@ -1,11 +1,13 @@
-"""The command that trains."""
+"""A training from config to tuned weights: data, run folders and seeds around the training loop."""
 
+import functools
 import os
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
@@ -14,49 +16,86 @@ from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import LocalRun, local_copy
+from cervseg_jax.runs.progress import Progress
 from cervseg_jax.runtime.processes import ProcessSpec
 from cervseg_jax.schema import Config
 
 
-def run_train(
-    config_path: Path,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    *,
-    processes: ProcessSpec,
-    num_seeds: int | None,
-    fresh: bool,
-    allow_changes: bool,
-    quiet: bool,
-) -> None:
-    """Trains as `config_path` says: once, or with several seeds one after the other."""
-    config = load_config(config_path, overrides)
+@dataclass(frozen=True)
+class TrainRequest:
+    """Arguments of a training."""
+
+    config: Path
+    """A config file, or the name of a packaged recipe."""
+    run_dir: Path | None = None
+    """Run folder; None: `runs/<name of the config>`."""
+    overrides: tuple[str, ...] = ()
+    """`section.key=value` items."""
+    processes: ProcessSpec = ProcessSpec(None, None, None, False)
+    num_seeds: int | None = None
+    """Number of runs with successive seeds, in `seed_0`, `seed_1` ...; None: one run in the folder itself."""
+    fresh: bool = False
+    """If the run folder exists, start a new run in a numbered folder beside it."""
+    allow_changes: bool = False
+    """Continue a run although its config or data have changed."""
+
+
+class TrainedRun(NamedTuple):
+    """A finished training; usable as a path."""
+
+    folder: Path
+    """Run folder, or its address in a bucket."""
+    progress: Progress
+    """History, learning rate and best epoch."""
+    reason: str
+    """Why the training ended."""
+
+    def __fspath__(self) -> str:
+        """Returns the folder."""
+        return str(self.folder)
+
+
+def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]:
+    """Trains as requested, or continues what an earlier call left in the run folder.
+
+    Args:
+      request: the arguments.
+      reporter: for messages of the primary process.
+
+    Returns:
+      The runs, one per seed.
+
+    Raises:
+      CervsegError: as `load_config`, `check_pairs`, `open_run_folder` and `train`.
+    """
+    config = load_config(request.config, request.overrides)
     from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_name
     from cervseg_jax.runtime.distributed import initialize_distributed, is_primary, require_equal, sync_errors
     from cervseg_jax.runtime.mesh import require_devices, train_mesh
 
-    initialize_distributed(processes)
-    reporter = Reporter(quiet=quiet, is_silent=not is_primary())
+    initialize_distributed(request.processes)
+    if not is_primary():
+        reporter = Reporter(is_silent=True)
     with sync_errors():
         require_devices(config.runtime)
         mesh = train_mesh(config)
-    resolved = dump_config(config)
-    require_equal("the config", resolved)
+    require_equal("the config", dump_config(config))
     with sync_errors():
-        home = choose_run_folder(config_path, run_dir, fresh=fresh)
+        home = choose_run_folder(request.config, request.run_dir, fresh=request.fresh)
     require_equal("the run folder", str(home))
     with ExitStack() as stack:
         with sync_errors():
             run = stack.enter_context(local_copy(home, is_primary=is_primary()))
-            if num_seeds and (run.folder / "config.yaml").exists():
-                raise ConfigError(f"{run.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
+            if request.num_seeds and (run.folder / "config.yaml").exists():
+                raise ConfigError(
+                    f"{run.folder}: is the run of a single training; --seeds needs another --run-dir, or --fresh"
+                )
         reporter.info(_device_line())
         reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
-        reporter.info(f"config, with all defaults:\n{textwrap.indent(resolved, '  ').rstrip()}")
-        for turn in (True, False):  # where hosts share a disk, the others find what process 0 has drawn
+        for turn in (True, False):  # if hosts share a disk, process 0 generates the data and the others find them
             with sync_errors():
                 if is_primary() == turn:
-                    _draw_data(config, reporter)
+                    _generate_data(config, reporter)
         with sync_errors():
             pairs = _checked_data(config, reporter)
         bits = [item.bits for checked in pairs.values() for item in checked.stats]
@@ -65,27 +104,31 @@ def run_train(
         if warning:
             reporter.warn(warning)
         config = config.model_copy(update={"data": config.data.model_copy(update={"bit_depth": depth})})
-        facts = {split: checked.stats for split, checked in pairs.items()}
-        require_equal("the list of data files with their checksums", data_csv(facts))
-        if num_seeds is None:
-            _train_one(config, run, pairs, allow_changes=allow_changes, reporter=reporter)
+        stats = {split: checked.stats for split, checked in pairs.items()}
+        require_equal("the list of data files with their checksums", data_csv(stats))
+        train_one = functools.partial(_train_one, allow_changes=request.allow_changes, reporter=reporter)
+        if request.num_seeds is None:
+            runs = [train_one(config, run, pairs)._replace(folder=home)]
         else:
-            losses = []
-            for seed in range(config.train.seed, config.train.seed + num_seeds):
-                own = load_config(config_path, [*overrides, f"train.seed={seed}", f"data.bit_depth={depth}"])
-                member = run.subrun(seed_name(seed))
-                losses.append(_train_one(own, member, pairs, allow_changes=allow_changes, reporter=reporter))
-            spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
+            runs = []
+            for seed in range(config.train.seed, config.train.seed + request.num_seeds):
+                overrides = [*request.overrides, f"train.seed={seed}", f"data.bit_depth={depth}"]
+                member_config, name = load_config(request.config, overrides), seed_name(seed)
+                runs.append(train_one(member_config, run.subrun(name), pairs)._replace(folder=home / name))
+            losses = [trained.progress.best.val_loss for trained in runs]
+            spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
             mean = statistics.mean(losses)
-            reporter.info(f"{num_seeds} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
+            reporter.info(f"{len(losses)} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
         reporter.info(f"next: cervseg-jax eval {run.display_path(run.folder)}")
+    return runs
 
 
 def _train_one(
     config: Config, run: LocalRun, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
-) -> float:
-    """Trains in one run folder; returns the lowest validation loss."""
+) -> TrainedRun:
+    """Trains in one run folder, and tunes the post-processing of new best weights."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
+    from cervseg_jax.runs.trackers import viewing_advice
     from cervseg_jax.runs.weights import POSTPROCESSING_FILE
     from cervseg_jax.runtime.distributed import is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
@@ -97,15 +140,17 @@ def _train_one(
             if is_primary():
                 stack.enter_context(locked(folder))
                 open_run_folder(folder, config, allow_changes=allow_changes)
-                facts = {split: checked.stats for split, checked in pairs.items()}
-                record_data(folder, facts, allow_changes=allow_changes)
-                run.publish()  # a bucket that is not writable must fail before the training
+                stats = {split: checked.stats for split, checked in pairs.items()}
+                record_data(folder, stats, allow_changes=allow_changes)
+                run.publish()  # fails early if the bucket is not writable
             files = {split: checked.pairs for split, checked in pairs.items()}
             _check_instances(config, files["train"], reporter)
-        reporter.info(f"run folder: {run.display_path(folder)}")
+        reporter.info(f"run folder: {run.display_path(folder)}; config.yaml there has all settings")
+        for advice in viewing_advice(config.train.trackers, run.display_path(folder)):
+            reporter.info(advice)
         stop = stack.enter_context(stop_requests())
         result = train(config, run, files, reporter=reporter, stop=stop)
-    # New best weights take the parameters of the old ones away.
+    # Saving new best weights removes the tuned parameters of the old ones.
     is_tuned = (folder / "best" / POSTPROCESSING_FILE).is_file()
     if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
         from cervseg_jax.segmentation.tuning import tune_run
@@ -114,22 +159,22 @@ def _train_one(
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {run.display_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
-    return best.val_loss
+    return TrainedRun(folder, result.progress, result.reason)
 
 
-def _draw_data(config: Config, reporter: Reporter) -> None:
-    """Makes the synthetic data if the config asks for them."""
+def _generate_data(config: Config, reporter: Reporter) -> None:
+    """Generates the synthetic dataset if the config has one."""
     synthetic = config.data.synthetic
     if synthetic is not None:
         from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
 
         count = synthetic.train + synthetic.valid + synthetic.test
-        with reporter.progress("drawing synthetic images", count) as advance:
+        with reporter.progress("generating synthetic images", count) as advance:
             ensure_synthetic_dataset(config.data.root, synthetic, on_progress=advance)
 
 
 def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
-    """Finds all files and reads each once."""
+    """Finds all files and reads each of them once."""
     found, problems = find_pairs(config.data)
     checked = {}
     for split, pairs in found.items():
@@ -153,37 +198,40 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
     if num_noisy:
         reporter.warn(
             f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
-            "as lossy files have; "
+            "which is typical of lossy compression; "
             + (
-                "values from half range count as nucleus (data.mask_rule: half_range)"
+                "values from half of the range count as nucleus (data.mask_rule: half_range)"
                 if config.data.mask_rule == "half_range"
-                else "every non-zero value counts as nucleus and makes nuclei larger (data.mask_rule: any_nonzero)"
+                else "every non-zero value counts as nucleus, which enlarges nuclei (data.mask_rule: any_nonzero)"
             )
         )
     return checked
 
 
 def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -> None:
-    """Makes sure that heads besides the mask have something to learn from."""
+    """Checks that heads other than the mask have instance labels to learn from."""
     if not needs_instances(config.model.heads):
         return
     num_known = sum(pair.instances_path is not None for pair in pairs)
     if not num_known:
         raise ConfigError(
-            f"model.heads: {', '.join(config.model.heads[1:])} are learned from instance labels, and "
-            f"{config.data.root} has no train/instances; `cervseg-jax prepare` makes them; or take mask alone"
+            f"model.heads: {', '.join(config.model.heads[1:])} need instance labels, but {config.data.root} has no "
+            "train/instances; `cervseg-jax prepare` makes them from outlines or label images, or use "
+            "model.heads=[mask]"
         )
     if num_known < len(pairs):
-        reporter.warn(f"{len(pairs) - num_known} of {len(pairs)} training images have no instance labels: mask alone")
+        reporter.warn(
+            f"{len(pairs) - num_known} of {len(pairs)} training images have no instance labels and train the mask only"
+        )
 
 
 def _describe(split: str, checked: CheckedPairs) -> str:
-    facts = checked.stats
-    groups = len({fact.pair.group for fact in facts})
-    sizes = sorted({(fact.height, fact.width) for fact in facts})
+    stats = checked.stats
+    groups = len({item.pair.group for item in stats})
+    sizes = sorted({(item.height, item.width) for item in stats})
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
-    foreground = sum(fact.foreground for fact in facts) / len(facts)
-    return f"{split}: {len(facts)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
+    foreground = sum(item.foreground for item in stats) / len(stats)
+    return f"{split}: {len(stats)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
 
 
 def _device_line() -> str:

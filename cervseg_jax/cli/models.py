@@ -1,41 +1,63 @@
-"""`models`: the list of networks, and what one of them is and costs."""
+"""`cervseg-jax models`."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import keras
+import typer
 
-from cervseg_jax.bench.cost import cost_config, measure_cost
+from cervseg_jax.cli.options import MAX_SIDE_PX, Overrides, complete_model
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import make_folder, write_json, write_text
-from cervseg_jax.models import MODELS, build_model, check_model_args
-from cervseg_jax.models.encoders import ENCODERS
-from cervseg_jax.models.graph import stages_of
-from cervseg_jax.models.layers.blocks import num_params
-from cervseg_jax.plots import Box, draw_stages
-from cervseg_jax.yaml12 import parse_yaml
+
+if TYPE_CHECKING:
+    import keras
+
+EXAMPLE = "cervseg-jax models unet --size 512 512 --set model.args.levels=8"
 
 COLUMNS = ("model", "input", "parameters", "forward GFLOPs", "step GFLOPs", "activations MiB", "step s", "paper")
 
 
-def run_models(
-    name: str | None, size: tuple[int, int], batch_size: int, overrides: Sequence[str], out: Path | None, *, cost: bool
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A model. Without it, all models are listed.", autocompletion=complete_model),
+    ] = None,
+    size: Annotated[
+        tuple[int, int],
+        typer.Option(min=1, max=MAX_SIDE_PX, metavar="HEIGHT WIDTH", help="Input size in pixels."),
+    ] = (256, 256),
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Batch size of the measured train step.")] = 2,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder for the layers, the summary as Markdown and JSON, and a diagram."),
+    ] = None,
+    cost: Annotated[
+        bool | None,
+        typer.Option("--cost/--no-cost", help="Compile and time a train step. Default: only if NAME is given."),
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Lists the networks, or shows one."""
-    args = _model_args(overrides)
+    """List the models, or describe one.
+
+    Shows layers, parameters, operations, memory and the time of a train step.
+    """
+    args = _model_args(overrides or [])
+    has_cost = name is not None if cost is None else cost
     if name is None:
         if args or out is not None:
             raise ConfigError("models: --set and --out need the name of a model")
-        _list(size, batch_size, cost=cost)
+        _list(size, batch_size, cost=has_cost)
         return
+    from cervseg_jax.files import make_folder, write_json, write_text
+    from cervseg_jax.models import build_model
+
     model = build_model(name, image_size=size, args=args)
     lines: list[str] = []
     model.summary(line_length=110, print_fn=lines.append)
     summary = "\n".join(lines)
     print(summary)
-    facts = _facts(model, args, size, batch_size, cost=cost)
+    facts = _facts(model, args, size, batch_size, cost=has_cost)
     table = _table([facts])
     print(f"{table}\nlicense: {facts['license']}")
     if out is not None:
@@ -48,17 +70,21 @@ def run_models(
 
 
 def _model_args(overrides: Sequence[str]) -> dict[str, Any]:
+    from cervseg_jax.yaml12 import parse_yaml
+
     args = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.startswith("model.args."):
-            raise ConfigError(f"--set {override}: here expected model.args.KEY=VALUE")
+            raise ConfigError(f"--set {override}: expected model.args.KEY=VALUE")
         args[key.removeprefix("model.args.")] = parse_yaml(text, source=f"--set {override}")
     return args
 
 
 def _list(size: tuple[int, int], batch_size: int, *, cost: bool) -> None:
-    """Prints the table of networks: one line each, or what each costs with its default arguments."""
+    """Prints the table of models: names and papers, or their cost with default arguments."""
+    from cervseg_jax.models import MODELS, build_model
+
     if not cost:
         for name, entry in MODELS.items():
             print(f"{name:<22}{entry.paper}")
@@ -71,8 +97,11 @@ def _list(size: tuple[int, int], batch_size: int, *, cost: bool) -> None:
 
 
 def _facts(
-    model: keras.Model, args: Mapping[str, Any], size: tuple[int, int], batch_size: int, *, cost: bool
+    model: "keras.Model", args: Mapping[str, Any], size: tuple[int, int], batch_size: int, *, cost: bool
 ) -> dict[str, Any]:
+    from cervseg_jax.models import MODELS, check_model_args
+    from cervseg_jax.models.layers.blocks import num_params
+
     facts = {
         "model": model.name,
         "args": dict(args),
@@ -82,17 +111,21 @@ def _facts(
         "license": _license(check_model_args(model.name, size, args)),
     }
     if cost:
+        from cervseg_jax.bench.cost import cost_config, measure_cost
+
         config = cost_config(model.name, args, size, batch_size=batch_size)
         facts |= {"batch_size": batch_size, "cost": measure_cost(config).to_json()}
     return facts
 
 
 def _license(bound: Mapping[str, Any]) -> str:
+    from cervseg_jax.models.encoders import ENCODERS
+
     own = "this implementation: Apache-2.0, written from the paper"
     encoder = bound.get("encoder")
     if encoder is None:
         return own
-    return f"{own}; ImageNet weights of {encoder}, where they are used: {ENCODERS[encoder].license}"
+    return f"{own}; ImageNet weights of {encoder}, if used: {ENCODERS[encoder].license}"
 
 
 def _row(facts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -111,16 +144,19 @@ def _row(facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table in Markdown."""
+    """Formats a Markdown table."""
     return "\n".join([*_lines(COLUMNS), *(_lines(_row(facts))[0] for facts in rows)]) + "\n"
 
 
 def _lines(cells: Sequence[str]) -> list[str]:
-    """Returns a row of a Markdown table and the line that makes it a heading."""
+    """Formats a row of a Markdown table, and the separator that makes it the header."""
     return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
 
 
-def _draw(path: Path, model: keras.Model, size: tuple[int, int]) -> None:
+def _draw(path: Path, model: "keras.Model", size: tuple[int, int]) -> None:
+    from cervseg_jax.models.graph import stages_of
+    from cervseg_jax.plots import Box, draw_stages
+
     boxes = [
         Box(
             label=f"{stage.channels}" + (f"\n×{stage.num_layers}" if stage.num_layers else ""),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 
-from cervseg_jax.annotations.labelme import labelme_document
+from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document
 from cervseg_jax.annotations.outlines import draw_instances, rasterize
 
 
@@ -86,7 +86,7 @@ def test_later_polygons_lie_on_top():
 
 
 def test_document_is_what_labelme_writes():
-    document = json.loads(labelme_document([[circle(5)]], image_path="../images/a.png", shape=(64, 48)))
+    document = json.loads(labelme_document([LabeledOutline([circle(5)])], image_path="../images/a.png", shape=(64, 48)))
     assert (document["imageHeight"], document["imageWidth"]) == (64, 48)
     assert document["imagePath"] == "../images/a.png"
     assert document["imageData"] is None

@@ -1,0 +1,38 @@
+"""`cervseg-jax audit`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cervseg_jax.cli.options import DatasetArgument, Quiet
+from cervseg_jax.errors import FindingsError
+
+EXAMPLE = "cervseg-jax audit data/clustered"
+
+
+def audit(
+    dataset: DatasetArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file for the findings. Default: DATASET/audit.json.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check a dataset for errors and leakage.
+
+    Finds unpaired and damaged files, wrong masks, duplicates and near-duplicates across splits. Exits with 1 on a
+    finding.
+    """
+    from cervseg_jax.console import Reporter, short_path
+    from cervseg_jax.curation.audit import audit as audit_dataset
+    from cervseg_jax.files import write_json
+
+    reporter = Reporter(quiet=quiet)
+    report = audit_dataset(dataset.absolute(), progress=reporter.progress)
+    target = out or dataset / "audit.json"
+    write_json(target, report.to_json())
+    for line in report.lines():
+        print(line)
+    reporter.info(f"written to {short_path(target)}")
+    if report.findings:
+        raise FindingsError(f"{len(report.findings)} findings in {dataset}")

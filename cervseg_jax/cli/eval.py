@@ -1,0 +1,144 @@
+"""`cervseg-jax eval`."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from cervseg_jax.cli.options import Ensemble, OtherData, Overrides, Quiet, RunArgument, Split, Tiled, tiled_setting
+
+EXAMPLE = "cervseg-jax eval runs/quickstart --split test"
+
+SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
+SHOWN_NUCLEUS_SCORES = (
+    "aji",
+    "aji_plus",
+    "pq",
+    "sq",
+    "rq",
+    "f1_70",
+    "detection_f1",
+    "split_rate",
+    "merge_rate",
+    "pq_touching",
+    "f1_50_touching",
+    "merge_rate_touching",
+    "hd95_px",
+    "assd_px",
+)
+"""Scores shown on the screen; summary.json has all of them."""
+
+
+def evaluate(
+    run: RunArgument,
+    split: Split = "test",
+    data: OtherData = None,
+    tiled: Tiled = None,
+    ensemble: Ensemble = None,
+    allow_trained: Annotated[
+        bool, typer.Option("--allow-trained", help="Score images although the run was trained on them.")
+    ] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score the best weights of a run.
+
+    Predicts as `infer` does and writes RUN/eval/<split>.
+    """
+    from cervseg_jax.console import Reporter
+    from cervseg_jax.evaluation.score import score_run
+    from cervseg_jax.runs.bucket import local_copies
+    from cervseg_jax.runs.folder import load_run_config, member_runs
+
+    reporter = Reporter(quiet=quiet)
+    summaries = []
+    with local_copies([run, *(ensemble or [])]) as (own, *others):
+        for member in member_runs(own.folder):
+            summary, folder = score_run(
+                member,
+                load_run_config(member, tiled_setting(tiled) + (overrides or [])),
+                split=split,
+                data=data,
+                others=[other.folder for other in others],
+                allow_trained=allow_trained,
+                reporter=reporter,
+            )
+            for line in _summary_lines(summary):
+                reporter.info(line)
+            reporter.info(f"written to {own.display_path(folder)}")
+            summaries.append(summary)
+    for line in _seed_lines(summaries) if len(summaries) > 1 else ():
+        reporter.info(line)
+
+
+def _seed_lines(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [f"\n{len(summaries)} seeds, mean and standard deviation:"]
+    for name in SHOWN_PIXEL_SCORES:
+        lines.append(_over_seeds(name, [summary[f"{name}_mean"] for summary in summaries]))
+    if all("nuclei" in summary for summary in summaries):
+        for name in SHOWN_NUCLEUS_SCORES:
+            lines.append(_over_seeds(name, [summary["nuclei"][name]["mean"] for summary in summaries]))
+    return lines
+
+
+def _over_seeds(name: str, values: Sequence[float]) -> str:
+    return f"{name:<22}{statistics.mean(values):8.4f} ± {statistics.stdev(values):.4f}"
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    """Formats the main scores of a split."""
+    intervals = summary["intervals"]
+    lines = [
+        f"{summary['split']}: {summary['num_images']} images of {summary['num_sources']} sources; weights of epoch "
+        f"{summary['epoch']}, threshold {summary['threshold']}"
+    ]
+    if "loss" in summary:
+        lines.append(f"loss {summary['loss']:.4f}, dice_coef {summary['dice_coef']:.4f} (pooled over batches)")
+    lines.append(f"{'':<24}over images, 95 % interval       pooled, 95 % interval")
+    for name in SHOWN_PIXEL_SCORES:
+        mean, pooled = f"{name}_mean", f"{name}_pooled"
+        lines.append(
+            f"{name:<22}{_scored(summary[mean], intervals[mean])}   {_scored(summary[pooled], intervals[pooled])}"
+        )
+    for name, count in summary["undefined"].items():
+        lines.append(f"{name}: {count} of {summary['num_images']} images have no value and are left out")
+    lines.append(f"{'calibration_error':<47}{_scored(summary['calibration_error'], intervals['calibration_error'])}")
+    tuned = summary["tuned"]
+    if tuned is not None:
+        lines.append(
+            f"threshold {tuned['threshold']:.2f}, best on {tuned['num_images']} validation images: Dice"
+            f"{_scored(tuned['dice_mean'], [tuned['low'], tuned['high']])}"
+        )
+    for row in summary["subsets"]:
+        dice, pq = row["dice"], row.get("pq")
+        lines.append(
+            f"{row['kind']} {row['value']}: {row['num_images']} images, Dice"
+            f"{_scored(dice['mean'], [dice['low'], dice['high']])}"
+            + ("" if pq is None else f", PQ{_scored(pq['mean'], [pq['low'], pq['high']])}")
+        )
+    if "nuclei" in summary:
+        lines += _nucleus_lines(summary["nuclei"])
+    names = {"doubt_against_dice": "Dice", "doubt_against_pq": "PQ"}
+    known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
+    shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
+    if known:
+        lines.append(f"rank correlation of the uncertainty: {shown} (negative: uncertain images have lower scores)")
+    return lines
+
+
+def _nucleus_lines(nuclei: dict[str, Any]) -> list[str]:
+    lines = [
+        f"\n{nuclei['num_true']} true nuclei, {nuclei['num_predicted']} predicted; "
+        "means over images with 95 % intervals, and pooled:"
+    ]
+    for name in SHOWN_NUCLEUS_SCORES:
+        score = nuclei[name]
+        pooled = f"{score['pooled']:10.4f}" if "pooled" in score else ""
+        lines.append(f"{name:<22}{_scored(score['mean'], [score['low'], score['high']])}{pooled}")
+    return lines
+
+
+def _scored(value: float, interval: Sequence[float]) -> str:
+    return f"{value:8.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"

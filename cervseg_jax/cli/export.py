@@ -1,0 +1,41 @@
+"""`cervseg-jax export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cervseg_jax.cli.options import Quiet, RunArgument
+
+EXAMPLE = "cervseg-jax export runs/quickstart"
+
+
+def export(
+    run: RunArgument,
+    format_name: Annotated[
+        str, typer.Option("--format", help="stablehlo (runs without this package) or keras (a .keras file).")
+    ] = "stablehlo",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the files. Default: RUN/export/FORMAT.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Export a trained network.
+
+    The exported file is loaded again and its predictions are compared with the run's.
+    """
+    from cervseg_jax.console import Reporter
+    from cervseg_jax.runs.bucket import local_copy
+    from cervseg_jax.runs.weights import load_network
+    from cervseg_jax.segmentation.export import export_network
+
+    with local_copy(run) as local_run:
+        network = load_network(local_run.folder / "best")
+        folder = (out or local_run.folder / "export" / format_name).absolute()
+        facts = export_network(network, folder, format_name)
+    height, width = network.contract.image_size
+    sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
+    Reporter(quiet=quiet).info(
+        f"{local_run.display_path(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; loaded again, "
+        f"largest difference in probability {facts['max_difference']:.1g}; contract.json and example.py beside it"
+    )

@@ -1,0 +1,93 @@
+"""`cervseg-jax infer`."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cervseg_jax.cli.options import (
+    Ensemble,
+    Overrides,
+    Quiet,
+    RunArgument,
+    Tiled,
+    complete_output,
+    positive,
+    tiled_setting,
+)
+from cervseg_jax.errors import ConfigError, FindingsError
+
+EXAMPLE = "cervseg-jax infer runs/quickstart --images slides --out masks"
+
+RENAMED_OUTPUTS = {"colour": "color"}
+"""Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
+
+
+def infer(
+    run: RunArgument,
+    images: Annotated[list[Path], typer.Option(metavar="PATH", help="An image or a folder of images (repeatable).")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")],
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Outputs to write (repeatable, or separated by commas): masks, overlays, instances, nuclei, "
+            "probabilities, color, geojson, coco, labelme, rois, or all. Default: the first four.",
+            autocompletion=complete_output,
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(callback=positive, help="Micrometers per pixel; adds measurements in micrometers to the tables."),
+    ] = None,
+    tiled: Tiled = None,
+    ensemble: Ensemble = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier call.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted call; finished images are kept.")
+    ] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Segment images with a trained run.
+
+    Writes masks, single nuclei, measurements and exports for QuPath, ImageJ and other programs.
+    """
+    if overwrite and resume:
+        raise ConfigError("--overwrite and --resume exclude each other")
+    from cervseg_jax.console import Reporter, short_path
+    from cervseg_jax.runs.bucket import local_copies
+    from cervseg_jax.runs.folder import load_run_config
+    from cervseg_jax.segmentation.folder import infer_files
+    from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
+
+    reporter = Reporter(quiet=quiet)
+    names = _output_names(output or [])
+    outputs = tuple(OUTPUTS) if "all" in names else names or DEFAULT_OUTPUTS
+    with local_copies([run, *(ensemble or [])]) as (own, *others):
+        num_done, num_failed = infer_files(
+            own.folder,
+            load_run_config(own.folder, tiled_setting(tiled) + (overrides or [])),
+            images,
+            out,
+            others=[other.folder for other in others],
+            outputs=outputs,
+            mpp=mpp,
+            overwrite=overwrite,
+            resume=resume,
+            reporter=reporter,
+        )
+    reporter.info(f"{num_done} images done: {', '.join(outputs)} and images.csv in {short_path(out)}")
+    if num_failed:
+        failed_csv = short_path(out / "failed.csv")
+        raise FindingsError(f"{num_failed} of {num_done + num_failed} files could not be read; see {failed_csv}")
+
+
+def _output_names(given: list[str]) -> tuple[str, ...]:
+    """Splits comma-separated values and translates old names."""
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    for old, new in RENAMED_OUTPUTS.items():
+        if old in names:
+            logging.getLogger("cervseg_jax").warning("--output %s is now --output %s", old, new)
+            names = [new if name == old else name for name in names]
+    return tuple(dict.fromkeys(names))

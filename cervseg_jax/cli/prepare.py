@@ -1,0 +1,228 @@
+"""`cervseg-jax prepare`."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, OnBadFile, Padding
+from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, Quiet, fraction
+from cervseg_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cervseg_jax.choices import Outlines
+    from cervseg_jax.console import Reporter
+    from cervseg_jax.curation.recipe import Recipe
+
+EXAMPLE = "cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512"
+
+MAX_NOTES = 20
+"""Notes on annotations that are printed; the others are counted."""
+
+OutlinesName = Literal["exact", "pixel_centers", "drawn", "traced"]
+Bits = Literal["auto", "8", "10", "12", "14", "16"]
+Style = Literal["sound", "reference"]
+
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder of images with LabelMe, COCO or GeoJSON files, masks or instance labels; or CNSeg.",
+    ),
+]
+OutOption = Annotated[Path, typer.Option(metavar="DATASET", help="A new folder for the dataset.")]
+PaddingOption = Annotated[Padding, typer.Option(help="Pad images to a square before resizing.")]
+SizeOption = Annotated[
+    tuple[int, int] | None,
+    typer.Option(min=8, max=MAX_SIDE_PX, metavar="HEIGHT WIDTH", help="Resize images to this size in pixels."),
+]
+TileOption = Annotated[
+    tuple[int, int] | None,
+    typer.Option(min=8, max=MAX_SIDE_PX, metavar="HEIGHT WIDTH", help="Cut images into tiles of this size."),
+]
+AnnotationsOption = Annotated[
+    AnnotationKind | None, typer.Option(help="Which annotations to use if SOURCE has several kinds of them.")
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Use only nuclei of this class and of classes derived from it (repeatable)."),
+]
+CrowdOption = Annotated[Crowd, typer.Option(help="COCO crowds: leave them out, or keep each as one nucleus.")]
+OutlinesOption = Annotated[
+    OutlinesName,
+    typer.Option(
+        help="exact: coordinates are points of an outline. pixel_centers: coordinates are border pixels, as written by "
+        "cv2.findContours."
+    ),
+]
+MaskRuleOption = Annotated[
+    MaskRule,
+    typer.Option(
+        help="Which values of a mask with more than two levels are nucleus: the upper half, all but 0, or 1 only."
+    ),
+]
+BitDepthOption = Annotated[
+    Bits, typer.Option(help="Bits of the values in 16-bit images; auto: the most that any image of SOURCE uses.")
+]
+ValidShare = Annotated[
+    float, typer.Option(min=0.0, max=0.9, callback=fraction, help="Share of the sources for validation.")
+]
+TestShare = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.9, callback=fraction, help="Share of the sources for testing, if SOURCE has no test set."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed of the split.")]
+GroupPattern = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Regular expression on file stems; its first group names the source."),
+]
+GroupsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="CSV", help="CSV file with the columns stem and group, such as the patient or slide."),
+]
+NumFolds = Annotated[int, typer.Option(min=0, max=1000, help="Number of folds for cross-validation; 0: no folds.")]
+FoldIndex = Annotated[int, typer.Option(min=0, max=999, help="Index of the fold used for validation.")]
+NumVariants = Annotated[int, typer.Option(min=0, max=99, help="Number of augmented copies of each training image.")]
+OnBadFileOption = Annotated[OnBadFile, typer.Option(help="On an unreadable file or annotation: fail, or skip it.")]
+StyleOption = Annotated[
+    Style,
+    typer.Option(
+        help="reference: the dataset of the reference implementation, with 20 variants per image, split "
+        "afterwards, so that the splits share sources."
+    ),
+]
+
+
+def prepare(
+    source: SourceArgument,
+    out: OutOption,
+    padding: PaddingOption = "none",
+    size: SizeOption = None,
+    tile: TileOption = None,
+    annotations: AnnotationsOption = None,
+    label: LabelOption = None,
+    crowd: CrowdOption = "drop",
+    outlines: OutlinesOption = "exact",
+    mask_rule: MaskRuleOption = "half_range",
+    bit_depth: BitDepthOption = "auto",
+    valid: ValidShare = 0.15,
+    test: TestShare = 0.15,
+    seed: SeedOption = 0,
+    group_pattern: GroupPattern = None,
+    groups: GroupsFile = None,
+    folds: NumFolds = 0,
+    fold: FoldIndex = 0,
+    variants: NumVariants = 0,
+    on_bad_file: OnBadFileOption = "fail",
+    style: StyleOption = "sound",
+    quiet: Quiet = False,
+) -> None:
+    """Turn annotated images into a dataset.
+
+    The dataset is split by source and has masks and, if the annotations allow it, instance labels.
+    """
+    if folds == 1 or (folds and fold >= folds):
+        raise ConfigError(f"--fold: needs at least 2 --folds, and must be less than --folds, got {fold} of {folds}")
+    if not folds and fold:
+        raise ConfigError(f"--fold: needs --folds, got {fold}")
+    from cervseg_jax.console import Reporter
+
+    reporter = Reporter(quiet=quiet)
+    if style == "reference":
+        _prepare_reference(source, out, seed=seed, reporter=reporter)
+        return
+    from cervseg_jax.curation.geometry import Geometry
+    from cervseg_jax.curation.recipe import Recipe
+
+    recipe = Recipe(
+        geometry=Geometry(padding, size, tile),
+        annotations=annotations,
+        labels=tuple(label or ()),
+        crowd=crowd,
+        outlines=_current_outlines(outlines),
+        mask_rule=mask_rule,
+        bit_depth="auto" if bit_depth == "auto" else int(bit_depth),  # pyright: ignore[reportArgumentType]
+        valid=valid,
+        test=test,
+        seed=seed,
+        group_pattern=group_pattern,
+        groups_csv=groups,
+        folds=folds,
+        fold=fold,
+        variants=variants,
+        on_bad_file=on_bad_file,
+    )
+    _prepare(source, out, recipe, reporter=reporter)
+
+
+def _current_outlines(name: OutlinesName) -> "Outlines":
+    """Returns the current name of a value of `--outlines`, with a notice where it had another one."""
+    if name == "exact" or name == "pixel_centers":
+        return name
+    logging.getLogger("cervseg_jax").warning("--outlines %s is now called %s", name, RENAMED_OUTLINES[name])
+    return RENAMED_OUTLINES[name]
+
+
+def _prepare_reference(source: Path, out: Path, *, seed: int, reporter: "Reporter") -> None:
+    """Makes the dataset of the reference implementation."""
+    from cervseg_jax.curation.collect import collect
+    from cervseg_jax.curation.reference_dataset import build_reference_dataset
+
+    with reporter.progress("20 variants each", len(collect(source).images)) as advance:
+        counts = build_reference_dataset(source, out.absolute(), seed=seed, on_progress=advance)
+    reporter.info(", ".join(f"{split}: {count} images" for split, count in counts.items()))
+    reporter.warn("this dataset follows the reference: splits share sources; see `cervseg-jax audit`")
+
+
+def _prepare(source: Path, out: Path, recipe: "Recipe", *, reporter: "Reporter") -> None:
+    """Makes a dataset and reports what it contains."""
+    from cervseg_jax.console import short_path
+    from cervseg_jax.curation.prepare import count_nuclei, group_problems
+    from cervseg_jax.curation.prepare import prepare as prepare_dataset
+    from cervseg_jax.curation.statistics import write_statistics
+
+    made = prepare_dataset(
+        source,
+        out,
+        recipe,
+        progress=reporter.progress,
+        is_resumed=lambda: reporter.info(f"{out}: continuing an interrupted call"),
+        summarize=lambda: write_statistics(out.absolute(), out.absolute(), progress=reporter.progress),
+    )
+    for remark in made.remarks:
+        reporter.info(remark)
+    for problem in group_problems(made.problems):
+        reporter.warn(problem)
+    if made.problems:
+        reporter.warn(f"{len(made.problems)} files or entries are left out")
+    for note in made.notes[:MAX_NOTES]:
+        reporter.warn(note)
+    if len(made.notes) > MAX_NOTES:
+        reporter.warn(f"{len(made.notes) - MAX_NOTES} more notes like these")
+    for split in ("train", "valid", "test"):
+        records = [record for record in made.records if record.split == split]
+        if records:
+            groups = len({record.group for record in records})
+            reporter.info(f"{split}: {len(records)} images of {groups} sources, {count_nuclei(records)}")
+    has_instances = any(record.num_nuclei >= 0 for record in made.records)
+    if made.records and not has_instances:
+        reporter.warn("masks do not separate touching nuclei; the dataset has no instance labels")
+    reporter.info(f"written to {short_path(out)}; overview: {short_path(out / 'overview.html')}")
+    reporter.info(f"next: {suggested_training(short_path(out), recipe, has_instances=has_instances)}")
+
+
+def suggested_training(dataset: str, recipe: "Recipe", *, has_instances: bool) -> str:
+    """Returns a training command that fits a prepared dataset.
+
+    Args:
+      dataset: the folder, as the user would write it.
+      recipe: how it was prepared.
+      has_instances: whether it has instance labels.
+    """
+    if not has_instances:
+        return f"cervseg-jax train clustered_small --set data.root={dataset} --set data.split=null"
+    name = "tiled" if recipe.geometry.tile else "nuclei_small"
+    return f"cervseg-jax train {name} --set data.root={dataset}"

@@ -1,0 +1,67 @@
+"""`cervseg-jax train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cervseg_jax.cli.options import ConfigArgument, Overrides, Quiet, host_and_port
+from cervseg_jax.errors import ConfigError
+
+EXAMPLE = "cervseg-jax train quickstart --set train.epochs=5"
+
+
+def train(
+    config: ConfigArgument,
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the config>.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="If the run folder exists, start a new run in a numbered folder beside it.")
+    ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Number of runs with successive seeds, in RUN/seed_0, RUN/seed_1 ..."),
+    ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Continue a run although its config or data have changed.")
+    ] = False,
+    distributed: Annotated[
+        bool,
+        typer.Option("--distributed", help="Train with one process per host, as started by Cloud TPU, Slurm or MPI."),
+    ] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            callback=host_and_port,
+            help="Address of process 0, for launchers that JAX does not detect.",
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="Number of processes; with --coordinator.")
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Index of this process; with --coordinator.")
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network, or continue its training.
+
+    After an interruption, the same command continues where the run stopped.
+    """
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise ConfigError(f"--process-id: must be less than --num-processes ({num_processes}), got {process_id}")
+    from cervseg_jax.console import Reporter
+    from cervseg_jax.runtime.processes import ProcessSpec
+    from cervseg_jax.training.run import TrainRequest, train_runs
+
+    request = TrainRequest(
+        config,
+        run_dir,
+        tuple(overrides or ()),
+        processes=ProcessSpec(coordinator, num_processes, process_id, distributed),
+        num_seeds=seeds,
+        fresh=fresh,
+        allow_changes=allow_changes,
+    )
+    train_runs(request, reporter=Reporter(quiet=quiet))

@@ -1,0 +1,79 @@
+"""Outlines of clustered nuclei for synthetic images."""
+
+import numpy as np
+
+from cervseg_jax.annotations.outlines import enclosed_area, rasterize
+
+NUM_CORNERS = 64
+"""Corners of a nucleus' outline."""
+
+MAX_HIDDEN = 0.4
+"""Largest share of a nucleus that may be covered by nuclei on top of it."""
+
+
+def make_outline(
+    center: np.ndarray, radius: float, elongation: float, angle: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns an ellipse with a few low-frequency dents, as corners [n, 2]."""
+    theta = np.linspace(0, 2 * np.pi, NUM_CORNERS, endpoint=False)
+    order = np.arange(2, 6)
+    amplitude = rng.normal(0, 0.075, 4) / (order - 1)
+    phase = rng.uniform(0, 2 * np.pi, 4)
+    wobble = 1 + (amplitude[:, None] * np.cos(order[:, None] * theta + phase[:, None])).sum(axis=0)
+    axes = radius * np.array([np.sqrt(elongation), 1 / np.sqrt(elongation)])
+    local = wobble[:, None] * np.stack([np.cos(theta), np.sin(theta)], axis=1) * axes
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return center + local @ turn
+
+
+def place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
+    """Grows clusters nucleus by nucleus: each one touches, overlaps or nearly touches an earlier one."""
+    height, width = shape
+    base_radius = float(np.exp(rng.uniform(np.log(0.028), np.log(0.1)))) * min(shape)
+    num_clusters = int(rng.integers(1, 4))
+    max_cells = 0.30 * height * width / (np.pi * base_radius**2)
+    per_cluster = max(3, int(min(60, max_cells * rng.uniform(0.35, 0.9)) / num_clusters))
+    crowding = rng.uniform(0.72, 1.12)
+    main_angle = rng.uniform(0, np.pi)
+    labels = np.zeros(shape, np.int32)
+    outlines: list[np.ndarray] = []
+
+    for _ in range(num_clusters):
+        centers = [rng.uniform(0.22, 0.78, 2) * (width, height)]
+        radii: list[float] = []
+        for _attempt in range(3 * per_cluster):
+            radius = base_radius * float(np.exp(rng.normal(0, 0.2)))
+            if radii:
+                parent = int(rng.integers(len(radii)))
+                direction = rng.uniform(0, 2 * np.pi)
+                distance = (radius + radii[parent]) * crowding * rng.uniform(0.9, 1.25)
+                center = centers[parent] + distance * np.array([np.cos(direction), np.sin(direction)])
+            else:
+                center = centers[0]
+            angle = main_angle + rng.normal(0, 0.6)
+            outline = make_outline(center, radius, rng.uniform(1.0, 1.9), angle, rng)
+            if not _fits(outline, labels, outlines):
+                continue
+            top, left, inside = rasterize([outline], shape=shape)
+            outlines.append(outline)
+            labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = len(outlines)
+            centers = [*centers, center] if radii else [center]
+            radii.append(radius)
+            if len(radii) >= per_cluster:
+                break
+    return outlines
+
+
+def _fits(outline: np.ndarray, labels: np.ndarray, outlines: list[np.ndarray]) -> bool:
+    """Whether a nucleus lies mostly inside the image and hides little of any other one."""
+    top, left, inside = rasterize([outline], shape=labels.shape)
+    if inside.sum() < 0.6 * enclosed_area([outline]):
+        return False
+    covered = labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside]
+    hidden_labels, pixels = np.unique(covered[covered > 0], return_counts=True)
+    if pixels.sum() > MAX_HIDDEN * inside.sum():
+        return False
+    return all(
+        (labels == label).sum() - hidden > (1 - MAX_HIDDEN) * enclosed_area([outlines[label - 1]])
+        for label, hidden in zip(hidden_labels, pixels, strict=True)
+    )
