@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from cervseg_jax.models.build import (
     build_abstract,
     build_model,
