@@ -52,7 +52,7 @@ class StopVote:
     """
 
     def __init__(self, stop: StopRequest, is_time_to_save: Callable[[], bool], mesh: Mesh) -> None:
-        """Creates a vote.
+        """Creates a vote. Collective: call it on every process.
 
         Args:
           stop: whether this process was asked to stop.
@@ -63,6 +63,9 @@ class StopVote:
         self._is_time_to_save = is_time_to_save
         self._reduce = make_all_reduce_max(mesh) if jax.process_count() > 1 else None
         self._result: jax.Array | None = None
+        if self._reduce is not None:
+            # Connects the devices now: later, a process that waits for its first images could be too late.
+            jax.block_until_ready(self._reduce(Vote.NOTHING))
 
     @property
     def local_vote(self) -> Vote:

@@ -24,7 +24,7 @@ from cervseg_jax.runs.history import write_history
 from cervseg_jax.runs.log import EventLog
 from cervseg_jax.runs.progress import Phase, Progress, finite
 from cervseg_jax.runs.weights import load_arrays
-from cervseg_jax.runtime.distributed import is_primary
+from cervseg_jax.runtime.distributed import is_primary, sync_errors
 from cervseg_jax.runtime.signals import StopRequest, StopVote
 from cervseg_jax.schema import Config
 from cervseg_jax.training.epochs import EpochLoop, end_reason
@@ -79,7 +79,8 @@ def train(
         state, progress = _restore(experiment, checkpoints, reporter=reporter, log=log)
         reason = end_reason(config, progress)
         if reason is None:
-            steps = _compile(experiment, reporter=reporter, log=log)
+            with sync_errors():  # compilation takes longer on some hosts, and may fail on one
+                steps = _compile(experiment, reporter=reporter, log=log)
             with ExitStack() as stack:
                 # Around all steps: dispatch is asynchronous, errors surface when results are read.
                 stack.enter_context(out_of_memory_advice(config, steps.cost))

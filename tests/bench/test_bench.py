@@ -85,10 +85,10 @@ def test_keras_trains_the_same_network(tiny_config, monkeypatch):
     monkeypatch.setattr(baselines, "configured_model", lambda config: models.append(original(config)) or models[0])
     baseline = baselines.prepare_keras(config)
     baseline.forward()
-    before = [np.array(value) for value in models[0].get_weights()]
+    before = [np.array(variable.value) for variable in models[0].trainable_variables]
     baseline.step()
-    moved = [np.abs(value - old).max() for value, old in zip(models[0].get_weights(), before, strict=True)]
-    assert max(moved) > 1e-4
+    after = [np.asarray(variable.value) for variable in models[0].trainable_variables]
+    assert max(np.abs(new - old).max() for new, old in zip(after, before, strict=True)) > 1e-4
     assert baseline.num_batches == 3
     batch = random_batch(config)
     assert np.asarray(batch.image).shape == (config.train.batch_size, *config.model.image_size, 3)
