@@ -3,9 +3,12 @@
 import hashlib
 import io
 import itertools
+import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cervseg_jax.errors import CervsegError, InterruptedRunError
@@ -19,9 +22,10 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     _keep_compiled_programs()
     try:
-        from cervseg_jax.cli.app import app
+        with _shown_notices():
+            from cervseg_jax.cli.app import app
 
-        app(prog_name="cervseg-jax")
+            app(prog_name="cervseg-jax")
     except CervsegError as error:
         if debug:
             raise
@@ -41,6 +45,27 @@ def main() -> None:
         if debug:
             raise
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+
+
+@contextmanager
+def _shown_notices() -> Iterator[None]:
+    """Prints the package's log warnings, such as renamed config keys, to stderr; each once."""
+    shown: set[str] = set()
+    handler = logging.Handler(logging.WARNING)
+
+    def emit(record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in shown:
+            shown.add(message)
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    handler.emit = emit
+    logger = logging.getLogger("cervseg_jax")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _keep_compiled_programs() -> None:

@@ -61,19 +61,20 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network; the same command continues a run that was stopped."""
-    from cervseg_jax.cli.train_command import run_train
+    from cervseg_jax.console import Reporter
     from cervseg_jax.runtime.processes import ProcessSpec
+    from cervseg_jax.training.run import TrainRequest, train_runs
 
-    run_train(
+    request = TrainRequest(
         config,
         run_dir,
-        overrides or [],
+        tuple(overrides or []),
         processes=ProcessSpec(coordinator, num_processes, process_id, distributed),
         num_seeds=seeds,
         fresh=fresh,
         allow_changes=allow_changes,
-        quiet=quiet,
     )
+    train_runs(request, reporter=Reporter(quiet=quiet))
 
 
 @app.command(name="eval", epilog="Example: cervseg-jax eval runs/quickstart --split test")

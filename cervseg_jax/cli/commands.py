@@ -22,25 +22,24 @@ def run_infer(
     quiet: bool,
 ) -> None:
     """Makes masks, nuclei and measurements."""
-    from cervseg_jax.runs.folder import load_run_config
-    from cervseg_jax.segmentation.folder import infer_files
+    from cervseg_jax.segmentation.folder import InferRequest, infer_files
     from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
 
     reporter = Reporter(quiet=quiet)
     chosen = tuple(OUTPUTS) if "all" in outputs else tuple(dict.fromkeys(outputs)) or DEFAULT_OUTPUTS
     with local_copies([run, *others]) as (own, *local_others):
-        done, failed = infer_files(
+        request = InferRequest(
             own.folder,
-            load_run_config(own.folder, overrides),
-            images,
+            tuple(images),
             out,
-            others=[other.folder for other in local_others],
+            overrides=tuple(overrides),
+            members=tuple(other.folder for other in local_others),
             outputs=chosen,
             mpp=mpp,
             overwrite=overwrite,
             resume=resume,
-            reporter=reporter,
         )
+        done, failed = infer_files(request, reporter=reporter)
     reporter.info(f"{done} images done: {', '.join(chosen)} and images.csv in {short_path(out)}")
     if failed:
         raise FindingsError(

@@ -40,23 +40,22 @@ def run_eval(
     quiet: bool,
 ) -> None:
     """Scores a run."""
-    from cervseg_jax.evaluation.score import score_run
-    from cervseg_jax.runs.folder import load_run_config, member_runs
+    from cervseg_jax.evaluation.score import ScoreRequest, score_run
+    from cervseg_jax.runs.folder import member_runs
 
     reporter = Reporter(quiet=quiet)
     summaries = []
     with local_copies([run, *others]) as (own, *local_others):
         for member in member_runs(own.folder):
-            config = load_run_config(member, overrides)
-            summary, folder = score_run(
+            request = ScoreRequest(
                 member,
-                config,
-                split=split,
-                data=data,
-                others=[other.folder for other in local_others],
+                split,
+                data,
+                overrides=tuple(overrides),
+                members=tuple(other.folder for other in local_others),
                 allow_trained=allow_trained,
-                reporter=reporter,
             )
+            summary, folder = score_run(request, reporter=reporter)
             for line in _lines(summary):
                 reporter.info(line)
             reporter.info(f"written to {own.display_path(folder)}")
@@ -156,7 +155,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     intervals = summary["intervals"]
     lines = [
         f"{summary['split']}: {summary['num_images']} images of {summary['num_sources']} sources; weights of epoch "
-        f"{summary['epoch']}, threshold {summary['threshold']}"
+        f"{summary['epoch']}, threshold {summary['threshold_rule'] if summary['threshold'] is None else summary['threshold']}"
     ]
     if "loss" in summary:
         lines.append(f"loss {summary['loss']:.4f}, dice_coef {summary['dice_coef']:.4f} (pooled over batches)")
@@ -173,7 +172,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     if tuned is not None:
         lines.append(
             f"threshold {tuned['threshold']:.2f}, the best of {tuned['num_images']} validation images: Dice"
-            f"{_scored(tuned['dice_mean'], [tuned['low'], tuned['high']])}"
+            f"{_scored(tuned['dice_mean'], [tuned['low'], tuned['high']])}   "
+            f"(--set infer.threshold={tuned['threshold']:.2f})"
         )
     for row in summary["subsets"]:
         dice, pq = row["dice"], row.get("pq")
@@ -184,11 +184,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     if "nuclei" in summary:
         lines += _nucleus_lines(summary["nuclei"])
-    names = {"doubt_against_dice": "Dice", "doubt_against_pq": "PQ"}
+    names = {"uncertainty_against_dice": "Dice", "uncertainty_against_pq": "PQ"}
     known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
     shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
     if known:
-        lines.append(f"rank correlation of the network's doubt: {shown} (negative: doubt finds errors)")
+        lines.append(f"rank correlation of uncertainty: {shown} (negative: uncertain images have lower scores)")
     return lines
 
 

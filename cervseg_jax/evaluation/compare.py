@@ -11,10 +11,10 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.evaluation.score import score_run
+from cervseg_jax.evaluation.score import ScoreRequest, score_run
 from cervseg_jax.files import read_text
 from cervseg_jax.metrics.bootstrap import Comparison, compare_paired
-from cervseg_jax.runs.folder import load_run_config, member_runs
+from cervseg_jax.runs.folder import member_runs
 
 COMPARED = ("dice", "iou", "soft_dice", "brier", "pq", "aji", "f1_50", "pq_touching")
 LEVEL = 0.05
@@ -55,8 +55,8 @@ def load_recipe(
     groups: dict[str, str] = {}
     members = member_runs(folder)
     for run in members:
-        config = load_run_config(run, overrides)
-        _, results = score_run(run, config, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
+        request = ScoreRequest(run, split, data, overrides=tuple(overrides), allow_trained=allow_trained)
+        results = score_run(request, reporter=reporter).folder
         nuclei = {row["stem"]: row for row in _rows(results / "nuclei_per_image.csv")}
         for row in _rows(results / "per_image.csv"):
             groups[row["image_sha256"]] = row["group"]

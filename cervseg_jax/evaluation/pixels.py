@@ -1,9 +1,10 @@
-"""Scores of masks and probabilities over a part of a dataset."""
+"""Scores of masks and probabilities over a split of a dataset."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from cervseg_jax.metrics.bootstrap import bootstrap_mean, bootstrap_sums
 from cervseg_jax.metrics.pixel import METRICS, Counts
@@ -19,31 +20,35 @@ from cervseg_jax.metrics.probability import (
     reliability,
     soft_dice,
 )
+from cervseg_jax.typing import typechecked
 
 
 class PixelScores(NamedTuple):
-    """What the images of a part showed, one row each."""
+    """Pixel scores of the images of a split, one row each."""
 
     counts: Counts
-    """At the threshold."""
+    """Confusion counts of the masks."""
     probabilities: ProbabilityCounts
 
 
-def score_pixels(probs: np.ndarray, mask: np.ndarray, *, threshold: float) -> PixelScores:
-    """Compares the probabilities of one image with its mask.
+@typechecked
+def score_pixels(
+    probs: Float[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"], *, predicted: Bool[np.ndarray, "h w"]
+) -> PixelScores:
+    """Compares the prediction for one image with its true mask.
 
     Args:
-      probs: in [0, 1], shape [h, w].
-      mask: 0 or 1, shape [h, w].
-      threshold: probability from which a pixel is predicted as nucleus.
+      probs: mask probabilities in [0, 1].
+      truth: 0 or 1.
+      predicted: the predicted mask.
 
     Returns:
       Scores of one image, fields of shape [1, ...].
     """
-    predicted, actual = probs >= threshold, mask > 0
+    actual = truth > 0
     cells = (predicted & actual, predicted & ~actual, ~predicted & actual, ~predicted & ~actual)
     counts = Counts(*(np.array([np.count_nonzero(cell)]) for cell in cells))
-    return PixelScores(counts, probability_counts(probs, mask))
+    return PixelScores(counts, probability_counts(probs, truth))
 
 
 def join_pixel_scores(parts: Sequence[PixelScores]) -> PixelScores:

@@ -10,9 +10,9 @@ from skimage.segmentation import watershed
 from cervseg_jax.data.targets import target_maps
 from cervseg_jax.metrics.instance import aji, count_instances
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation.watershed import clean, label_instances, numbered, watershed_labels
+from cervseg_jax.segmentation.watershed import clean, label_instances, relabel, watershed_labels
 
-RULES = PostprocessingConfig(min_area_px=20)
+PARAMS = PostprocessingConfig(min_area_px=20)
 
 
 def discs(shape, centers_and_radii):
@@ -24,6 +24,10 @@ def discs(shape, centers_and_radii):
 
 
 PAIR = discs((60, 90), [(30, 30, 16), (30, 57, 14)])
+
+
+def labelled(maps, heads, params=PARAMS):
+    return label_instances(maps, maps[..., 0] >= 0.5, heads, params)
 
 
 def maps_of(labels, *heads):
@@ -43,7 +47,7 @@ def maps_of(labels, *heads):
 
 @pytest.mark.parametrize("heads", [(), ("boundary",), ("distance",), ("boundary", "distance"), ("hover",)])
 def test_a_touching_pair_becomes_two(heads):
-    labels = label_instances(maps_of(PAIR, *heads), ("mask", *heads), RULES)
+    labels = labelled(maps_of(PAIR, *heads), ("mask", *heads))
     assert labels.max() == 2
     assert aji(count_instances(PAIR, labels))[0] > 0.97
 
@@ -52,12 +56,12 @@ def test_a_touching_pair_becomes_two(heads):
 def test_a_single_nucleus_stays_whole(heads):
     rows, columns = np.mgrid[:60, :90]
     ellipse = (np.hypot((rows - 30) / 12, (columns - 45) / 30) <= 1).astype(np.int32)
-    labels = label_instances(maps_of(ellipse, *heads), ("mask", *heads), RULES)
+    labels = labelled(maps_of(ellipse, *heads), ("mask", *heads))
     np.testing.assert_array_equal(labels, ellipse)
 
 
-def test_hills_equal_the_watershed_of_scikit_image(rng):
-    """The same tops, and but for pixels on passes the same areas."""
+def test_basins_equal_the_watershed_of_scikit_image(rng):
+    """The same peaks, and the same areas except for pixels on saddles."""
     for _ in range(20):
         elevation = gaussian_filter(rng.random((80, 100)), 5)
         elevation = ((elevation - elevation.min()) / np.ptp(elevation) + 0.2).astype(np.float32)
@@ -70,18 +74,18 @@ def test_hills_equal_the_watershed_of_scikit_image(rng):
         assert aji(count_instances(theirs, ours))[0] > 0.9
 
 
-def test_shallow_passes_join_and_deep_ones_part():
+def test_shallow_saddles_merge_and_deep_ones_separate():
     columns = np.arange(60)
     profile = np.maximum(1.0 - np.abs(columns - 15) / 20, 0.9 - np.abs(columns - 40) / 20).astype(np.float32)
     elevation = np.tile(profile, (5, 1))
     inside = elevation > 0.1
     saddle = elevation[0, 15:40].min()
-    depth = 1 - saddle / 0.9
+    depth = float(1 - saddle / 0.9)
     assert len(np.unique(watershed_labels(elevation, inside, min_saddle_depth=depth - 0.02)[inside])) == 2
     assert len(np.unique(watershed_labels(elevation, inside, min_saddle_depth=depth + 0.02)[inside])) == 1
 
 
-def test_plateaus_have_one_top():
+def test_plateaus_have_one_peak():
     elevation = np.ones((12, 14), np.float32)
     inside = np.zeros((12, 14), bool)
     inside[2:9, 1:5] = inside[2:4, 1:13] = inside[2:9, 10:13] = True  # a U
@@ -91,9 +95,7 @@ def test_plateaus_have_one_top():
 def test_every_pixel_of_the_mask_is_labelled_and_parts_stay_apart(rng):
     for _ in range(10):
         inside = gaussian_filter(rng.random((70, 70)), 3) > 0.51
-        labels = label_instances(
-            np.float32(inside)[..., None], ("mask",), PostprocessingConfig(min_area_px=0, max_hole_px=0)
-        )
+        labels = labelled(np.float32(inside)[..., None], ("mask",), PostprocessingConfig(min_area_px=0, max_hole_px=0))
         np.testing.assert_array_equal(labels > 0, inside)
         parts = connected_parts(inside, connectivity=2)
         for number in range(1, labels.max() + 1):
@@ -117,10 +119,10 @@ def test_small_parts_go_and_small_holes_are_filled():
 
 
 def test_nothing_gives_an_empty_map():
-    assert label_instances(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).shape == (8, 9)
-    assert label_instances(np.zeros((8, 9, 1), np.float32), ("mask",), RULES).max() == 0
+    assert labelled(np.zeros((8, 9, 1), np.float32), ("mask",)).shape == (8, 9)
+    assert labelled(np.zeros((8, 9, 1), np.float32), ("mask",)).max() == 0
 
 
 def test_numbers_follow_the_reading_order():
     labels = np.array([[0, 9, 0, 4], [7, 9, 0, 4]])
-    np.testing.assert_array_equal(numbered(labels), [[0, 1, 0, 2], [3, 1, 0, 2]])
+    np.testing.assert_array_equal(relabel(labels), [[0, 1, 0, 2], [3, 1, 0, 2]])

@@ -1,11 +1,14 @@
-"""The command that trains."""
+"""Training of a recipe from start to end: data, run folder, training, tuning."""
 
+import functools
 import os
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
@@ -14,41 +17,78 @@ from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import LocalRun, local_copy
+from cervseg_jax.runs.progress import Progress
 from cervseg_jax.runtime.processes import ProcessSpec
 from cervseg_jax.schema import Config
 
 
-def run_train(
-    config_path: Path,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    *,
-    processes: ProcessSpec,
-    num_seeds: int | None,
-    fresh: bool,
-    allow_changes: bool,
-    quiet: bool,
-) -> None:
-    """Trains as `config_path` says: once, or with several seeds one after the other."""
-    config = load_config(config_path, overrides)
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train, and where."""
+
+    config: Path
+    """A recipe."""
+    run_dir: Path | None = None
+    """Run folder; None: `runs/<name of the recipe>`."""
+    overrides: tuple[str, ...] = ()
+    """`section.key=value` items on the recipe."""
+    processes: ProcessSpec = ProcessSpec(None, None, None, False)
+    num_seeds: int | None = None
+    """Train so many runs, one after the other, in `seed_0`, `seed_1` ...; None: one run in the folder itself."""
+    fresh: bool = False
+    """Start a new run in a numbered folder beside an existing one."""
+    allow_changes: bool = False
+    """Continue a run although its config or data have changed."""
+
+
+class TrainedRun(NamedTuple):
+    """A finished training; usable as a path."""
+
+    folder: Path
+    """Run folder, or its address in a bucket."""
+    progress: Progress
+    """History, learning rate and best epoch."""
+    reason: str
+    """Why the training ended."""
+
+    def __fspath__(self) -> str:
+        """Returns the folder."""
+        return str(self.folder)
+
+
+def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]:
+    """Trains a recipe from the command line's or Python's view: data, run folder, training, tuning.
+
+    Args:
+      request: recipe and run folder.
+      reporter: for messages; used by the primary process only.
+
+    Returns:
+      The runs, one per seed.
+
+    Raises:
+      CervsegError: as `load_config`, `check_pairs`, `open_run_folder` and `train`.
+    """
+    config = load_config(request.config, request.overrides)
     from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_name
     from cervseg_jax.runtime.distributed import initialize_distributed, is_primary, require_equal, sync_errors
     from cervseg_jax.runtime.mesh import require_devices, train_mesh
 
-    initialize_distributed(processes)
-    reporter = Reporter(quiet=quiet, is_silent=not is_primary())
+    initialize_distributed(request.processes)
+    if not is_primary():
+        reporter = Reporter(is_silent=True)
     with sync_errors():
         require_devices(config.runtime)
         mesh = train_mesh(config)
     resolved = dump_config(config)
     require_equal("the config", resolved)
     with sync_errors():
-        home = choose_run_folder(config_path, run_dir, fresh=fresh)
+        home = choose_run_folder(request.config, request.run_dir, fresh=request.fresh)
     require_equal("the run folder", str(home))
     with ExitStack() as stack:
         with sync_errors():
             run = stack.enter_context(local_copy(home, is_primary=is_primary()))
-            if num_seeds and (run.folder / "config.yaml").exists():
+            if request.num_seeds and (run.folder / "config.yaml").exists():
                 raise ConfigError(f"{run.folder}: holds a single run; --seeds needs another --run-dir, or --fresh")
         reporter.info(_device_line())
         reporter.info(f"mesh: {dict(mesh.shape)}, precision: {config.runtime.precision}")
@@ -67,26 +107,29 @@ def run_train(
         config = config.model_copy(update={"data": config.data.model_copy(update={"bit_depth": depth})})
         facts = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(facts))
-        if num_seeds is None:
-            _train_one(config, run, pairs, allow_changes=allow_changes, reporter=reporter)
+        train_one = functools.partial(_train_one, allow_changes=request.allow_changes, reporter=reporter)
+        if request.num_seeds is None:
+            trained = [train_one(config, run, pairs)._replace(folder=home)]
         else:
-            losses = []
-            for seed in range(config.train.seed, config.train.seed + num_seeds):
-                own = load_config(config_path, [*overrides, f"train.seed={seed}", f"data.bit_depth={depth}"])
-                member = run.subrun(seed_name(seed))
-                losses.append(_train_one(own, member, pairs, allow_changes=allow_changes, reporter=reporter))
-            spread = f" ± {statistics.stdev(losses):.4f}" if num_seeds > 1 else ""
+            trained = []
+            for seed in range(config.train.seed, config.train.seed + request.num_seeds):
+                overrides = [*request.overrides, f"train.seed={seed}", f"data.bit_depth={depth}"]
+                own, name = load_config(request.config, overrides), seed_name(seed)
+                trained.append(train_one(own, run.subrun(name), pairs)._replace(folder=home / name))
+            losses = [member.progress.best.val_loss for member in trained]
+            spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
             mean = statistics.mean(losses)
-            reporter.info(f"{num_seeds} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
+            reporter.info(f"{len(losses)} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
         reporter.info(f"next: cervseg-jax eval {run.display_path(run.folder)}")
+    return trained
 
 
 def _train_one(
     config: Config, run: LocalRun, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
-) -> float:
-    """Trains in one run folder; returns the lowest validation loss."""
+) -> TrainedRun:
+    """Trains in one run folder, and tunes the post-processing of new best weights."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
-    from cervseg_jax.runs.weights import POSTPROCESSING_FILE
+    from cervseg_jax.runs.weights import OLD_POSTPROCESSING_FILE, POSTPROCESSING_FILE
     from cervseg_jax.runtime.distributed import is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
@@ -106,7 +149,7 @@ def _train_one(
         stop = stack.enter_context(stop_requests())
         result = train(config, run, files, reporter=reporter, stop=stop)
     # New best weights take the parameters of the old ones away.
-    is_tuned = (folder / "best" / POSTPROCESSING_FILE).is_file()
+    is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
     if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
         from cervseg_jax.segmentation.tuning import tune_run
 
@@ -114,7 +157,7 @@ def _train_one(
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {run.display_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
-    return best.val_loss
+    return TrainedRun(folder, result.progress, result.reason)
 
 
 def _draw_data(config: Config, reporter: Reporter) -> None:
