@@ -153,9 +153,10 @@ def _over_seeds(name: str, values: Sequence[float]) -> str:
 def _lines(summary: dict[str, Any]) -> list[str]:
     """Returns what is worth a look at once."""
     intervals = summary["intervals"]
+    is_fixed = summary["threshold_rule"] == "fixed"
     lines = [
         f"{summary['split']}: {summary['num_images']} images of {summary['num_sources']} sources; weights of epoch "
-        f"{summary['epoch']}, threshold {summary['threshold_rule'] if summary['threshold'] is None else summary['threshold']}"
+        f"{summary['epoch']}, threshold {summary['threshold' if is_fixed else 'threshold_rule']}"
     ]
     if "loss" in summary:
         lines.append(f"loss {summary['loss']:.4f}, dice_coef {summary['dice_coef']:.4f} (pooled over batches)")
