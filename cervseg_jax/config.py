@@ -66,11 +66,8 @@ def build_config(raw: dict[str, Any], overrides: Sequence[str], *, folder: Path,
     """
     _resolve_paths(raw, folder)
     drop_old_default_thresholds(raw)
-    renamed = rename_keys(raw)
-    for override in overrides:
-        renamed += _apply_override(raw, override)
-    if renamed:
-        _LOGGER.warning("%s: renamed keys: %s", source, ", ".join(f"{old} is now {new}" for old, new in renamed))
+    _notify(source, rename_keys(raw))
+    _notify("--set", [names for override in overrides for names in _apply_override(raw, override)])
     return _with_checked_components(_validate(raw, source=source))
 
 
@@ -98,6 +95,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _notify(source: str, renamed: Sequence[tuple[str, str]]) -> None:
+    """Logs a notice of renamed keys."""
+    if renamed:
+        _LOGGER.warning("%s: renamed keys: %s", source, ", ".join(f"{old} is now {new}" for old, new in renamed))
 
 
 def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:

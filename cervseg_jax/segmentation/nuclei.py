@@ -16,7 +16,7 @@ from cervseg_jax.label_maps import centroids
 from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.morphometry import Table, measure, nearest_distances
-from cervseg_jax.segmentation.watershed import label_instances, relabel
+from cervseg_jax.segmentation.watershed import connect_at_sides, label_instances, relabel
 from cervseg_jax.typing import typechecked
 
 BLOCK_PX = 2048
@@ -132,7 +132,8 @@ def _blocks(
             window = np.s_[top:bottom, left:right]
             context = label_instances(np.asarray(maps[window]), mask[window], heads, params)
             # Nuclei of earlier blocks keep their pixels: clusters longer than the margin may differ here.
-            candidates = np.where(labels[window] > 0, 0, context)
+            is_taken = labels[window] > 0
+            candidates = connect_at_sides(np.where(is_taken, 0, context)) if is_taken.any() else context
             centers = centroids(candidates) + (top, left)
             is_own = (centers >= start).all(axis=1) & (centers < end).all(axis=1)
             own = np.unique(candidates[candidates > 0])[is_own]

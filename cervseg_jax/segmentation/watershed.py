@@ -41,6 +41,7 @@ def label_instances(
         return np.zeros(inside.shape, np.int32)
     elevation = _elevation(maps, heads, inside, params)
     labels = watershed_labels(elevation, inside, min_saddle_depth=params.min_saddle_depth)
+    labels = connect_at_sides(labels)
     areas = np.bincount(labels.ravel())
     keep = areas >= params.min_area_px
     keep[0] = False
@@ -193,6 +194,63 @@ def _merged_basins(
         if levels[position] >= (1.0 - min_saddle_depth) * peak_elevations[lower]:
             parent[lower] = higher
     return np.array([root(index) for index in range(len(parent))], np.int64)
+
+
+@typechecked
+def connect_at_sides(labels: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
+    """Makes every nucleus one 4-connected piece, so that its outline is one polygon.
+
+    Of a nucleus whose pieces meet at corners alone, the largest piece keeps the label. Each other piece goes to the
+    nucleus that it has the longest common border with, or becomes background where it touches none.
+
+    Args:
+      labels: label map; nuclei may be 8-connected.
+
+    Returns:
+      Label map with the same labels.
+
+    Example:
+      >>> connect_at_sides(np.array([[1, 1, 0], [1, 1, 2], [0, 0, 1]], np.int32)).tolist()
+      [[1, 1, 0], [1, 1, 2], [0, 0, 2]]
+    """
+    pieces = _pieces(labels)
+    areas = np.bincount(pieces.ravel())
+    owners = np.zeros(len(areas), np.int32)
+    owners[pieces] = labels
+    # Pieces by label, and by area within a label; the last of each label is kept. Ties go to the first piece.
+    order = np.lexsort((-np.arange(len(areas)), areas, owners))
+    is_main = np.zeros(len(areas), bool)
+    is_main[order[np.append(owners[order][1:] != owners[order][:-1], True)]] = True
+    if is_main[1:].all():
+        return labels
+    touching = []
+    for step in STEPS[:2]:
+        here, there = neighbors(pieces, step)
+        differ = here != there
+        touching += [np.stack([here[differ], there[differ]]), np.stack([there[differ], here[differ]])]
+    stray, neighbor = np.concatenate(touching, axis=1)
+    chosen = ~is_main[stray] & (stray > 0) & is_main[neighbor] & (neighbor > 0)
+    pairs, lengths = np.unique(np.stack([stray[chosen], neighbor[chosen]]), axis=1, return_counts=True)
+    new_owners = np.where(is_main, owners, 0).astype(np.int32)
+    for index in np.argsort(lengths, kind="stable"):  # the longest border comes last
+        new_owners[pairs[0, index]] = owners[pairs[1, index]]
+    return new_owners[pieces]
+
+
+def _pieces(labels: np.ndarray) -> np.ndarray:
+    """Returns the 4-connected components of equal labels, int32 [h, w], numbered from 1; 0 is background.
+
+    Components are found on a grid of twice the size, with a cell between two pixels that is set if their labels are
+    equal.
+    """
+    height, width = labels.shape
+    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    grid[::2, ::2] = labels > 0
+    for step, cells in (((1, 0), grid[1::2, ::2]), ((0, 1), grid[::2, 1::2])):
+        here, there = neighbors(labels, step)
+        cells[...] = (here == there) & (here > 0)
+    _, components = cv2.connectedComponents(grid, connectivity=4)
+    return np.asarray(components[::2, ::2], np.int32)
 
 
 @typechecked

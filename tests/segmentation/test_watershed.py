@@ -7,10 +7,11 @@ from skimage.measure import label as connected_parts
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
+from cervseg_jax.annotations.polygons import polygons_of
 from cervseg_jax.data.targets import target_maps
 from cervseg_jax.metrics.instance import aji, count_instances
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation.watershed import clean, label_instances, relabel, watershed_labels
+from cervseg_jax.segmentation.watershed import clean, connect_at_sides, label_instances, relabel, watershed_labels
 
 PARAMS = PostprocessingConfig(min_area_px=20)
 
@@ -92,15 +93,39 @@ def test_plateaus_have_one_peak():
     assert len(np.unique(watershed_labels(elevation, inside, min_saddle_depth=0.0)[inside])) == 1
 
 
-def test_every_pixel_of_the_mask_is_labelled_and_parts_stay_apart(rng):
+def test_every_nucleus_is_one_piece_with_one_outline(rng):
+    """Only pixels that hang on a corner of the mask are left out, and components of the mask stay apart."""
+    num_left_out = 0
     for _ in range(10):
-        inside = gaussian_filter(rng.random((70, 70)), 3) > 0.51
+        inside = gaussian_filter(rng.random((70, 70)), 1.5) > 0.51
         labels = labelled(np.float32(inside)[..., None], ("mask",), PostprocessingConfig(min_area_px=0, max_hole_px=0))
-        np.testing.assert_array_equal(labels > 0, inside)
-        parts = connected_parts(inside, connectivity=2)
+        components = connected_parts(inside, connectivity=2)
+        num_left_out += (inside & (labels == 0)).sum()
+        assert not (labels[~inside] > 0).any()
         for number in range(1, labels.max() + 1):
-            assert len(np.unique(parts[labels == number])) == 1
-            assert connected_parts(labels == number, connectivity=2).max() == 1
+            assert len(np.unique(components[labels == number])) == 1
+            assert connected_parts(labels == number, connectivity=1).max() == 1
+        assert [len(polygons) for polygons in polygons_of(labels)] == [1] * labels.max()
+    assert 0 < num_left_out < 0.02 * 10 * 70 * 70
+
+
+def test_a_stray_piece_goes_to_the_neighbor_with_the_longest_border():
+    labels = np.array(
+        [
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 2, 2, 2],
+            [0, 0, 0, 1, 1, 2],
+            [3, 3, 3, 3, 0, 2],
+        ],
+        np.int32,
+    )
+    expected = labels.copy()
+    expected[2, 3:5] = 2  # a border of three sides with 2, of one with 3
+    np.testing.assert_array_equal(connect_at_sides(labels), expected)
+    alone = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], np.int32)
+    np.testing.assert_array_equal(connect_at_sides(alone), [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+    connected = np.array([[1, 1, 0], [0, 1, 1], [2, 2, 2]], np.int32)
+    np.testing.assert_array_equal(connect_at_sides(connected), connected)
 
 
 def test_small_parts_go_and_small_holes_are_filled():
