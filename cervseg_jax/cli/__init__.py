@@ -62,9 +62,11 @@ def _shown_notices() -> Iterator[None]:
     handler.emit = emit
     logger = logging.getLogger("cervseg_jax")
     logger.addHandler(handler)
+    logger.propagate = False  # libraries may have installed a handler of the root logger, which would print it again
     try:
         yield
     finally:
+        logger.propagate = True
         logger.removeHandler(handler)
 
 

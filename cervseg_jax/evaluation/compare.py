@@ -1,4 +1,4 @@
-"""Runs on the same images: which one is better, by how much, and how sure is that?"""
+"""Paired comparison of runs on the same images: differences, intervals, tests and a verdict."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from cervseg_jax.runs.folder import member_runs
 
 COMPARED = ("dice", "iou", "soft_dice", "brier", "pq", "aji", "f1_50", "pq_touching")
 LEVEL = 0.05
-"""A smaller p-value counts as a difference."""
+"""Significance level of the verdict."""
 
 
 class Recipe(NamedTuple):
@@ -39,8 +39,8 @@ def load_recipe(
 
     Args:
       folder: a run folder, or one with runs `seed_0`, `seed_1` ...
-      overrides: of the runs' configs.
-      split: which part of the dataset.
+      overrides: `section.key=value` items on the runs' configs.
+      split: train, valid or test.
       data: another dataset than the configs'.
       allow_trained: score images that a run was trained on.
       reporter: for progress.
@@ -119,7 +119,7 @@ def compare_recipes(recipes: Sequence[Recipe]) -> dict[str, Any]:
 
 
 def verdict(name: str, base: str, results: Mapping[str, Comparison]) -> str:
-    """Says in words whether a run is better than another: by PQ where nuclei are told apart, else by Dice."""
+    """States whether a run is better than another: by PQ where both have it, else by Dice."""
     score = "pq" if "pq" in results else "dice"
     result = results[score]
     gain = result.difference

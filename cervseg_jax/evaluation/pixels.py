@@ -52,7 +52,7 @@ def score_pixels(
 
 
 def join_pixel_scores(parts: Sequence[PixelScores]) -> PixelScores:
-    """Joins the scores of several images."""
+    """Concatenates the scores of several images."""
     counts, probabilities = zip(*parts, strict=True)
     return PixelScores(Counts(*map(np.concatenate, zip(*counts, strict=True))), join_probability_counts(probabilities))
 
@@ -68,7 +68,7 @@ def summarize_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, An
 
     Args:
       scores: of all images.
-      groups: the source of each image; whole sources are drawn for the intervals.
+      groups: source of each image; the bootstrap resamples whole sources.
 
     Returns:
       `<name>_mean` over images and `<name>_pooled` of all images as one, their 95 % intervals by the same names under
@@ -96,12 +96,12 @@ def summarize_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, An
 
 
 def tuned_threshold(validation: PixelScores, scores: PixelScores, groups: Sequence[str]) -> dict[str, float]:
-    """Chooses the threshold of the highest mean Dice on validation images, and applies it to others.
+    """Chooses the threshold of the highest mean Dice on validation images, and applies it to other images.
 
     Args:
-      validation: of validation images.
-      scores: of the images to score.
-      groups: the sources of the latter.
+      validation: scores of validation images.
+      scores: scores of the other images.
+      groups: source of each of the other images.
 
     Returns:
       The threshold, and the mean Dice with its interval.
@@ -113,7 +113,7 @@ def tuned_threshold(validation: PixelScores, scores: PixelScores, groups: Sequen
 
 
 def _sum_rows(scores: PixelScores) -> np.ndarray:
-    """Returns everything that can be summed over images, [images, k]."""
+    """Returns all counts and sums of each image, float64 [images, k]."""
     fields = [*scores.counts, *scores.probabilities]
     return np.concatenate([np.asarray(field, np.float64).reshape(len(field), -1) for field in fields], axis=1)
 
