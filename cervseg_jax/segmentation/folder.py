@@ -112,6 +112,7 @@ def _settings(request: InferRequest, config: Config, segmenter: Segmenter) -> di
         "weights": [network.contract.weights_sha256 for network in segmenter.networks],
         "outputs": sorted(request.outputs),
         "mpp": request.mpp,
+        "bit_depth": segmenter.bit_depth,
         "postprocessing": segmenter.postprocessing.to_json(),
         "infer": config.infer.model_dump(mode="json", include={"tiled", "test_time_augmentation", "colors"}),
     }
