@@ -16,6 +16,7 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import is_in_bucket
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.packaged_recipes import find_recipe
+from cervseg_jax.renamed_keys import drop_old_default_thresholds, rename_keys, renamed_assignments
 from cervseg_jax.schema import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
@@ -30,18 +31,6 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
 
 NAMES = frozenset({"imagenet"})
 """Values of `PATH_KEYS` that are names and no paths."""
-
-RENAMED_KEYS: Mapping[str, str] = {
-    "train.rate_factors": "train.lr_multipliers",
-    "train.accumulate": "train.grad_accum_steps",
-    "train.side_loss_weight": "train.deep_supervision_weight",
-    "train.norm_warmup": "train.batch_norm_warmup",
-    "runtime.recompute": "runtime.remat",
-    "infer.colours": "infer.colors",
-    "infer.separation": "infer.postprocessing",
-    "infer.postprocessing.min_depth": "infer.postprocessing.min_saddle_depth",
-}
-"""Keys of release 0.1 with their new names. Old keys are read with a notice, in this order, until release 0.3."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -77,12 +66,9 @@ def build_config(raw: dict[str, Any], overrides: Sequence[str], *, folder: Path,
       ConfigError: naming the key, the received value and the allowed ones.
     """
     _resolve_paths(raw, folder)
-    for override in overrides:
-        _apply_override(raw, override)
-    renamed = _rename_keys(raw)
-    if renamed:
-        changes = ", ".join(f"{old} is now {new}" for old, new in renamed)
-        _LOGGER.warning("%s uses old key names, which release 0.3 will refuse: %s", source, changes)
+    drop_old_default_thresholds(raw)
+    _notify(source, rename_keys(raw))
+    _notify("--set", [names for override in overrides for names in _apply_override(raw, override)])
     return _with_checked_components(_validate(raw, source=source))
 
 
@@ -112,29 +98,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _rename_keys(raw: dict[str, Any]) -> list[tuple[str, str]]:
-    """Moves the values of renamed keys to their new names, in place. A value under the new name wins.
-
-    Returns:
-      Old and new name of each renamed key that was present.
-    """
-    moved = []
-    for old, new in RENAMED_KEYS.items():
-        *old_path, old_key = old.split(".")
-        *new_path, new_key = new.split(".")
-        source, target = _section(raw, old_path), _section(raw, new_path)
-        if source is not None and target is not None and old_key in source:
-            value = source.pop(old_key)
-            target.setdefault(new_key, value)
-            moved.append((old, new))
-    return moved
-
-
-def _section(raw: dict[str, Any], path: Sequence[str]) -> dict[str, Any] | None:
-    node: Any = raw
-    for key in path:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else None
+def _notify(source: str, renamed: Sequence[tuple[str, str]]) -> None:
+    """Logs a notice of renamed keys."""
+    if renamed:
+        _LOGGER.warning(
+            "%s uses old names, which release 0.3 will refuse: %s",
+            source,
+            ", ".join(f"{old} is now {new}" for old, new in renamed),
+        )
 
 
 def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:
@@ -151,7 +122,8 @@ def _absolute(text: str, base: Path) -> str:
     return text if is_in_bucket(path) else str((base / path).resolve())
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> list[tuple[str, str]]:
+    """Sets the value of a `section.key=value` item, in place; returns the old and new names of renamed keys."""
     name, separator, text = override.partition("=")
     keys = name.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
@@ -159,15 +131,19 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     value = parse_yaml(text, source=f"--set {override}")
     if tuple(keys) in PATH_KEYS and isinstance(value, str) and value not in NAMES:
         value = _absolute(value, Path.cwd())
-    node = raw
-    for key in keys[:-1]:
-        child = node.get(key)
-        if child is None:
-            child = node[key] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {key!r} is a single value and has no keys")
-        node = child
-    node[keys[-1]] = value
+    assignments, renamed = renamed_assignments(".".join(keys), value)
+    for new_name, new_value in assignments:
+        *sections, last = new_name.split(".")
+        node = raw
+        for key in sections:
+            child = node.get(key)
+            if child is None:
+                child = node[key] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: {key!r} is a single value and has no keys")
+            node = child
+        node[last] = new_value
+    return renamed
 
 
 def _validate(raw: Mapping[str, Any], *, source: str) -> Config:

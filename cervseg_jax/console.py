@@ -1,5 +1,6 @@
 """Messages and progress for the user: bars on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -161,6 +162,23 @@ class Reporter:
             console=self._console,
             transient=True,
         )
+
+
+class LogReporter(Reporter):
+    """Sends messages to the logger "cervseg_jax" and shows no progress; for use from Python."""
+
+    def __init__(self) -> None:
+        """Makes a reporter."""
+        super().__init__(quiet=True)
+        self._logger = logging.getLogger("cervseg_jax")
+
+    def info(self, message: str) -> None:
+        """Logs a message."""
+        self._logger.info(message)
+
+    def warn(self, message: str) -> None:
+        """Logs a warning."""
+        self._logger.warning(message)
 
 
 def _silent(note: str = "") -> None:

@@ -1,37 +1,41 @@
-"""Which nuclei of two label maps are where: overlaps, centers, neighbors, borders.
+"""Geometry of label maps: overlaps, centroids, bounding boxes, touching nuclei, surface distances.
 
-Label maps hold 0 for background; other labels need not be contiguous. Positions count from 0 in the order of labels.
+Label maps hold 0 for background; other labels need not be contiguous. Results have one row per label in ascending
+order.
 """
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float64, Int64, Integer
+
+from cervseg_jax.typing import typechecked
 
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""From a pixel to half of its neighbors, rows and columns; the other half are the same steps backwards."""
+"""Offsets (rows, columns) to half of the eight neighbors of a pixel; the negated ones give the other half."""
 
 
 def neighbors(values: np.ndarray, step: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two views of an array [h, w] that hold each pixel and its neighbor one step away at the same place."""
+    """Returns two views of an array [h, w], shifted against each other: pixels, and their neighbors at an offset."""
     (down, across), width = step, values.shape[1]
     left, far = max(0, -across), width - max(0, across)
     return values[: values.shape[0] - down, left:far], values[down:, left + across : far + across]
 
 
 class Overlaps(NamedTuple):
-    """Which nuclei of two label maps share pixels; positions count from 0 in the order of the labels."""
+    """Overlapping nuclei of two label maps."""
 
     truth_areas: np.ndarray
     """int64 [n], pixels."""
     prediction_areas: np.ndarray
     """int64 [m]."""
     rows: np.ndarray
-    """Position of the true nucleus of each overlapping pair, [k]."""
+    """Index into `truth_areas` of each overlapping pair, [k]."""
     columns: np.ndarray
-    """Position of the predicted one, [k]."""
+    """Index into `prediction_areas` of each overlapping pair, [k]."""
     shared: np.ndarray
-    """Pixels that they share, int64 [k]."""
+    """Pixels in common, int64 [k]."""
 
     @property
     def iou(self) -> np.ndarray:
@@ -41,7 +45,7 @@ class Overlaps(NamedTuple):
 
 
 def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
-    """Counts the pixels that nuclei share.
+    """Counts the pixels that nuclei of two label maps have in common.
 
     Args:
       truth: integer labels [h, w].
@@ -58,7 +62,7 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
     inside = (truth > 0) | (prediction > 0)
     true_labels, row = np.unique(np.append(truth[inside], 0), return_inverse=True)
     predicted_labels, column = np.unique(np.append(prediction[inside], 0), return_inverse=True)
-    # The appended pixel makes sure that 0 is the first label of both; its count is taken away again.
+    # The appended pixel makes 0 the first label of both maps; its count is subtracted again.
     pairs, shared = np.unique(row.astype(np.int64) * len(predicted_labels) + column, return_counts=True)
     shared[pairs == 0] -= 1
     rows, columns = np.divmod(pairs, len(predicted_labels))
@@ -68,17 +72,19 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
     return Overlaps(true_areas, predicted_areas, rows[both] - 1, columns[both] - 1, shared[both])
 
 
-def centroids(labels: np.ndarray) -> np.ndarray:
-    """Returns the center of each nucleus in the order of the labels, [n, 2]: row and column of pixel centers."""
+@typechecked
+def centroids(labels: Integer[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
+    """Returns row and column of the centroid of each nucleus, means of the pixel centers."""
     rows, columns = np.nonzero(labels)
-    found, number = np.unique(labels[rows, columns], return_inverse=True)
-    areas = np.bincount(number, minlength=len(found))
-    sums = [np.bincount(number, places, len(found)) for places in (rows, columns)]
-    return np.stack(sums, axis=1) / np.maximum(areas, 1)[:, None] if len(found) else np.zeros((0, 2))
+    unique, owner = np.unique(labels[rows, columns], return_inverse=True)
+    areas = np.bincount(owner, minlength=len(unique))
+    sums = [np.bincount(owner, places, len(unique)) for places in (rows, columns)]
+    return np.stack(sums, axis=1) / np.maximum(areas, 1)[:, None] if len(unique) else np.zeros((0, 2))
 
 
-def touching(labels: np.ndarray) -> np.ndarray:
-    """Tells which nuclei touch another one, at a side or a corner; bool [n] in the order of the labels."""
+@typechecked
+def touching(labels: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, " n"]:
+    """Returns which nuclei touch another one at a side or corner."""
     found = np.unique(labels[labels > 0])
     touched = []
     for step in STEPS:
@@ -98,9 +104,9 @@ class SurfaceDistances(NamedTuple):
 
 
 def surface_distances(truth: np.ndarray, prediction: np.ndarray) -> SurfaceDistances:
-    """Measures how far the borders of nuclei that match with an IoU above 0.5 lie apart.
+    """Measures distances between the borders of nuclei that match with an IoU above 0.5.
 
-    A border pixel is one of the nucleus with a neighbor, at a side, outside of it.
+    Border pixels are those of the nucleus with a side neighbor outside of it.
 
     Args:
       truth: integer labels [h, w].
@@ -114,11 +120,11 @@ def surface_distances(truth: np.ndarray, prediction: np.ndarray) -> SurfaceDista
     table = overlaps(truth, prediction)
     good = table.iou > 0.5
     true_labels, predicted_labels = (np.unique(labels[labels > 0]) for labels in (truth, prediction))
-    boxes, other_boxes = bounding_boxes(truth), bounding_boxes(prediction)
+    true_boxes, predicted_boxes = bounding_boxes(truth), bounding_boxes(prediction)
     hd95, assd = [], []
     for row, column in zip(table.rows[good], table.columns[good], strict=True):
-        top, left = np.minimum(boxes[row][:2], other_boxes[column][:2])
-        bottom, right = np.maximum(boxes[row][2:], other_boxes[column][2:])
+        top, left = np.minimum(true_boxes[row][:2], predicted_boxes[column][:2])
+        bottom, right = np.maximum(true_boxes[row][2:], predicted_boxes[column][2:])
         window = np.s_[top:bottom, left:right]
         borders = [
             _border(labels[window] == label)
@@ -139,13 +145,14 @@ def _border(inside: np.ndarray) -> np.ndarray:
     return inside & ~core
 
 
-def bounding_boxes(labels: np.ndarray) -> np.ndarray:
-    """Returns top, left, bottom and right (exclusive) of each nucleus in the order of the labels, [n, 4]."""
+@typechecked
+def bounding_boxes(labels: Integer[np.ndarray, "h w"]) -> Int64[np.ndarray, "n 4"]:
+    """Returns top, left, bottom and right (exclusive) of each nucleus."""
     rows, columns = np.nonzero(labels)
-    found, number = np.unique(labels[rows, columns], return_inverse=True)
-    boxes = np.zeros((len(found), 4), np.int64)
+    unique, owner = np.unique(labels[rows, columns], return_inverse=True)
+    boxes = np.zeros((len(unique), 4), np.int64)
     boxes[:, :2] = np.iinfo(np.int64).max
     for axis, places in enumerate((rows, columns)):
-        np.minimum.at(boxes[:, axis], number, places)
-        np.maximum.at(boxes[:, axis + 2], number, places + 1)
+        np.minimum.at(boxes[:, axis], owner, places)
+        np.maximum.at(boxes[:, axis + 2], owner, places + 1)
     return boxes

@@ -162,26 +162,23 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """How `eval` scores."""
+    """How `eval` scores. Masks and nuclei are made as `infer` says."""
 
     batch_size: PositiveInt = 4
-    threshold: Probability = 0.5
     num_example_images: Count = 4
-    """How many of the worst and of the best images become pictures."""
+    """Images on each of the sheets of the worst, median and best ones."""
 
 
 class PostprocessingConfig(Section):
-    """How nuclei are told apart."""
+    """Parameters of the watershed that divides the mask into nuclei."""
 
-    threshold: Probability = 0.5
-    """Probability from which a pixel belongs to a nucleus."""
     boundary_threshold: Probability = 0.5
-    """Probability from which a pixel is boundary, for networks with the heads mask and boundary alone."""
+    """Boundary probability from which a pixel separates nuclei; used where the heads are mask and boundary alone."""
     min_saddle_depth: Fraction = 0.15
-    """How far the pass between two hills of the relief must lie below the lower top, as a share of that top's height,
-    for both to be nuclei."""
+    """Two basins stay separate nuclei if the saddle between them lies at least this far below the lower peak, as a
+    share of that peak's elevation."""
     smoothing_px: NonNegative = 1.0
-    """Deviation of the blur of the relief."""
+    """Standard deviation of the Gaussian blur of the elevation, in pixels; 0: none."""
     min_area_px: Count = 30
     """Smaller nuclei are dropped."""
     max_hole_px: Count = 500
@@ -192,28 +189,36 @@ class TiledConfig(Section):
     """Inference in tiles of the network's size, at constant scale."""
 
     overlap_px: Count | None = None
-    """Pixels that neighboring tiles share and fade over; None: a quarter of the network's smaller side."""
+    """Overlap of neighboring tiles, over which they are blended; None: a quarter of the network's smaller side."""
     blend_whole: bool = False
-    """Take the smaller probability of the tiles and of the whole image, resized to the network's size."""
+    """Take the smaller of two mask probabilities: that of the tiles, and that of the whole image, resized."""
+
+
+ThresholdRule = Literal["fixed", "otsu", "triangle"]
+
+DEFAULT_THRESHOLD = 0.5
+"""Used where `infer.threshold` is not set and none was tuned, and during training."""
 
 
 class InferConfig(Section):
-    """How masks are made, by `infer` and for the previews of training."""
+    """How images are predicted, and how probabilities become masks and nuclei: in `infer`, `eval`, tuning, previews."""
 
     batch_size: PositiveInt = 4
-    threshold: Probability = 0.5
+    threshold: Probability | None = None
+    """Mask probability from which a pixel belongs to a nucleus. None: the value tuned on the validation images and
+    stored with the weights, or 0.5 where there is none."""
+    threshold_rule: ThresholdRule = "fixed"
+    """Use `threshold`, or choose one for each image from the histogram of its probabilities."""
     num_infer_images: Count = 6
     """Validation images whose masks are written after every epoch."""
-    threshold_rule: Literal["fixed", "otsu", "triangle"] = "fixed"
-    """How masks are cut: at `threshold`, or where the histogram of the image's probabilities says."""
     tiled: TiledConfig | None = None
     """None: the whole image is resized to the network's size."""
     test_time_augmentation: bool = False
-    """Average over mirrored and turned copies."""
+    """Average over flipped and transposed copies of each image."""
     colors: tuple[str, str] = ("black", "white")
-    """Of background and nuclei in the masks of `color`; names or `#rrggbb`."""
+    """Background and nuclei in the masks of `--output color`; names or `#rrggbb`."""
     postprocessing: PostprocessingConfig | None = None
-    """None: as tuned on the validation images when the training ended, or the defaults."""
+    """None: as tuned on the validation images at the end of the training, or the defaults."""
 
 
 class MeshConfig(Section):

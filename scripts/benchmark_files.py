@@ -20,9 +20,8 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.decode import decode_image
 from cervseg_jax.runs.folder import load_run_config
-from cervseg_jax.runs.weights import load_network
-from cervseg_jax.segmentation.folder import infer_files
-from cervseg_jax.segmentation.maps import infer_predictor
+from cervseg_jax.segmentation.folder import InferRequest, infer_files
+from cervseg_jax.segmentation.segmenter import load_segmenter
 
 SIDE = 512
 PROGRAM = str(Path(sys.executable).with_name("cervseg-jax"))
@@ -64,7 +63,7 @@ def _decoding(paths: Sequence[Path], rounds: int) -> None:
 def _inference(run: Path, folder: Path, options: argparse.Namespace) -> None:
     """Masks of a folder, beside the network alone on as many images that are in memory."""
     config = load_run_config(run, [])
-    predictor = infer_predictor([load_network(run / "best")], config)
+    predictor = load_segmenter([run], config).predictor
     batch = np.zeros((predictor.batch_size, *predictor.image_size, 3), np.uint8)
     num_batches = -(-options.images // predictor.batch_size)
 
@@ -74,18 +73,8 @@ def _inference(run: Path, folder: Path, options: argparse.Namespace) -> None:
 
     def whole(outputs: Sequence[str], given: Path = folder / "images") -> Callable[[], None]:
         def call() -> None:
-            infer_files(
-                run,
-                config,
-                [given],
-                folder / "out",
-                others=(),
-                outputs=outputs,
-                mpp=None,
-                overwrite=True,
-                resume=False,
-                reporter=Reporter(quiet=True),
-            )
+            request = InferRequest(run, (given,), folder / "out", outputs=tuple(outputs), overwrite=True)
+            infer_files(request, reporter=Reporter(quiet=True))
 
         return call
 

@@ -24,18 +24,15 @@ FIELD = 250
 NUM_FIELDS = 16
 OUTPUTS = "masks,instances,nuclei,geojson"
 PLAIN_LOOP = """
-import sys, cv2, functools, numpy as np
+import sys, cv2, numpy as np
 from pathlib import Path
+import cervseg_jax
 from cervseg_jax.data.decode import read_image
-from cervseg_jax.segmentation.maps import infer_predictor
-from cervseg_jax.runs.folder import load_run_config
-from cervseg_jax.runs.weights import load_network
 run, path, out = map(Path, sys.argv[1:])
-network = load_network(run / "best")
-predictor = infer_predictor([network], load_run_config(run, []))
+predictor = cervseg_jax.load(run).predictor
 predict, batch_size = predictor.predict, predictor.batch_size
 image = read_image(path)
-h, w = network.contract.image_size
+h, w = predictor.image_size
 mask = np.zeros(image.shape[:2], np.uint8)
 places = [(y, x) for y in range(0, image.shape[0] - h + 1, h) for x in range(0, image.shape[1] - w + 1, w)]
 for first in range(0, len(places), batch_size):

@@ -27,8 +27,9 @@ from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_instance_outli
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.postprocess import make_mask
 from cervseg_jax.segmentation.predict import make_predictor, predict_images
-from cervseg_jax.segmentation.tuning import DEPTHS, tune
+from cervseg_jax.segmentation.tuning import MIN_SADDLE_DEPTHS, tune
 from cervseg_jax.segmentation.watershed import label_instances
 
 
@@ -36,7 +37,7 @@ class Way(NamedTuple):
     """One way to tell nuclei apart."""
 
     heads: tuple[str, ...]
-    depths: tuple[float, ...] = DEPTHS
+    min_saddle_depths: tuple[float, ...] = MIN_SADDLE_DEPTHS
 
 
 WAYS = {
@@ -71,11 +72,17 @@ def main(arguments: Sequence[str]) -> None:
             run = _train(options.config, out / "runs" / f"{'-'.join(way.heads)}-{seed}", way, seed, options.overrides)
             config, network = load_run_config(run, []), load_network(run / "best")
             pairs, _ = find_pairs(config.data)
-            rules, _ = tune(
-                *_maps_and_truths(config, network, pairs["valid"]), network.contract.heads, depths=way.depths
+            postprocessing, _ = tune(
+                *_maps_and_truths(config, network, pairs["valid"]),
+                network.contract.heads,
+                min_saddle_depths=way.min_saddle_depths,
             )
             maps, truths = _maps_and_truths(config, network, pairs["test"])
-            found = [label_instances(image, network.contract.heads, rules) for image in maps]
+            masks = [make_mask(image[..., 0], postprocessing.threshold) for image in maps]
+            found = [
+                label_instances(image, mask, network.contract.heads, postprocessing.params)
+                for image, mask in zip(maps, masks, strict=True)
+            ]
             columns = columns_of(join_nucleus_scores(list(map(score_nuclei, truths, found))))
             rows = scores.setdefault(name, {key: [] for key in columns})
             for key, values in columns.items():

@@ -69,7 +69,7 @@ def test_paths_are_relative_to_the_config_and_overrides_to_the_current_folder(tm
     [
         ("train.epoch=3", r"unknown key train.epoch; did you mean train.epochs\?"),
         ("train.base_filters=3", "unknown key train.base_filters"),
-        ("model.threshold=0.5", r"unknown key model.threshold; did you mean eval.threshold or infer"),
+        ("model.threshold=0.5", r"unknown key model.threshold; did you mean infer.threshold"),
         ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
         ("train.epochs='3'", "train.epochs: Input should be a valid integer, got '3'"),
         ("train.epochs=2.5", "train.epochs: .*got 2.5"),

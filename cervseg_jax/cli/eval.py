@@ -48,23 +48,23 @@ def evaluate(
     Predicts as `infer` does and writes RUN/eval/<split>.
     """
     from cervseg_jax.console import Reporter
-    from cervseg_jax.evaluation.score import score_run
+    from cervseg_jax.evaluation.score import ScoreRequest, score_run
     from cervseg_jax.runs.bucket import local_copies
-    from cervseg_jax.runs.folder import load_run_config, member_runs
+    from cervseg_jax.runs.folder import member_runs
 
     reporter = Reporter(quiet=quiet)
     summaries = []
     with local_copies([run, *(ensemble or [])]) as (own, *others):
         for member in member_runs(own.folder):
-            summary, folder = score_run(
+            request = ScoreRequest(
                 member,
-                load_run_config(member, tiled_setting(tiled) + (overrides or [])),
-                split=split,
-                data=data,
-                others=[other.folder for other in others],
+                split,
+                data,
+                overrides=(*tiled_setting(tiled), *(overrides or [])),
+                members=tuple(other.folder for other in others),
                 allow_trained=allow_trained,
-                reporter=reporter,
             )
+            summary, folder = score_run(request, reporter=reporter)
             for line in _summary_lines(summary):
                 reporter.info(line)
             reporter.info(f"written to {own.display_path(folder)}")
@@ -90,9 +90,10 @@ def _over_seeds(name: str, values: Sequence[float]) -> str:
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
     """Formats the main scores of a split."""
     intervals = summary["intervals"]
+    is_fixed = summary["threshold_rule"] == "fixed"
     lines = [
         f"{summary['split']}: {summary['num_images']} images of {summary['num_sources']} sources; weights of epoch "
-        f"{summary['epoch']}, threshold {summary['threshold']}"
+        f"{summary['epoch']}, threshold {summary['threshold' if is_fixed else 'threshold_rule']}"
     ]
     if "loss" in summary:
         lines.append(f"loss {summary['loss']:.4f}, dice_coef {summary['dice_coef']:.4f} (pooled over batches)")
@@ -108,8 +109,9 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     tuned = summary["tuned"]
     if tuned is not None:
         lines.append(
-            f"threshold {tuned['threshold']:.2f}, best on {tuned['num_images']} validation images: Dice"
-            f"{_scored(tuned['dice_mean'], [tuned['low'], tuned['high']])}"
+            f"threshold {tuned['threshold']:.2f}, the best of {tuned['num_images']} validation images: Dice"
+            f"{_scored(tuned['dice_mean'], [tuned['low'], tuned['high']])}   "
+            f"(--set infer.threshold={tuned['threshold']:.2f})"
         )
     for row in summary["subsets"]:
         dice, pq = row["dice"], row.get("pq")
@@ -120,11 +122,11 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         )
     if "nuclei" in summary:
         lines += _nucleus_lines(summary["nuclei"])
-    names = {"doubt_against_dice": "Dice", "doubt_against_pq": "PQ"}
+    names = {"uncertainty_against_dice": "Dice", "uncertainty_against_pq": "PQ"}
     known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
     shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
     if known:
-        lines.append(f"rank correlation of the uncertainty: {shown} (negative: uncertain images have lower scores)")
+        lines.append(f"rank correlation of uncertainty: {shown} (negative: uncertain images have lower scores)")
     return lines
 
 

@@ -37,5 +37,6 @@ def export(
     sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
     Reporter(quiet=quiet).info(
         f"{local_run.display_path(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; "
-        f"loaded again, largest difference in probability {facts['max_difference']:.1g}; contract.json and example.py beside it"
+        f"loaded again, largest difference in probability {facts['max_difference']:.1g}; "
+        "contract.json and example.py beside it"
     )

@@ -57,26 +57,25 @@ def infer(
         raise ConfigError("--overwrite and --resume exclude each other")
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.runs.bucket import local_copies
-    from cervseg_jax.runs.folder import load_run_config
-    from cervseg_jax.segmentation.folder import infer_files
+    from cervseg_jax.segmentation.folder import InferRequest, infer_files
     from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
 
     reporter = Reporter(quiet=quiet)
     names = _output_names(output or [])
     outputs = tuple(OUTPUTS) if "all" in names else names or DEFAULT_OUTPUTS
     with local_copies([run, *(ensemble or [])]) as (own, *others):
-        num_done, num_failed = infer_files(
+        request = InferRequest(
             own.folder,
-            load_run_config(own.folder, tiled_setting(tiled) + (overrides or [])),
-            images,
+            tuple(images),
             out,
-            others=[other.folder for other in others],
+            overrides=(*tiled_setting(tiled), *(overrides or [])),
+            members=tuple(other.folder for other in others),
             outputs=outputs,
             mpp=mpp,
             overwrite=overwrite,
             resume=resume,
-            reporter=reporter,
         )
+        num_done, num_failed = infer_files(request, reporter=reporter)
     reporter.info(f"{num_done} images done: {', '.join(outputs)} and images.csv in {short_path(out)}")
     if num_failed:
         failed_csv = short_path(out / "failed.csv")

@@ -25,7 +25,7 @@ from cervseg_jax.heads import num_maps
 from cervseg_jax.losses import LOSSES, Loss
 from cervseg_jax.models import Apply, Backend, backend_for, build_abstract, build_model, functionalize
 from cervseg_jax.runtime.mesh import local_images, replicated, shard_arrays, state_sharding, train_mesh
-from cervseg_jax.schema import Config
+from cervseg_jax.schema import DEFAULT_THRESHOLD, Config
 from cervseg_jax.typing import ModelState, Params
 
 
@@ -196,7 +196,7 @@ def step_options(config: Config) -> StepOptions:
     train = config.train
     return StepOptions(
         seed=train.seed,
-        threshold=config.eval.threshold,
+        threshold=DEFAULT_THRESHOLD if config.infer.threshold is None else config.infer.threshold,
         deep_supervision_weight=train.deep_supervision_weight,
         l2_penalty=train.l2_penalty,
         lr_multipliers=train.lr_multipliers,

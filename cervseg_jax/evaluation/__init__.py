@@ -1,1 +1,1 @@
-"""From predictions to scores, tables and pictures."""
+"""Evaluation of runs: scores, tables and pictures."""

@@ -1,4 +1,4 @@
-"""Runs on the same images: which one is better, by how much, and how sure is that?"""
+"""Paired comparison of runs on the same images: differences, intervals, tests and a verdict."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.evaluation.score import score_run
+from cervseg_jax.evaluation.score import ScoreRequest, score_run
 from cervseg_jax.files import read_text
 from cervseg_jax.metrics.bootstrap import Comparison, compare_paired
-from cervseg_jax.runs.folder import load_run_config, member_runs
+from cervseg_jax.runs.folder import member_runs
 
 COMPARED = ("dice", "iou", "soft_dice", "brier", "pq", "aji", "f1_50", "pq_touching")
 LEVEL = 0.05
-"""A smaller p-value counts as a difference."""
+"""Significance level of the verdict."""
 
 
 class Recipe(NamedTuple):
@@ -39,8 +39,8 @@ def load_recipe(
 
     Args:
       folder: a run folder, or one with runs `seed_0`, `seed_1` ...
-      overrides: of the runs' configs.
-      split: which part of the dataset.
+      overrides: `section.key=value` items on the runs' configs.
+      split: train, valid or test.
       data: another dataset than the configs'.
       allow_trained: score images that a run was trained on.
       reporter: for progress.
@@ -55,8 +55,8 @@ def load_recipe(
     groups: dict[str, str] = {}
     members = member_runs(folder)
     for run in members:
-        config = load_run_config(run, overrides)
-        _, results = score_run(run, config, split=split, data=data, allow_trained=allow_trained, reporter=reporter)
+        request = ScoreRequest(run, split, data, overrides=tuple(overrides), allow_trained=allow_trained)
+        results = score_run(request, reporter=reporter).folder
         nuclei = {row["stem"]: row for row in _rows(results / "nuclei_per_image.csv")}
         for row in _rows(results / "per_image.csv"):
             groups[row["image_sha256"]] = row["group"]
@@ -119,7 +119,7 @@ def compare_recipes(recipes: Sequence[Recipe]) -> dict[str, Any]:
 
 
 def verdict(name: str, base: str, results: Mapping[str, Comparison]) -> str:
-    """Says in words whether a run is better than another: by PQ where nuclei are told apart, else by Dice."""
+    """States whether a run is better than another: by PQ where both have it, else by Dice."""
     score = "pq" if "pq" in results else "dice"
     result = results[score]
     gain = result.difference

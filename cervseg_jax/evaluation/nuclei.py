@@ -1,36 +1,39 @@
-"""Scores of single nuclei over a part of a dataset."""
+"""Scores of single nuclei over a split of a dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Integer
 
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.files import csv_text, write_text
 from cervseg_jax.label_maps import surface_distances
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
 from cervseg_jax.metrics.instance import INSTANCE_METRICS, InstanceCounts, count_instances, join_counts, pooled
+from cervseg_jax.typing import typechecked
 
 
 class NucleusScores(NamedTuple):
-    """What the images of a part showed, one row each."""
+    """Scores of the images of a split, one row each."""
 
     all_nuclei: InstanceCounts
     touching_nuclei: InstanceCounts
-    """Of true nuclei that touch another one, and what was predicted for them."""
+    """Counts of the true nuclei that touch another one, and of their predictions."""
     hd95: np.ndarray
-    """Mean over the image's matched pairs in pixels; NaN where nothing matches."""
+    """95th percentile Hausdorff distance in pixels, mean over the image's matched pairs; NaN without any."""
     assd: np.ndarray
-    """Likewise."""
+    """Average symmetric surface distance, likewise."""
 
 
-def score_nuclei(truth: np.ndarray, prediction: np.ndarray) -> NucleusScores:
+@typechecked
+def score_nuclei(truth: Integer[np.ndarray, "h w"], prediction: Integer[np.ndarray, "h w"]) -> NucleusScores:
     """Compares the label maps of one image.
 
     Args:
-      truth: integer labels [h, w].
-      prediction: integer labels [h, w].
+      truth: true instance labels.
+      prediction: predicted labels.
 
     Returns:
       Scores of one image, fields of shape [1].
@@ -45,7 +48,7 @@ def score_nuclei(truth: np.ndarray, prediction: np.ndarray) -> NucleusScores:
 
 
 def join_nucleus_scores(parts: Sequence[NucleusScores]) -> NucleusScores:
-    """Joins the scores of several images; at least one is needed."""
+    """Concatenates the scores of one or more images."""
     every, near, hd95, assd = zip(*parts, strict=True)
     return NucleusScores(join_counts(every), join_counts(near), np.concatenate(hd95), np.concatenate(assd))
 
@@ -62,7 +65,7 @@ def summarize_nuclei(scores: NucleusScores, groups: Sequence[str]) -> dict[str, 
 
     Args:
       scores: of all images.
-      groups: the source of each image; whole sources are drawn for the intervals.
+      groups: source of each image; the bootstrap resamples whole sources.
 
     Returns:
       By name: mean over images with its 95 % interval, the number of images where the score is defined, and the score

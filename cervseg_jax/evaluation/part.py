@@ -1,4 +1,4 @@
-"""Which images are scored, and whether the run has seen them before."""
+"""The images to score, and the check that a run was not trained on them."""
 
 import csv
 import io
@@ -19,11 +19,11 @@ class Part(NamedTuple):
     """Images to score."""
 
     name: str
-    """Of the folder for the results."""
+    """Name of the folder for the results."""
     split: str
     facts: list[PairStats]
     metadata: list[dict[str, str]]
-    """What the dataset's manifest says of each image; empty without one."""
+    """Row of the dataset's manifest for each image; empty dictionaries without a manifest."""
 
     @property
     def pairs(self) -> list[Pair]:
@@ -40,7 +40,7 @@ def choose_part(config: Config, split: str, data: Path | None, reporter: Reporte
     """Finds and reads the images to score.
 
     Args:
-      config: of the run.
+      config: config of the run.
       split: train, valid or test.
       data: another dataset than the config's; one with `images` and `masks` at its top is scored whole.
       reporter: for warnings.
@@ -72,32 +72,32 @@ def choose_part(config: Config, split: str, data: Path | None, reporter: Reporte
 
 
 def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter) -> int | None:
-    """Makes sure that a run is not scored on images that it was trained on.
+    """Refuses images that a run was trained on, by the hashes in its `data.csv`.
 
     Args:
-      run: the run folder; its `data.csv` has the hashes.
+      run: run folder.
       part: the images.
-      allow: score them all the same.
+      allow: warn instead of refusing.
       reporter: for warnings.
 
     Returns:
-      How many of the images the run was trained on; None if nobody knows, for imported weights.
+      Number of images that the run was trained on; None where that is unknown, as for imported weights.
 
     Raises:
-      DataError: naming some of them.
+      DataError: if there are such images; the message names some.
     """
     path = run / "data.csv"
     if not path.is_file():
-        reporter.warn(f"{run}: nobody knows which images these weights were trained on (no data.csv)")
+        reporter.warn(f"{run}: the images that these weights were trained on are unknown (no data.csv)")
         return None
     rows = csv.DictReader(io.StringIO(read_text(path)))
     trained = {row["image_sha256"] for row in rows if row["split"] == "train"}
     seen = [fact.pair.image_path for fact in part.facts if fact.image_sha256 in trained]
     if seen and not allow:
         raise DataError(
-            f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on, and a score on "
-            f"them tells nothing about others: {first_few(path.name for path in seen)}\n"
-            "Score other images, or these all the same with --allow-trained"
+            f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on; their scores say "
+            f"nothing about new images: {first_few(path.name for path in seen)}\n"
+            "Score other images, or accept these with --allow-trained"
         )
     if seen:
         reporter.warn(f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on")

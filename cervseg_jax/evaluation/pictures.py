@@ -16,10 +16,10 @@ def write_sheets(folder: Path, pairs: Sequence[Pair], *, count: int, mask_rule: 
     """Writes `worst.png`, `median.png` and `best.png`.
 
     Args:
-      folder: with the predicted `masks`.
-      pairs: worst first.
-      count: images in each sheet.
-      mask_rule: see `decode_mask`.
+      folder: holds the predicted `masks` and receives the sheets.
+      pairs: images and truth, the worst first.
+      count: images per sheet.
+      mask_rule: how true masks are read, see `decode_mask`.
     """
     middle = max(0, (len(pairs) - count) // 2)
     sheets = {"worst": pairs[:count], "median": pairs[middle : middle + count], "best": pairs[::-1][:count]}

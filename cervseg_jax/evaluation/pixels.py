@@ -1,9 +1,10 @@
-"""Scores of masks and probabilities over a part of a dataset."""
+"""Scores of masks and probabilities over a split of a dataset."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from cervseg_jax.metrics.bootstrap import bootstrap_mean, bootstrap_sums
 from cervseg_jax.metrics.pixel import METRICS, Counts
@@ -19,35 +20,39 @@ from cervseg_jax.metrics.probability import (
     reliability,
     soft_dice,
 )
+from cervseg_jax.typing import typechecked
 
 
 class PixelScores(NamedTuple):
-    """What the images of a part showed, one row each."""
+    """Pixel scores of the images of a split, one row each."""
 
     counts: Counts
-    """At the threshold."""
+    """Confusion counts of the masks."""
     probabilities: ProbabilityCounts
 
 
-def score_pixels(probs: np.ndarray, mask: np.ndarray, *, threshold: float) -> PixelScores:
-    """Compares the probabilities of one image with its mask.
+@typechecked
+def score_pixels(
+    probs: Float[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"], *, predicted: Bool[np.ndarray, "h w"]
+) -> PixelScores:
+    """Compares the prediction for one image with its true mask.
 
     Args:
-      probs: in [0, 1], shape [h, w].
-      mask: 0 or 1, shape [h, w].
-      threshold: probability from which a pixel is predicted as nucleus.
+      probs: mask probabilities in [0, 1].
+      truth: 0 or 1.
+      predicted: the predicted mask.
 
     Returns:
       Scores of one image, fields of shape [1, ...].
     """
-    predicted, actual = probs >= threshold, mask > 0
+    actual = truth > 0
     cells = (predicted & actual, predicted & ~actual, ~predicted & actual, ~predicted & ~actual)
     counts = Counts(*(np.array([np.count_nonzero(cell)]) for cell in cells))
-    return PixelScores(counts, probability_counts(probs, mask))
+    return PixelScores(counts, probability_counts(probs, truth))
 
 
 def join_pixel_scores(parts: Sequence[PixelScores]) -> PixelScores:
-    """Joins the scores of several images."""
+    """Concatenates the scores of several images."""
     counts, probabilities = zip(*parts, strict=True)
     return PixelScores(Counts(*map(np.concatenate, zip(*counts, strict=True))), join_probability_counts(probabilities))
 
@@ -63,7 +68,7 @@ def summarize_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, An
 
     Args:
       scores: of all images.
-      groups: the source of each image; whole sources are drawn for the intervals.
+      groups: source of each image; the bootstrap resamples whole sources.
 
     Returns:
       `<name>_mean` over images and `<name>_pooled` of all images as one, their 95 % intervals by the same names under
@@ -91,12 +96,12 @@ def summarize_pixels(scores: PixelScores, groups: Sequence[str]) -> dict[str, An
 
 
 def tuned_threshold(validation: PixelScores, scores: PixelScores, groups: Sequence[str]) -> dict[str, float]:
-    """Chooses the threshold of the highest mean Dice on validation images, and applies it to others.
+    """Chooses the threshold of the highest mean Dice on validation images, and applies it to other images.
 
     Args:
-      validation: of validation images.
-      scores: of the images to score.
-      groups: the sources of the latter.
+      validation: scores of validation images.
+      scores: scores of the other images.
+      groups: source of each of the other images.
 
     Returns:
       The threshold, and the mean Dice with its interval.
@@ -108,7 +113,7 @@ def tuned_threshold(validation: PixelScores, scores: PixelScores, groups: Sequen
 
 
 def _sum_rows(scores: PixelScores) -> np.ndarray:
-    """Returns everything that can be summed over images, [images, k]."""
+    """Returns all counts and sums of each image, float64 [images, k]."""
     fields = [*scores.counts, *scores.probabilities]
     return np.concatenate([np.asarray(field, np.float64).reshape(len(field), -1) for field in fields], axis=1)
 

@@ -1,4 +1,4 @@
-"""Kinds of images that are scored apart: by what the manifest says of them, and by what their truth shows."""
+"""Subsets of images that get scores of their own: by columns of the manifest, and by properties of the truth."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from cervseg_jax.data.manifest import Record
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
 
 MAX_VALUES = 12
-"""A column of more values is no kind."""
+"""Columns with more distinct values do not divide the images."""
 MIN_IMAGES = 6
-"""Thirds of fewer images say nothing."""
+"""Fewer images are not divided into thirds."""
 
 
 class Subset(NamedTuple):
-    """Some of the images."""
+    """The images that share a property."""
 
     kind: str
     value: str
@@ -24,15 +24,15 @@ class Subset(NamedTuple):
 
 
 def find_subsets(metadata: Sequence[Mapping[str, str]], measures: Mapping[str, np.ndarray]) -> list[Subset]:
-    """Divides images into kinds.
+    """Finds subsets of images.
 
     Args:
       metadata: columns of the manifest by name, for each image. `subset` counts, and every column that `prepare` did
         not write, such as a stain.
-      measures: a number per image by name, such as the share of nucleus; each divides the images into thirds.
+      measures: one number per image by name, such as the share of nucleus; each divides the images into thirds.
 
     Returns:
-      Kinds of at least two values; those of one sort do not overlap.
+      At least two disjoint subsets per column or measure.
     """
     found = []
     names = sorted({name for row in metadata for name in row} - (set(Record._fields) - {"subset"}))
@@ -49,7 +49,7 @@ def find_subsets(metadata: Sequence[Mapping[str, str]], measures: Mapping[str, n
 def summarize_subsets(
     subsets: Sequence[Subset], columns: Mapping[str, np.ndarray], groups: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for each kind how many images it has, and the mean of each column with its 95 % interval."""
+    """Returns the number of images of each subset, and the mean of each column with its 95 % interval."""
     rows = []
     for subset in subsets:
         own = [group for group, inside in zip(groups, subset.rows, strict=True) if inside]

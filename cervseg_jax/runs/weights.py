@@ -28,7 +28,9 @@ PREPROCESSING = (
 
 
 POSTPROCESSING_FILE = "postprocessing.json"
-"""Beside the weights: how their nuclei are best told apart."""
+"""Beside the weights: threshold and watershed parameters tuned for them."""
+OLD_POSTPROCESSING_FILE = "separation.json"
+"""Its name in release 0.1; still read."""
 
 
 class Contract(BaseModel):
@@ -145,7 +147,8 @@ def save_weights(
     make_folder(folder)
     try:
         write_bytes(folder / contract.weights_file, data)
-        (folder / POSTPROCESSING_FILE).unlink(missing_ok=True)  # it was tuned for the weights before
+        for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE):
+            (folder / name).unlink(missing_ok=True)  # it was tuned for the previous weights
         write_text(folder / "contract.json", contract.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: the best weights could not be saved: {error.strerror}") from None

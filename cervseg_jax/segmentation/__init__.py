@@ -1,1 +1,1 @@
-"""From trained weights and images to masks, nuclei and files."""
+"""Segmentation of images with trained weights: masks, label maps, measurements and files."""

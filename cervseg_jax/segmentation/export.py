@@ -1,4 +1,4 @@
-"""The network as a file that other programs use, weights included; read back and compared before it counts."""
+"""Export of the network with its weights to a file for other programs, which is read back and compared."""
 
 import importlib.util
 import json
@@ -19,70 +19,74 @@ from cervseg_jax.files import make_folder, write_bytes, write_json, write_text
 from cervseg_jax.heads import num_maps
 from cervseg_jax.models import CUSTOM_OBJECTS, MODELS, build_model, functionalize, padded_size, size_divisor
 from cervseg_jax.runs.weights import Contract, Network
+from cervseg_jax.segmentation.predict import make_predictor
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MAX_DIFFERENCE = 1e-5
-"""Largest difference of probabilities between the reloaded file and the run that is accepted."""
+"""Largest accepted difference of probabilities between the reloaded file and the run."""
 BATCH_SIZES = (1, 3)
-"""With which the reloaded file is tried."""
+"""Batch sizes that are compared."""
 
 Probabilities = Callable[[np.ndarray], Any]
 """From uint8 RGB images [b, h, w, 3] to probabilities [b, h, w, maps]."""
 
 
 class Format(NamedTuple):
-    """One kind of file."""
+    """A file format."""
 
     file: str
     write: Callable[[Network, Path], tuple[Probabilities, Mapping[str, Any]]]
-    """Writes the file; returns what was read back, and facts."""
+    """Writes the file; returns the reloaded function, and entries for `contract.json`."""
     example: str
-    """A program that uses it."""
+    """Source of a program that uses the file."""
 
 
 def export_network(network: Network, folder: Path, format_name: str) -> dict[str, Any]:
-    """Writes the network, reads it back, and compares it with itself.
+    """Exports a network, reads the file back, and compares its predictions with those of `infer`.
 
     Args:
-      network: with its weights.
+      network: network with its weights.
       folder: receives the file, `contract.json` and `example.py`.
       format_name: a key of `FORMATS`.
 
     Returns:
-      Facts: file, bytes, largest difference, and those of the format.
+      File name, bytes, largest difference of probabilities, and entries of the format.
 
     Raises:
       ConfigError: for an unknown format, or if its extra is not installed.
-      CheckpointError: if what was read back computes something else.
+      CheckpointError: if the reloaded file predicts something else.
     """
     entry = lookup(FORMATS, format_name, key="--format")
     path = make_folder(folder) / entry.file
-    reloaded, facts = entry.write(network, path)
-    rng = np.random.default_rng(0)
-    difference = 0.0
+    reloaded, metadata = entry.write(network, path)
     sizes = [network.contract.image_size]
-    if facts["divisor"] is not None:
+    if metadata["divisor"] is not None:
         height, width = network.contract.image_size
-        sizes.append((height + facts["divisor"], 2 * width))
-    for size in sizes:
-        wanted = _probabilities_at(network, size)
-        for count in BATCH_SIZES:
-            images = rng.integers(0, 256, (count, *size, 3), np.uint8)
-            difference = max(difference, float(np.abs(np.asarray(reloaded(images)) - wanted(images)).max()))
+        sizes.append((height + metadata["divisor"], 2 * width))
+    difference = max(_largest_difference(reloaded, _at_size(network, size)) for size in sizes)
     if not difference <= MAX_DIFFERENCE:
         raise CheckpointError(
-            f"{path}: what was read back differs from the run by {difference:.2g}, more than {MAX_DIFFERENCE}"
+            f"{path}: the reloaded file differs from the run by {difference:.2g}, more than {MAX_DIFFERENCE}"
         )
-    facts = {
+    metadata = {
         "file": entry.file,
         "bytes": path.stat().st_size,
         "max_difference": difference,
-        **facts,
+        **metadata,
         "cervseg_jax_version": __version__,
     }
-    write_json(folder / "contract.json", {**json.loads(network.contract.model_dump_json()), "export": facts})
+    write_json(folder / "contract.json", {**json.loads(network.contract.model_dump_json()), "export": metadata})
     write_text(folder / "example.py", entry.example)
-    return facts
+    return metadata
+
+
+def _largest_difference(reloaded: Probabilities, network: Network) -> float:
+    """Compares probabilities of random images with those of the segmenter, in batches of several sizes."""
+    rng = np.random.default_rng(0)
+    predictor = make_predictor([network], batch_size=max(BATCH_SIZES))
+    images = rng.integers(0, 256, (predictor.batch_size, *network.contract.image_size, 3), np.uint8)
+    expected = predictor.predict(images)
+    return max(float(np.abs(np.asarray(reloaded(images[:count])) - expected[:count]).max()) for count in BATCH_SIZES)
 
 
 def _build(contract: Contract, image_size: tuple[int, int]) -> keras.Model:
@@ -90,24 +94,20 @@ def _build(contract: Contract, image_size: tuple[int, int]) -> keras.Model:
     return build_model(contract.model_name, image_size=image_size, args=args, num_maps=num_maps(heads))
 
 
-def _probabilities_at(network: Network, image_size: tuple[int, int]) -> Probabilities:
-    """Returns the network for images of a size."""
-    apply = network.apply
-    if image_size != network.contract.image_size:
-        apply, _, _ = functionalize(_build(network.contract, image_size))
-
-    @jax.jit
-    def probabilities(images: jax.Array) -> jax.Array:
-        (logits, *_), _ = apply(network.params, network.model_state, images)
-        return jax.nn.sigmoid(logits)
-
-    return probabilities
+def _at_size(network: Network, image_size: tuple[int, int]) -> Network:
+    """Returns the network for another image size, with the same weights."""
+    if image_size == network.contract.image_size:
+        return network
+    contract = network.contract.model_copy(update={"image_size": image_size})
+    apply, _, _ = functionalize(_build(contract, image_size))
+    return Network(contract, apply, network.params, network.model_state)
 
 
 def _write_stablehlo(network: Network, path: Path) -> tuple[Probabilities, Mapping[str, Any]]:
-    """Writes a program for CPU, CUDA and TPU; any number of images, and any size that the network divides.
+    """Writes a StableHLO program for CPU, CUDA and TPU; batch size and image size are free.
 
-    Networks whose weights or layers depend on the image's size, and those that pad their images, keep their size.
+    Height and width must be multiples of the network's divisor. Networks whose weights or layers depend on the image
+    size, and those that pad their images, keep their size.
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError(f"export: needs an extra: {install_command('export')}")
@@ -118,14 +118,20 @@ def _write_stablehlo(network: Network, path: Path) -> tuple[Probabilities, Mappi
         divisor = size_divisor(name, args)
     height, width = size if divisor is None else (f"{divisor}*h", f"{divisor}*w")
     shape = export.symbolic_shape(f"b, {height}, {width}, 3")
-    exported = export.export(_probabilities_at(network, size), platforms=PLATFORMS)  # pyright: ignore
+
+    @jax.jit
+    def probabilities(images: jax.Array) -> jax.Array:
+        (logits, *_), _ = network.apply(network.params, network.model_state, images)
+        return jax.nn.sigmoid(logits)
+
+    exported = export.export(probabilities, platforms=PLATFORMS)  # pyright: ignore
     write_bytes(path, bytes(exported(jax.ShapeDtypeStruct(shape, np.uint8)).serialize()))
     reloaded = export.deserialize(bytearray(path.read_bytes()))
     return reloaded.call, {"platforms": list(PLATFORMS), "divisor": divisor, "jax_version": jax.__version__}
 
 
 def _write_keras(network: Network, path: Path) -> tuple[Probabilities, Mapping[str, Any]]:
-    """Writes a Keras model whose output are probabilities."""
+    """Writes a Keras model that returns probabilities."""
     model = _build(network.contract, network.contract.image_size)
     values = network.params | network.model_state
     for variable in model.variables:

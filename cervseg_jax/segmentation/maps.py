@@ -1,7 +1,8 @@
 """Probability maps of images of any size: resized whole, or in tiles."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,32 +10,15 @@ import numpy as np
 
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import num_maps
-from cervseg_jax.runs.weights import Network
-from cervseg_jax.schema import Config, TiledConfig
-from cervseg_jax.segmentation.predict import Predictor, make_predictor, predict_images
-from cervseg_jax.segmentation.tiling import ImageLike, predict_tiled
-from cervseg_jax.segmentation.tta import with_tta
+from cervseg_jax.schema import TiledConfig
+from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.segmentation.predict import Predictor, predict_images
+from cervseg_jax.segmentation.tiling import predict_tiled
 
-MAX_IN_MEMORY = 64_000_000
-"""Arrays of more numbers than this lie on disk."""
+MAX_ELEMENTS_IN_MEMORY = 64_000_000
+"""Larger arrays are memory-mapped from a temporary file."""
 
 Tag = TypeVar("Tag")
-
-
-def infer_predictor(networks: Sequence[Network], config: Config) -> Predictor:
-    """Returns the prediction of one or several networks as `infer` makes it.
-
-    Args:
-      networks: with their weights.
-      config: decides about the batch size and test-time augmentation.
-
-    Returns:
-      The predictor.
-    """
-    predictor = make_predictor(networks, batch_size=config.infer.batch_size)
-    if not config.infer.test_time_augmentation:
-        return predictor
-    return predictor._replace(predict=with_tta(predictor.predict, predictor.heads))
 
 
 def predict_maps(
@@ -42,20 +26,20 @@ def predict_maps(
     tiled: TiledConfig | None,
     images: Iterable[tuple[Tag, ImageLike]],
     *,
-    work: Path,
+    scratch: Path | None = None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
     """Predicts images, whole or in tiles.
 
     Args:
-      predictor: the network.
-      tiled: how to tile; None resizes whole images.
-      images: each with a tag that comes back with the result.
-      work: folder for maps that are too large for the memory.
+      predictor: the prediction function.
+      tiled: settings of the tiles; None resizes whole images.
+      images: images of any size, each with a tag that is yielded with its result.
+      scratch: folder for the temporary files of large maps; None: the system's.
       on_progress: called after each image, and after each row of tiles.
 
     Yields:
-      Tag, image and probabilities [h, w, maps] in the image's size, in order.
+      Tag, image and probabilities [h, w, maps] in the image's size, in order; float16 if tiled, else float32.
 
     Raises:
       ConfigError: if the overlap is not smaller than a tile.
@@ -79,9 +63,9 @@ def predict_maps(
         raise ConfigError(
             f"infer.tiled.overlap_px: must be less than the network's smaller side, {min(image_size)}, got {overlap_px}"
         )
-    for number, (tag, image) in enumerate(images):
+    for tag, image in images:
         height, width = image.shape[:2]
-        maps = allocate((height, width, num_maps(predictor.heads)), np.float16, work / f"maps-{number}.npy")
+        maps = allocate((height, width, num_maps(predictor.heads)), np.float16, scratch)
         rows_of_tiles = predict_tiled(
             predictor.predict,
             image,
@@ -93,13 +77,22 @@ def predict_maps(
         for first, rows in rows_of_tiles:
             maps[first : first + len(rows)] = rows
         if tiled.blend_whole:
-            (small,) = predict_images(predictor, [np.asarray(image[:, :])])
-            np.minimum(maps[..., 0], small[..., 0], out=maps[..., 0])
+            (whole_image,) = predict_images(predictor, [np.asarray(image[:, :])])
+            np.minimum(maps[..., 0], whole_image[..., 0], out=maps[..., 0])
         yield tag, image, maps
 
 
-def allocate(shape: tuple[int, ...], dtype: Any, path: Path) -> np.ndarray:
-    """Makes an array of zeros: in memory, or in a file where it is large."""
-    if math.prod(shape) <= MAX_IN_MEMORY:
+def allocate(shape: tuple[int, ...], dtype: Any, scratch: Path | None = None) -> np.ndarray:
+    """Returns an array of zeros, memory-mapped where it is large.
+
+    The file of a mapped array has no name, so that it disappears with the array, or with the process.
+
+    Args:
+      shape: shape of the array.
+      dtype: NumPy type.
+      scratch: folder whose disk holds a large array; None: the system's temporary folder.
+    """
+    if math.prod(shape) <= MAX_ELEMENTS_IN_MEMORY:
         return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)

@@ -1,82 +1,142 @@
-"""What can be measured on single nuclei.
+"""Morphometry: shape, intensity and texture of single nuclei.
 
-Areas, axes and centers are moments of the pixels; the definitions follow scikit-image's `regionprops` where it has the
-same quantity. Lengths and areas are in pixels; `in_micrometers` adds columns in micrometers.
+Definitions follow scikit-image's `regionprops` where it has the same quantity. Lengths and areas are in pixels;
+`in_micrometers` adds columns in micrometers. `COLUMNS` lists all measurements.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Integer, UInt8
 from scipy.spatial import KDTree
 
 from cervseg_jax.data.photometric import HED
 from cervseg_jax.label_maps import STEPS, bounding_boxes, neighbors
+from cervseg_jax.typing import typechecked
 
 GRAY_LEVELS = 32
-"""Of the texture."""
+"""Gray levels of the co-occurrence matrix."""
 
 Table = dict[str, np.ndarray]
 """One array per column, one row per nucleus in the order of the labels."""
 
+Mean = Callable[[np.ndarray], np.ndarray]
+"""From the values of all pixels of nuclei to the mean of each nucleus."""
 
+
+class Column(NamedTuple):
+    """A measurement."""
+
+    unit: str
+    description: str
+    dtype: type = np.float64
+
+
+COLUMNS: Mapping[str, Column] = {
+    "label": Column("", "value of the nucleus in the label map", np.int64),
+    "row": Column("px", "centroid, mean of the pixel centers; the center of the first pixel is 0"),
+    "column": Column("px", "likewise"),
+    "top": Column("px", "first row of the bounding box", np.int64),
+    "left": Column("px", "its first column", np.int64),
+    "height": Column("px", "rows of the bounding box", np.int64),
+    "width": Column("px", "its columns", np.int64),
+    "area_px": Column("px^2", "number of pixels", np.int64),
+    "equivalent_diameter_px": Column("px", "diameter of the disc of equal area"),
+    "perimeter_px": Column("px", "Crofton perimeter from four directions"),
+    "major_axis_px": Column("px", "major axis of the ellipse with the same second moments"),
+    "minor_axis_px": Column("px", "its minor axis"),
+    "eccentricity": Column("", "eccentricity of this ellipse, 0 for a disc"),
+    "orientation_degrees": Column("degrees", "angle from the vertical to its major axis, counter-clockwise"),
+    "circularity": Column("", "4 pi area / perimeter squared, 1 for a disc"),
+    "solidity": Column("", "area / area of the convex hull of the pixels' corners"),
+    "intensity_mean": Column("0..255", "mean gray value"),
+    "intensity_sd": Column("0..255", "standard deviation of the gray values"),
+    "optical_density_mean": Column("", "mean of -log10(gray / 255)"),
+    "optical_density_sd": Column("", "its standard deviation"),
+    "haematoxylin_mean": Column("", "mean optical density of haematoxylin by color deconvolution"),
+    "texture_entropy_bits": Column("bits", "entropy of the histogram of 32 gray levels"),
+    "texture_contrast": Column("", "mean squared difference of the levels of neighbors, in eight directions"),
+    "texture_homogeneity": Column("", "mean of 1 / (1 + squared difference) of the levels of neighbors"),
+    "num_touching": Column("", "nuclei that touch at a side or corner", np.int64),
+    "nearest_px": Column("px", "distance to the nearest other centroid; NaN for a single nucleus"),
+    "touches_border": Column("0 or 1", "whether the nucleus touches the image's border", np.int64),
+    "confidence": Column("0..1", "mean mask probability; only where probabilities are given"),
+}
+"""Columns of `measure`, in order."""
+
+
+@typechecked
 def measure(
-    labels: np.ndarray, image: np.ndarray, probs: np.ndarray | None = None, *, context: np.ndarray | None = None
+    labels: Integer[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "h w 3"],
+    probs: Float[np.ndarray, "h w"] | None = None,
+    *,
+    context: Integer[np.ndarray, "h w"] | None = None,
 ) -> Table:
     """Measures every nucleus.
 
-    Columns: `label`; `row`, `column` (centroid of pixel centers); `top`, `left`, `height`, `width` (bounding box);
-    `area_px`; `equivalent_diameter_px` (of the disc of equal area); `perimeter_px` (Crofton, four directions);
-    `major_axis_px`, `minor_axis_px` (of the ellipse with the same second moments); `eccentricity` and
-    `orientation_degrees` (against the vertical, counter-clockwise) of that ellipse; `circularity` (4 pi area /
-    perimeter squared); `solidity` (area / area of the convex hull of the pixels' corners); `intensity_mean`,
-    `intensity_sd` (gray, 0..255); `optical_density_mean`, `optical_density_sd` (-log10 of the gray share);
-    `haematoxylin_mean` (optical density of that dye by color deconvolution); `texture_entropy_bits`,
-    `texture_contrast`, `texture_homogeneity` (32 gray levels, pairs of neighbors in eight directions);
-    `num_touching` (nuclei that touch at a side or corner); `nearest_px` (distance to the nearest other centroid; NaN
-    for a single nucleus); `touches_border` (of the image, 0 or 1); `confidence` (mean probability inside; only with
-    `probs`).
-
     Args:
-      labels: integer labels [h, w], 0 for background.
-      image: uint8 [h, w, 3], RGB.
-      probs: mask probabilities [h, w].
-      context: labels of all nuclei of the window, of which those of `labels` are some under other numbers; what they
-        touch is looked up there.
+      labels: 0 for background; labels need not be contiguous.
+      image: RGB.
+      probs: mask probabilities, for the column `confidence`.
+      context: label map of all nuclei of the window where `labels` holds some of them, under any numbers; touching
+        nuclei are counted in it.
 
     Returns:
-      The columns, in this order.
+      The columns of `COLUMNS`, in this order.
 
     Reference: Ruifrok and Johnston 2001, Anal Quant Cytol Histol 23(4) (deconvolution); Haralick et al. 1973,
       doi:10.1109/TSMC.1973.4309314 (texture).
     """
     rows, columns = np.nonzero(labels)
-    found, number = np.unique(labels[rows, columns], return_inverse=True)
-    count = len(found)
-    if not count:
-        nothing = np.zeros((1, 1), labels.dtype) + 1
-        names = measure(nothing, np.zeros((1, 1, 3), np.uint8), None if probs is None else np.zeros((1, 1)))
-        return {name: values[:0] for name, values in names.items()}
+    unique, owner = np.unique(labels[rows, columns], return_inverse=True)
+    names = [name for name in COLUMNS if name != "confidence" or probs is not None]
+    if not len(unique):
+        return {name: np.zeros(0, COLUMNS[name].dtype) for name in names}
+    area = np.bincount(owner).astype(np.float64)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(number, values, count) / area
+        return np.bincount(owner, values, len(unique)) / area
 
-    area = np.bincount(number, minlength=count).astype(np.float64)
+    levels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     row, column = mean(rows), mean(columns)
     boxes = bounding_boxes(labels)
+    table: Table = {"label": unique, "row": row, "column": column, "area_px": area.astype(np.int64)}
+    table |= _box_columns(boxes, labels.shape)
+    table |= _shape_columns(labels, unique, boxes, area, _axes(mean, rows - row[owner], columns - column[owner]))
+    table |= _intensity_columns(mean, levels[rows, columns], image[rows, columns])
+    table |= _texture_columns(labels, unique, levels)
+    table["num_touching"] = _num_touching(labels, unique, labels if context is None else context)
+    table["nearest_px"] = nearest_distances(np.stack([row, column], axis=1))
+    if probs is not None:
+        table["confidence"] = mean(probs[rows, columns])
+    return {name: table[name] for name in names}
+
+
+def _box_columns(boxes: np.ndarray, shape: tuple[int, ...]) -> Table:
     top, left, bottom, right = boxes.T
-    major, minor, angle = _axes(mean, rows - row[number], columns - column[number])
-    perimeter, hull_area = _outline_measures(labels, found, boxes)
-    height, width = labels.shape
-    table: Table = {
-        "label": found,
-        "row": row,
-        "column": column,
+    at_border = (top == 0) | (left == 0) | (bottom == shape[0]) | (right == shape[1])
+    return {
         "top": top,
         "left": left,
         "height": bottom - top,
         "width": right - left,
-        "area_px": area.astype(np.int64),
+        "touches_border": at_border.astype(np.int64),
+    }
+
+
+def _shape_columns(
+    labels: np.ndarray,
+    unique: np.ndarray,
+    boxes: np.ndarray,
+    area: np.ndarray,
+    axes: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> Table:
+    major, minor, angle = axes
+    perimeter, hull_area = _outline_measures(labels, unique, boxes)
+    return {
         "equivalent_diameter_px": np.sqrt(4 * area / np.pi),
         "perimeter_px": perimeter,
         "major_axis_px": major,
@@ -86,22 +146,18 @@ def measure(
         "circularity": 4 * np.pi * area / np.square(perimeter),
         "solidity": area / hull_area,
     }
-    levels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    gray = levels[rows, columns].astype(np.float64)
+
+
+def _intensity_columns(mean: Mean, gray: np.ndarray, colors: np.ndarray) -> Table:
+    """Gray values, optical density and haematoxylin, from the gray [n] and RGB [n, 3] values of the pixels."""
+    gray = gray.astype(np.float64)
     density = -np.log10(np.maximum(gray, 1) / 255)
-    dyes = -np.log10(np.maximum(image[rows, columns], 1) / 255) @ np.linalg.inv(
-        HED / np.linalg.norm(HED, axis=1, keepdims=True)
-    )
+    stains = -np.log10(np.maximum(colors, 1) / 255) @ np.linalg.inv(HED / np.linalg.norm(HED, axis=1, keepdims=True))
+    table: Table = {}
     for name, values in (("intensity", gray), ("optical_density", density)):
         table[f"{name}_mean"] = mean(values)
         table[f"{name}_sd"] = np.sqrt(np.maximum(0, mean(np.square(values)) - np.square(mean(values))))
-    table["haematoxylin_mean"] = mean(dyes[:, 0])
-    table |= _texture(labels, found, levels)
-    table["num_touching"] = _num_touching(labels, found, labels if context is None else context)
-    table["nearest_px"] = nearest_distances(np.stack([row, column], axis=1))
-    table["touches_border"] = ((top == 0) | (left == 0) | (bottom == height) | (right == width)).astype(np.int64)
-    if probs is not None:
-        table["confidence"] = mean(probs[rows, columns])
+    table["haematoxylin_mean"] = mean(stains[:, 0])
     return table
 
 
@@ -109,11 +165,11 @@ def in_micrometers(table: Mapping[str, np.ndarray], mpp: float) -> Table:
     """Adds a column in micrometers for each in pixels.
 
     Args:
-      table: of `measure`.
+      table: columns of `measure`.
       mpp: micrometers per pixel.
 
     Returns:
-      All columns, those in micrometers behind the one that they come from.
+      All columns; each in micrometers follows the one in pixels.
     """
     out: Table = {}
     for name, values in table.items():
@@ -124,53 +180,59 @@ def in_micrometers(table: Mapping[str, np.ndarray], mpp: float) -> Table:
     return out
 
 
-def _axes(mean, down: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Axes in pixels and orientation in degrees of the ellipses with the same second moments."""
+def _axes(mean: Mean, down: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns axes in pixels and orientation in degrees of the ellipses with the same second moments.
+
+    Args:
+      mean: mean over the pixels of each nucleus.
+      down: rows of the pixels, from their nucleus' centroid.
+      right: columns, likewise.
+    """
     rr, cc, rc = mean(down * down), mean(right * right), mean(down * right)
     middle, spread = (rr + cc) / 2, np.sqrt(np.square((rr - cc) / 2) + rc * rc)
     angle = np.degrees(0.5 * np.arctan2(2 * rc, rr - cc))
     return 4 * np.sqrt(middle + spread), 4 * np.sqrt(np.maximum(0, middle - spread)), angle
 
 
-def _outline_measures(labels: np.ndarray, found: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Crofton perimeter and area of the convex hull of each nucleus.
+def _outline_measures(labels: np.ndarray, unique: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the Crofton perimeter and the area of the convex hull of each nucleus.
 
     The perimeter is half the sum over four directions of pi / 4 times the crossings of parallel lines with the
     outline times the lines' distance (1, or 1 / sqrt 2 for diagonals).
     """
-    perimeter, hull_area = np.zeros(len(found)), np.zeros(len(found))
+    perimeter, hull_area = np.zeros(len(unique)), np.zeros(len(unique))
     corners = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
-    for number, (label, (top, left, bottom, right)) in enumerate(zip(found, boxes, strict=True)):
+    for index, (label, (top, left, bottom, right)) in enumerate(zip(unique, boxes, strict=True)):
         inside = np.pad(labels[top:bottom, left:right] == label, 1)
         for step in STEPS:
             here, there = neighbors(inside, step)
-            perimeter[number] += np.count_nonzero(here != there) * (np.sqrt(0.5) if all(step) else 1.0)
-        # The hull of the ends of each row is the hull of all pixels.
+            perimeter[index] += np.count_nonzero(here != there) * (np.sqrt(0.5) if all(step) else 1.0)
+        # Both ends of each row have the same hull as all pixels.
         kept = np.argwhere(inside & ~(np.roll(inside, 1, axis=1) & np.roll(inside, -1, axis=1)))
         points = (kept[:, None] + corners).reshape(-1, 2).astype(np.int32)
-        hull_area[number] = cv2.contourArea(cv2.convexHull(points))
+        hull_area[index] = cv2.contourArea(cv2.convexHull(points))
     return perimeter * np.pi / 8, hull_area
 
 
-def _texture(labels: np.ndarray, found: np.ndarray, gray: np.ndarray) -> Table:
-    """Entropy of the gray levels; contrast and homogeneity of neighbors within the nucleus."""
+def _texture_columns(labels: np.ndarray, unique: np.ndarray, gray: np.ndarray) -> Table:
+    """Returns the entropy of gray levels, and contrast and homogeneity of neighbors within each nucleus."""
     levels = (gray.astype(np.int64) * GRAY_LEVELS) // 256
     inside = labels > 0
-    number = np.searchsorted(found, labels[inside])
-    histogram = np.zeros((len(found), GRAY_LEVELS))
-    np.add.at(histogram, (number, levels[inside]), 1)
+    owner = np.searchsorted(unique, labels[inside])
+    histogram = np.zeros((len(unique), GRAY_LEVELS))
+    np.add.at(histogram, (owner, levels[inside]), 1)
     share = histogram / histogram.sum(axis=1, keepdims=True)
     entropy = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
-    pairs, contrast, homogeneity = (np.zeros(len(found)) for _ in range(3))
+    pairs, contrast, homogeneity = (np.zeros(len(unique)) for _ in range(3))
     for step in STEPS:
         here, there = neighbors(labels, step)
         same = (here == there) & (here > 0)
-        owner = np.searchsorted(found, here[same])
-        one, other = neighbors(levels, step)
-        difference = np.square(one[same] - other[same])
-        pairs += np.bincount(owner, minlength=len(found))
-        contrast += np.bincount(owner, difference, len(found))
-        homogeneity += np.bincount(owner, 1 / (1 + difference), len(found))
+        owner = np.searchsorted(unique, here[same])
+        level, neighbor_level = neighbors(levels, step)
+        difference = np.square(level[same] - neighbor_level[same])
+        pairs += np.bincount(owner, minlength=len(unique))
+        contrast += np.bincount(owner, difference, len(unique))
+        homogeneity += np.bincount(owner, 1 / (1 + difference), len(unique))
     pairs = np.maximum(pairs, 1)
     return {
         "texture_entropy_bits": entropy,
@@ -179,16 +241,17 @@ def _texture(labels: np.ndarray, found: np.ndarray, gray: np.ndarray) -> Table:
     }
 
 
-def _num_touching(labels: np.ndarray, found: np.ndarray, context: np.ndarray) -> np.ndarray:
+def _num_touching(labels: np.ndarray, unique: np.ndarray, context: np.ndarray) -> np.ndarray:
     """Counts the nuclei of `context` that touch each nucleus."""
     meetings = []
     for step in STEPS:
-        (one, other), (here, there) = neighbors(labels, step), neighbors(context, step)
+        (own_here, own_there), (here, there) = neighbors(labels, step), neighbors(context, step)
         differ = (here != there) & (here > 0) & (there > 0)
-        meetings += [np.stack([one[differ], there[differ]], axis=1), np.stack([other[differ], here[differ]], axis=1)]
+        meetings.append(np.stack([own_here[differ], there[differ]], axis=1))
+        meetings.append(np.stack([own_there[differ], here[differ]], axis=1))
     pairs = np.unique(np.concatenate(meetings), axis=0)
     pairs = pairs[pairs[:, 0] > 0]
-    return np.bincount(np.searchsorted(found, pairs[:, 0]), minlength=len(found))
+    return np.bincount(np.searchsorted(unique, pairs[:, 0]), minlength=len(unique))
 
 
 def nearest_distances(centers: np.ndarray) -> np.ndarray:

@@ -1,22 +1,28 @@
-"""The nuclei of a whole image: label map, measurements and outlines, block by block."""
+"""The nuclei of a whole image: label map, measurements and outlines, block by block.
 
-from collections.abc import Sequence
+Each block is processed with a margin, and keeps the nuclei whose centroid lies in it: a nucleus on a seam is seen whole
+by one block and counted once.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int32
 
 from cervseg_jax.annotations.polygons import Polygon, polygons_of
 from cervseg_jax.heads import Head
 from cervseg_jax.label_maps import centroids
 from cervseg_jax.schema import PostprocessingConfig
+from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.morphometry import Table, measure, nearest_distances
-from cervseg_jax.segmentation.tiling import ImageLike
-from cervseg_jax.segmentation.watershed import label_instances, numbered
+from cervseg_jax.segmentation.watershed import connect_at_sides, label_instances, relabel
+from cervseg_jax.typing import typechecked
 
 BLOCK_PX = 2048
 """Side of a block; smaller images are one block."""
 HALO_PX = 256
-"""What a block sees beyond its border: more than the size of a nucleus and its neighbors."""
+"""Margin that a block sees beyond its border: more than a nucleus and its neighbors."""
 
 
 class Nuclei(NamedTuple):
@@ -25,72 +31,126 @@ class Nuclei(NamedTuple):
     labels: np.ndarray
     """int32 [h, w]."""
     table: Table
+    """Columns of `morphometry.COLUMNS`."""
     polygons: list[list[Polygon]]
 
 
-def find_nuclei(
-    maps: np.ndarray,
-    image: ImageLike,
-    heads: Sequence[Head],
-    rules: PostprocessingConfig,
-    *,
-    labels: np.ndarray | None = None,
-) -> Nuclei:
-    """Tells nuclei apart, measures and outlines them.
+class _Block(NamedTuple):
+    top: int
+    left: int
+    """Position of the block with its margin in the image."""
+    window: tuple[slice, slice]
+    labels: np.ndarray
+    """The block's own nuclei as 1..n, int32 [h, w]."""
+    context: np.ndarray
+    """Everything that was labelled in the window, under other numbers."""
+    num_before: int
+    """Nuclei of earlier blocks; the block's first nucleus has this label + 1."""
 
-    A block decides about the nuclei whose centroid lies in it, and sees more than it decides about; a nucleus on a
-    seam is therefore seen whole by one block and counted once.
+
+@typechecked
+def label_nuclei(
+    maps: Float[np.ndarray, "h w maps"],
+    mask: Bool[np.ndarray, "h w"],
+    heads: Sequence[Head],
+    params: PostprocessingConfig,
+    *,
+    labels: Int32[np.ndarray, "h w"] | None = None,
+) -> Int32[np.ndarray, "h w"]:
+    """Labels the nuclei of an image of any size.
 
     Args:
-      maps: probabilities [h, w, maps]; may lie on disk.
-      image: uint8 RGB of the same height and width.
-      heads: what the maps are.
-      rules: how nuclei are told apart.
-      labels: zeros, int32 [h, w], to be filled; None: made here.
+      maps: probabilities; may be memory-mapped.
+      mask: pixels that belong to nuclei, see `make_mask`.
+      heads: heads of the network in the order of `maps`.
+      params: parameters of the watershed.
+      labels: array of zeros to fill; None: a new one.
 
     Returns:
-      The nuclei. Distances to the nearest neighbor are those in the whole image.
+      Labels 1..n, 0 for background.
     """
-    height, width = maps.shape[:2]
-    labels = np.zeros((height, width), np.int32) if labels is None else labels
+    labels = np.zeros(mask.shape, np.int32) if labels is None else labels
+    for _ in _blocks(maps, mask, heads, params, labels):
+        pass
+    return labels
+
+
+@typechecked
+def find_nuclei(
+    maps: Float[np.ndarray, "h w maps"],
+    mask: Bool[np.ndarray, "h w"],
+    image: ImageLike,
+    heads: Sequence[Head],
+    params: PostprocessingConfig,
+    *,
+    labels: Int32[np.ndarray, "h w"] | None = None,
+) -> Nuclei:
+    """Labels, measures and outlines the nuclei of an image of any size.
+
+    Args:
+      maps: probabilities; may be memory-mapped.
+      mask: pixels that belong to nuclei, see `make_mask`.
+      image: uint8 RGB of the same height and width.
+      heads: heads of the network in the order of `maps`.
+      params: parameters of the watershed.
+      labels: array of zeros to fill; None: a new one.
+
+    Returns:
+      The nuclei, with the labels of `label_nuclei`. Distances to the nearest neighbor are those in the whole image.
+    """
+    labels = np.zeros(mask.shape, np.int32) if labels is None else labels
     tables: list[Table] = []
     polygons: list[list[Polygon]] = []
-    for top in range(0, height, BLOCK_PX):
-        for left in range(0, width, BLOCK_PX):
-            core = (top, left, min(top + BLOCK_PX, height), min(left + BLOCK_PX, width))
-            table, outlines = _block(maps, image, heads, rules, labels, core, len(polygons))
-            tables.append(table)
-            polygons += outlines
-    table = {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
+    for block in _blocks(maps, mask, heads, params, labels):
+        tables.append(_measured(block, maps, image))
+        polygons += [
+            [
+                Polygon(
+                    polygon.outer + (block.left, block.top), [hole + (block.left, block.top) for hole in polygon.holes]
+                )
+                for polygon in own
+            ]
+            for own in polygons_of(block.labels)
+        ]
+    table = {name: np.concatenate([own[name] for own in tables]) for name in tables[0]}
     table["nearest_px"] = nearest_distances(np.stack([table["row"], table["column"]], axis=1))
     return Nuclei(labels, table, polygons)
 
 
-def _block(
-    maps: np.ndarray,
-    image: ImageLike,
-    heads: Sequence[Head],
-    rules: PostprocessingConfig,
-    labels: np.ndarray,
-    core: tuple[int, int, int, int],
-    num_before: int,
-) -> tuple[Table, list[list[Polygon]]]:
-    """Finds the nuclei of one block and writes them into `labels`, numbered from `num_before` + 1."""
+def _blocks(
+    maps: np.ndarray, mask: np.ndarray, heads: Sequence[Head], params: PostprocessingConfig, labels: np.ndarray
+) -> Iterator[_Block]:
+    """Labels one block after the other and writes its nuclei into `labels`."""
     height, width = labels.shape
-    top, left = max(0, core[0] - HALO_PX), max(0, core[1] - HALO_PX)
-    window = np.s_[top : min(height, core[2] + HALO_PX), left : min(width, core[3] + HALO_PX)]
-    seen = np.asarray(maps[window])
-    everything = label_instances(seen, heads, rules)
-    # Another block's nuclei keep their pixels: clusters longer than the halo may be parted otherwise there.
-    found = np.where(labels[window] > 0, 0, everything)
-    places = centroids(found) + (top, left)
-    numbers = np.unique(found[found > 0])
-    own = (places >= core[:2]).all(axis=1) & (places < core[2:]).all(axis=1)
-    found = numbered(np.where(np.isin(found, numbers[own]), found, 0))
-    table = measure(found, image[window], seen[..., 0], context=everything)
-    table["label"] = table["label"] + num_before
-    for name, offset, extent in (("row", top, "top"), ("column", left, "left")):
-        table[name] = table[name] + offset
+    num_before = 0
+    for first_row in range(0, height, BLOCK_PX):
+        for first_column in range(0, width, BLOCK_PX):
+            start = np.array((first_row, first_column))
+            end = np.minimum(start + BLOCK_PX, (height, width))
+            top, left = np.maximum(0, start - HALO_PX).tolist()
+            bottom, right = np.minimum((height, width), end + HALO_PX).tolist()
+            window = np.s_[top:bottom, left:right]
+            context = label_instances(np.asarray(maps[window]), mask[window], heads, params)
+            # Nuclei of earlier blocks keep their pixels: clusters longer than the margin may differ here.
+            is_taken = labels[window] > 0
+            candidates = connect_at_sides(np.where(is_taken, 0, context)) if is_taken.any() else context
+            centers = centroids(candidates) + (top, left)
+            is_own = (centers >= start).all(axis=1) & (centers < end).all(axis=1)
+            own = np.unique(candidates[candidates > 0])[is_own]
+            block_labels = relabel(np.where(np.isin(candidates, own), candidates, 0))
+            labels[window] = np.where(block_labels > 0, block_labels + num_before, labels[window])
+            yield _Block(top, left, window, block_labels, context, num_before)
+            num_before += len(own)
+
+
+def _measured(block: _Block, maps: np.ndarray, image: ImageLike) -> Table:
+    """Measures the nuclei of a block, with positions in the whole image."""
+    height, width = maps.shape[:2]
+    probs = np.asarray(maps[block.window][..., 0])
+    table = measure(block.labels, np.asarray(image[block.window]), probs, context=block.context)
+    table["label"] = table["label"] + block.num_before
+    for center, offset, extent in (("row", block.top, "top"), ("column", block.left, "left")):
+        table[center] = table[center] + offset
         table[extent] = table[extent] + offset
     table["touches_border"] = (
         (table["top"] == 0)
@@ -98,9 +158,4 @@ def _block(
         | (table["top"] + table["height"] == height)
         | (table["left"] + table["width"] == width)
     ).astype(np.int64)
-    outlines = [
-        [Polygon(part.outer + (left, top), [hole + (left, top) for hole in part.holes]) for part in parts]
-        for parts in polygons_of(found)
-    ]
-    labels[window] = np.where(found > 0, found + num_before, labels[window])
-    return table, outlines
+    return table

@@ -1,9 +1,9 @@
-"""What `infer` writes for each image, by name."""
+"""The files that `infer` writes for each image, by output name."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,117 +12,74 @@ from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
 from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_labels, write_png, write_text
-from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
-from cervseg_jax.segmentation.morphometry import in_micrometers
-from cervseg_jax.segmentation.nuclei import Nuclei
-from cervseg_jax.segmentation.tiling import ImageLike
-from cervseg_jax.segmentation.uncertainty import uncertainty
-
-MAX_OVERLAY_PIXELS = 64_000_000
-"""Larger images get an overlay of a reduced size."""
-BAND_ROWS = 1024
+from cervseg_jax.segmentation.result import BAND_ROWS, Result
 
 
-class Result(NamedTuple):
-    """What is known about one image."""
-
-    name: str
-    path: Path
-    image: ImageLike
-    maps: np.ndarray
-    """Probabilities [h, w, maps]."""
-    mask: np.ndarray
-    """bool [h, w]."""
-    nuclei: Nuclei | None
-    """None where no output needs them."""
-
-
-class Settings(NamedTuple):
-    """What the files' looks depend on."""
-
-    mpp: float | None = None
-    """Micrometres per pixel."""
-    colors: tuple[tuple[int, int, int], tuple[int, int, int]] = ((0, 0, 0), (255, 255, 255))
-    """Of background and nuclei in `color`."""
-
-
-def _mask(folder: Path, result: Result, settings: Settings) -> None:
+def _mask(folder: Path, result: Result) -> None:
     write_png(folder / f"{result.name}.png", np.where(result.mask, np.uint8(255), np.uint8(0)))
 
 
-def _overlay(folder: Path, result: Result, settings: Settings) -> None:
-    height, width = result.mask.shape
-    step = max(1, int(np.ceil(np.sqrt(height * width / MAX_OVERLAY_PIXELS))))
-    band = step * max(1, BAND_ROWS // step)  # slides are read band by band
-    bands = [np.asarray(result.image[top : top + band, 0:width])[::step, ::step] for top in range(0, height, band)]
-    image = np.concatenate(bands)
-    labels = (result.mask if result.nuclei is None else result.nuclei.labels)[::step, ::step]
-    picture = draw_instance_outlines(tint(image, labels > 0), labels, color=PREDICTION_COLOR)
-    write_png(folder / f"{result.name}.png", picture)
+def _overlay(folder: Path, result: Result) -> None:
+    write_png(folder / f"{result.name}.png", result.overlay())
 
 
-def _instances(folder: Path, result: Result, settings: Settings) -> None:
-    write_labels(folder, result.name, _nuclei(result).labels)
+def _instances(folder: Path, result: Result) -> None:
+    write_labels(folder, result.name, result.labels)
 
 
-def _probabilities(folder: Path, result: Result, settings: Settings) -> None:
+def _probabilities(folder: Path, result: Result) -> None:
     levels = np.empty(result.mask.shape, np.uint16)
-    for top in range(0, len(levels), BAND_ROWS):  # maps of slides are on disk
+    for top in range(0, len(levels), BAND_ROWS):  # maps of slides are memory-mapped
         band = result.maps[top : top + BAND_ROWS, :, 0].astype(np.float32)
         levels[top : top + BAND_ROWS] = np.round(band * 65535)
     write_png(folder / f"{result.name}.png", levels)
 
 
-def _color(folder: Path, result: Result, settings: Settings) -> None:
-    background, nucleus = (np.array(color, np.uint8) for color in settings.colors)
+def _color(folder: Path, result: Result) -> None:
+    background, nucleus = (np.array(color, np.uint8) for color in result.style.colors)
     write_png(folder / f"{result.name}.png", np.where(result.mask[..., None], nucleus, background))
 
 
-def _geojson(folder: Path, result: Result, settings: Settings) -> None:
-    nuclei = _nuclei(result)
+def _geojson(folder: Path, result: Result) -> None:
+    nuclei = result.nuclei
     write_text(
         folder / f"{result.name}.geojson",
-        geojson_document(result.name, nuclei.polygons, _table(result, settings)),
+        geojson_document(result.name, nuclei.polygons, result.table),
         durable=False,
     )
 
 
-def _labelme(folder: Path, result: Result, settings: Settings) -> None:
-    nuclei = _nuclei(result)
-    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=path_from(folder, result.path))
+def _labelme(folder: Path, result: Result) -> None:
+    nuclei = result.nuclei
+    image_path = _file_name(result) if result.path is None else path_from(folder, result.path)
+    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=image_path)
     write_text(folder / f"{result.name}.json", text, durable=False)
 
 
-def _rois(folder: Path, result: Result, settings: Settings) -> None:
-    path, polygons = folder / f"{result.name}.zip", _nuclei(result).polygons
+def _rois(folder: Path, result: Result) -> None:
+    path, polygons = folder / f"{result.name}.zip", result.nuclei.polygons
     if polygons:
         write_bytes(path, roi_zip(polygons), durable=False)
     else:  # ImageJ hangs on an empty archive
         path.unlink(missing_ok=True)
 
 
-def _coco(folder: Path, result: Result, settings: Settings) -> None:
-    nuclei = _nuclei(result)
-    image = coco_image(1, result.path.name, nuclei.labels.shape)
+def _coco(folder: Path, result: Result) -> None:
+    nuclei = result.nuclei
+    image = coco_image(1, _file_name(result), nuclei.labels.shape)
     entries = coco_annotations(nuclei.labels, nuclei.table, image_id=1, first_id=1)
     write_text(folder / f"{result.name}.json", coco_document([image], entries), durable=False)
 
 
-def _measurements(folder: Path, result: Result, settings: Settings) -> None:
-    table = _table(result, settings)
+def _measurements(folder: Path, result: Result) -> None:
+    table = result.table
     rows = ([result.name, *(_number(value.item()) for value in row)] for row in zip(*table.values(), strict=True))
     write_text(folder / f"{result.name}.csv", csv_text(["image", *table], rows), durable=False)
 
 
-def _table(result: Result, settings: Settings) -> Mapping[str, np.ndarray]:
-    table = _nuclei(result).table
-    return table if settings.mpp is None else in_micrometers(table, settings.mpp)
-
-
-def _nuclei(result: Result) -> Nuclei:
-    if result.nuclei is None:
-        raise ValueError(f"{result.name}: its nuclei were not asked for")
-    return result.nuclei
+def _file_name(result: Result) -> str:
+    """Name of the image's file in annotations."""
+    return f"{result.name}.png" if result.path is None else result.path.name
 
 
 def _number(value: Any) -> Any:
@@ -131,7 +88,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-OUTPUTS: Mapping[str, Callable[[Path, Result, Settings], None]] = {
+OUTPUTS: Mapping[str, Callable[[Path, Result], None]] = {
     "masks": _mask,
     "overlays": _overlay,
     "instances": _instances,
@@ -143,26 +100,37 @@ OUTPUTS: Mapping[str, Callable[[Path, Result, Settings], None]] = {
     "labelme": _labelme,
     "rois": _rois,
 }
-"""Each writes one file per image into a folder of its own name."""
+"""Writers by output name. Each writes one file per image into a folder of that name."""
 DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei")
-WITHOUT_NUCLEI = frozenset({"masks", "probabilities", "color"})
+MASK_OUTPUTS = frozenset({"masks", "probabilities", "color"})
+"""Outputs that need no label map."""
+LABEL_OUTPUTS = frozenset({"overlays", "instances"})
+"""Outputs that need the label map, but no measurements."""
 
 
-def write_results(out: Path, result: Result, outputs: Sequence[str], settings: Settings) -> None:
-    """Writes the chosen files of an image."""
+def write_results(out: Path, result: Result, outputs: Sequence[str]) -> None:
+    """Writes files of an image.
+
+    Args:
+      out: receives a folder per output.
+      result: the image's result.
+      outputs: keys of `OUTPUTS`.
+    """
+    if not (MASK_OUTPUTS | LABEL_OUTPUTS).issuperset(outputs):
+        _ = result.nuclei  # before `labels`, which would compute them a second time
     for name in outputs:
-        OUTPUTS[name](make_folder(out / name), result, settings)
+        OUTPUTS[name](make_folder(out / name), result)
 
 
-def image_row(result: Result) -> list[Any]:
-    """Returns the image's line in `images.csv`: see `IMAGE_COLUMNS`."""
+IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "uncertainty")
+
+
+def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
+    """Returns the image's row of `images.csv`, by `IMAGE_COLUMNS`; no count of nuclei where no output needs them."""
     height, width = result.mask.shape
-    count = "" if result.nuclei is None else len(result.nuclei.polygons)
+    count = int(result.labels.max(initial=0)) if with_nuclei else ""
     share = float(result.mask.mean())
-    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{uncertainty(result.maps):.6f}"]
-
-
-IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "doubt")
+    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}"]
 
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:
@@ -176,9 +144,9 @@ def merge_tables(out: Path, names: Sequence[str]) -> None:
 def merge_coco(out: Path, names: Sequence[str]) -> None:
     """Joins the COCO documents of all images into `coco.json`."""
     images, annotations = [], []
-    for number, name in enumerate(names, start=1):
+    for image_id, name in enumerate(names, start=1):
         document = json.loads((out / "coco" / f"{name}.json").read_text(encoding="utf-8"))
-        images.append({**document["images"][0], "id": number})
+        images.append({**document["images"][0], "id": image_id})
         for entry in document["annotations"]:
-            annotations.append({**entry, "id": len(annotations) + 1, "image_id": number})
+            annotations.append({**entry, "id": len(annotations) + 1, "image_id": image_id})
     write_text(out / "coco.json", coco_document(images, annotations))

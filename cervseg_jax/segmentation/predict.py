@@ -1,4 +1,4 @@
-"""Probabilities from images, in batches of one compiled shape."""
+"""Prediction of images of any size, resized to the network's and back, in batches of one compiled shape."""
 
 import functools
 import itertools
@@ -17,32 +17,34 @@ from cervseg_jax.heads import Head
 from cervseg_jax.models import backend_for
 from cervseg_jax.runs.weights import Network
 from cervseg_jax.runtime.mesh import make_mesh, num_batch_shards
+from cervseg_jax.segmentation.tta import with_tta
 
 
 class Predictor(NamedTuple):
-    """A network that is ready for images."""
+    """A compiled prediction function and the one input shape that it takes."""
 
     predict: Predict
     image_size: tuple[int, int]
-    """Height and width of the images that `predict` takes."""
+    """Height and width of its input in pixels."""
     batch_size: int
-    """How many of them."""
+    """Images per call."""
     heads: tuple[Head, ...]
-    """What the maps are."""
+    """Heads of the network, in the order of the output channels."""
 
 
-def make_predictor(networks: Sequence[Network], *, batch_size: int) -> Predictor:
-    """Returns the mean prediction of one or several networks, on the devices of this process.
+def make_predictor(networks: Sequence[Network], *, batch_size: int, test_time_augmentation: bool = False) -> Predictor:
+    """Returns the prediction of one network, or the mean of several, on the devices of this process.
 
     Args:
-      networks: with their weights; of equal heads and image size.
-      batch_size: the wanted size; the next larger one that the mesh divides is taken.
+      networks: networks with weights; of equal heads and image size.
+      batch_size: rounded up to a multiple of the number of batch shards.
+      test_time_augmentation: average over flipped and transposed copies, see `with_tta`.
 
     Returns:
       The predictor.
 
     Raises:
-      ConfigError: if the networks do not belong together.
+      ConfigError: if heads or image sizes differ.
 
     Reference: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4 (several networks).
     """
@@ -50,7 +52,7 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int) -> Predictor
     for other in networks[1:]:
         if (other.contract.heads, other.contract.image_size) != (first.heads, first.image_size):
             raise ConfigError(
-                "the runs do not belong together: "
+                "the runs cannot be averaged, as their heads or image sizes differ: "
                 + " and ".join(
                     f"{' '.join(contract.heads)} at {contract.image_size[0]}x{contract.image_size[1]}"
                     for contract in (first, other.contract)
@@ -65,39 +67,42 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int) -> Predictor
     def mean(images: np.ndarray) -> np.ndarray:
         return np.mean([predict(images) for predict in members], axis=0)
 
-    batch_size = math.lcm(batch_size, num_batch_shards(mesh))
-    return Predictor(mean if len(members) > 1 else members[0], first.image_size, batch_size, first.heads)
+    predict = mean if len(members) > 1 else members[0]
+    if test_time_augmentation:
+        predict = with_tta(predict, first.heads)
+    return Predictor(predict, first.image_size, math.lcm(batch_size, num_batch_shards(mesh)), first.heads)
 
 
 def predict_images(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Streams images of any size through a network, resized to its own.
+    """Predicts images resized to the network's input size, and resizes the maps back.
 
-    A batch is predicted while the images of the next one are read and the maps of the one before are used.
+    While a batch is predicted, the images of the next one are read and the maps of the previous one are consumed.
 
     Args:
-      predictor: the network.
-      images: uint8 [h, w, 3], RGB; read as needed, up to two batches ahead.
+      predictor: the prediction function.
+      images: uint8 RGB [h, w, 3] of any size; consumed lazily, up to two batches ahead.
 
     Yields:
-      Float32 probabilities of each image in its own size, [h, w, maps], in order.
+      Float32 probabilities [h, w, maps] of each image in its own size, in order.
     """
     images = iter(images)
-    under_way: list[tuple[list[np.ndarray], Future[np.ndarray]]] = []
+    pending: list[tuple[list[np.ndarray], Future[np.ndarray]]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="predict") as pool:
         while batch := list(itertools.islice(images, predictor.batch_size)):
-            under_way.append((batch, pool.submit(predictor.predict, _stacked(batch, predictor))))
-            if len(under_way) == 2:
-                yield from _in_own_size(*under_way.pop(0))
-        for last in under_way:
-            yield from _in_own_size(*last)
+            pending.append((batch, pool.submit(predictor.predict, _stacked(batch, predictor))))
+            if len(pending) == 2:
+                yield from _resized_back(*pending.pop(0))
+        for batch, predicted in pending:
+            yield from _resized_back(batch, predicted)
 
 
 def _stacked(images: Sequence[np.ndarray], predictor: Predictor) -> np.ndarray:
+    """Returns a full batch, uint8 [b, h, w, 3]; a short one is padded with copies of its first image."""
     resized = [resize_image(image, predictor.image_size) for image in images]
     return np.stack(resized + [resized[0]] * (predictor.batch_size - len(resized)))
 
 
-def _in_own_size(images: Sequence[np.ndarray], predicted: Future[np.ndarray]) -> Iterator[np.ndarray]:
+def _resized_back(images: Sequence[np.ndarray], predicted: Future[np.ndarray]) -> Iterator[np.ndarray]:
     for image, probs in zip(images, predicted.result(), strict=False):
         height, width = image.shape[:2]
         if probs.shape[:2] != (height, width):

@@ -1,53 +1,43 @@
-"""Images of any size through a network of one size: tiles at constant scale, blended.
+"""Tiled prediction: images of any size through a network of one size, at constant scale, with blended overlaps.
 
-Tiles lie on a grid whose step is the tile's side less the overlap; what lies outside of the image is reflected in. Each
-tile counts most in its middle and fades out over the overlap, and the weights of all tiles that cover a pixel add up to
-one after division. Rows of the result come out as soon as they are complete, so that the memory depends on the width of
-the image alone.
+Tiles lie on a grid whose step is the tile's side minus the overlap; the image is padded by reflection. Each tile's
+weight is 1 in its middle and falls linearly over the overlap; the weighted sum is divided by the sum of weights. Rows
+are yielded as soon as they are complete, so memory grows with the image's width only.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float32
 
-
-class ImageLike(Protocol):
-    """An image whose windows can be read: a numpy array, or a slide on disk."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Height, width and 3."""
-        ...
-
-    def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
-        """Returns uint8 RGB of a window within the image."""
-        ...
+from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.typing import typechecked
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Returns where tiles begin along one side, so that they cover it and half an overlap beyond at both ends.
+    """Returns the offsets of the tiles along one axis. They cover it, and half an overlap beyond both ends.
 
     Args:
-      length: of the side in pixels.
-      tile: side of a tile.
-      overlap: pixels that neighbors share; less than the tile's side.
+      length: length of the axis in pixels.
+      tile: tile length in pixels.
+      overlap: pixels that neighboring tiles share; less than `tile`.
 
     Returns:
-      Starts; negative ones begin outside.
+      Offsets in pixels; the first is negative or 0.
 
     Example:
       >>> tile_starts(100, 64, 16)
       [-8, 40, 88]
     """
     step = tile - overlap
-    return [number * step - overlap // 2 for number in range(-(-length // step))]
+    return [index * step - overlap // 2 for index in range(-(-length // step))]
 
 
-def fade(tile: int, overlap: int) -> np.ndarray:
-    """Returns the weights along one side of a tile: rising over the overlap, 1, falling; float32 [tile].
+@typechecked
+def fade(tile: int, overlap: int) -> Float32[np.ndarray, " tile"]:
+    """Returns the blending weights along one axis of a tile: a ramp over the overlap, 1, a ramp down.
 
-    Neighbors' weights add up to 1.
+    The weights of neighboring tiles add up to 1.
 
     Example:
       >>> fade(8, 4).tolist()
@@ -66,26 +56,26 @@ def predict_tiled(
     batch_size: int,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Streams an image through a network in tiles.
+    """Predicts an image in tiles, from the top down.
 
     Args:
       predict: from uint8 [batch_size, h, w, 3] to probabilities [batch_size, h, w, maps].
       image: of any size.
       tile_size: height and width of the network's input.
       overlap_px: pixels that neighboring tiles share.
-      batch_size: rows of a batch; the last one is filled up.
+      batch_size: tiles per call of `predict`; the last batch of a row is padded.
       on_progress: called after each row of tiles.
 
     Yields:
-      The number of the first row, and float32 probabilities [rows, image width, maps], from the top down.
+      The index of the first row, and float32 probabilities [rows, image width, maps].
     """
     (tile_h, tile_w), (height, width) = tile_size, image.shape[:2]
-    peaks, lefts = (tile_starts(length, tile, overlap_px) for length, tile in ((height, tile_h), (width, tile_w)))
+    tops, lefts = (tile_starts(length, tile, overlap_px) for length, tile in ((height, tile_h), (width, tile_w)))
     weights = np.outer(fade(tile_h, overlap_px), fade(tile_w, overlap_px))[..., None]
     canvas_w = lefts[-1] + tile_w - lefts[0]
     total = sums = None
     emitted = 0
-    for number, top in enumerate(peaks):
+    for index, top in enumerate(tops):
         band = _band(image, top, tile_h, lefts[0], canvas_w)
         for first in range(0, len(lefts), batch_size):
             places = [left - lefts[0] for left in lefts[first : first + batch_size]]
@@ -98,22 +88,22 @@ def predict_tiled(
                 total[:, place : place + tile_w] += weights * probs
                 sums[:, place : place + tile_w] += weights
         assert total is not None and sums is not None  # noqa: S101 (every row has a tile)
-        is_last = number == len(peaks) - 1
-        complete = min(height, top + tile_h if is_last else peaks[number + 1]) - emitted
+        is_last = index == len(tops) - 1
+        complete = min(height, top + tile_h if is_last else tops[index + 1]) - emitted
         skip = emitted - top
         rows = np.s_[skip : skip + complete, -lefts[0] : -lefts[0] + width]
         yield emitted, total[rows] / sums[rows]
         emitted += complete
         on_progress()
         if not is_last:
-            step = peaks[number + 1] - top
+            step = tops[index + 1] - top
             for buffer in (total, sums):
                 buffer[: tile_h - step] = buffer[step:].copy()
                 buffer[tile_h - step :] = 0
 
 
 def _band(image: ImageLike, top: int, height: int, left: int, width: int) -> np.ndarray:
-    """Reads a window that may reach beyond the image, reflected at the borders."""
+    """Reads a window, uint8 [height, width, 3]; beyond the image it is padded by reflection."""
     rows, columns = (
         _reflected(start, count, length)
         for start, count, length in ((top, height, image.shape[0]), (left, width, image.shape[1]))
@@ -123,7 +113,7 @@ def _band(image: ImageLike, top: int, height: int, left: int, width: int) -> np.
 
 
 def _reflected(start: int, count: int, length: int) -> np.ndarray:
-    """Positions within [0, length) for those of a window, mirrored at the outermost pixels."""
+    """Returns the indices in [0, length) of `count` positions from `start`, reflected at the outermost pixels."""
     period = max(1, 2 * (length - 1))
     places = np.abs(np.arange(start, start + count)) % period
     return np.minimum(places, period - places) if length > 1 else np.zeros(count, int)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over mirrored and turned copies of an image. Nuclei have no upright position."""
+"""Test-time augmentation: the mean over flipped and transposed copies of an image."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,29 +14,30 @@ def with_tta(predict: Predict, heads: Sequence[Head]) -> Predict:
     """Returns a prediction that averages over the symmetries of the network's input.
 
     Args:
-      predict: from uint8 [b, h, w, 3] to probabilities [b, h, w, maps].
-      heads: what the maps are; the places of "hover" are mirrored back as well.
+      predict: function from uint8 [b, h, w, 3] to probabilities [b, h, w, maps].
+      heads: heads of the network; the coordinates of "hover" are transformed back as well.
 
     Returns:
-      The same with all eight symmetries of the square where h equals w, else with the four of the rectangle.
+      A function of the same signature: the mean over the eight symmetries of a square input, or the four of a
+      rectangular one.
     """
 
     def averaged(images: np.ndarray) -> np.ndarray:
-        turns = (False, True) if images.shape[1] == images.shape[2] else (False,)
+        transposes = (False, True) if images.shape[1] == images.shape[2] else (False,)
         total: Any = 0.0
-        for moves in itertools.product(turns, (False, True), (False, True)):
-            total = total + _back(predict(_there(images, *moves)), heads, *moves)
-        return np.asarray(total / (4 * len(turns)), np.float32)
+        for flips in itertools.product(transposes, (False, True), (False, True)):
+            total = total + _restored(predict(_transformed(images, *flips)), heads, *flips)
+        return np.asarray(total / (4 * len(transposes)), np.float32)
 
     return averaged
 
 
-def _there(images: np.ndarray, transpose: bool, down: bool, across: bool) -> np.ndarray:
+def _transformed(images: np.ndarray, transpose: bool, down: bool, across: bool) -> np.ndarray:
     turned = images.swapaxes(1, 2) if transpose else images
     return np.ascontiguousarray(turned[:, :: -1 if down else 1, :: -1 if across else 1])
 
 
-def _back(maps: np.ndarray, heads: Sequence[Head], transpose: bool, down: bool, across: bool) -> np.ndarray:
+def _restored(maps: np.ndarray, heads: Sequence[Head], transpose: bool, down: bool, across: bool) -> np.ndarray:
     maps = maps[:, :: -1 if down else 1, :: -1 if across else 1].copy()
     if "hover" in heads:
         where = channels(heads, "hover")

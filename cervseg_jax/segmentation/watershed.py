@@ -1,122 +1,138 @@
-"""Single nuclei from what a network predicts.
+"""Instance labels from a mask: watershed on an elevation map, then merging across shallow saddles.
 
-The relief whose hills are nuclei is the predicted distance to the nucleus' border, or the predicted place within it,
-or, where a network has no such head, the distance within the mask, from the predicted boundary where there is one.
-Every pixel climbs to its hilltop along the steepest way; hills that are no real hills of their own are joined.
+The elevation is the predicted distance to the nucleus' border; without that head it follows from the predicted
+coordinates within the nucleus ("hover"), and without both it is the distance transform of the mask, less the predicted
+boundary where there is one. Every pixel joins the local peak that steepest ascent leads to. Two basins are merged
+where the saddle between them is shallow.
 """
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, Int32, Integer
 
 from cervseg_jax.heads import Head, channels
 from cervseg_jax.label_maps import STEPS, neighbors
 from cervseg_jax.schema import PostprocessingConfig
+from cervseg_jax.typing import typechecked
 
 
-def label_instances(maps: np.ndarray, heads: Sequence[Head], rules: PostprocessingConfig) -> np.ndarray:
-    """Finds the nuclei of an image.
+@typechecked
+def label_instances(
+    maps: Float[np.ndarray, "h w maps"],
+    mask: Bool[np.ndarray, "h w"],
+    heads: Sequence[Head],
+    params: PostprocessingConfig,
+) -> Int32[np.ndarray, "h w"]:
+    """Divides a mask into nuclei.
 
     Args:
-      maps: float probabilities [h, w, maps] in [0, 1].
-      heads: what the maps are, "mask" first.
-      rules: parameters.
+      maps: probabilities in [0, 1] of all heads; the mask's own channel is not used.
+      mask: pixels that belong to nuclei, see `make_mask`. Small components are dropped and small holes filled.
+      heads: heads of the network in the order of `maps`.
+      params: parameters of the watershed.
 
     Returns:
-      int32 labels [h, w], 1..n in reading order of the first pixels, 0 for background.
+      Labels 1..n in reading order of their first pixels, 0 for background.
     """
-    inside = clean(maps[..., 0] >= rules.threshold, min_area_px=rules.min_area_px, max_hole_px=rules.max_hole_px)
+    inside = clean(mask, min_area_px=params.min_area_px, max_hole_px=params.max_hole_px)
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
-    labels = watershed_labels(_elevation(maps, heads, inside, rules), inside, min_saddle_depth=rules.min_saddle_depth)
+    elevation = _elevation(maps, heads, inside, params)
+    labels = watershed_labels(elevation, inside, min_saddle_depth=params.min_saddle_depth)
+    labels = connect_at_sides(labels)
     areas = np.bincount(labels.ravel())
-    keep = areas >= rules.min_area_px
+    keep = areas >= params.min_area_px
     keep[0] = False
-    return numbered(labels * keep[labels])
+    return relabel(labels * keep[labels])
 
 
-def _elevation(maps: np.ndarray, heads: Sequence[Head], inside: np.ndarray, rules: PostprocessingConfig) -> np.ndarray:
-    """Heights whose hills are the nuclei; float32 [h, w], positive inside."""
+def _elevation(maps: np.ndarray, heads: Sequence[Head], inside: np.ndarray, params: PostprocessingConfig) -> np.ndarray:
+    """Returns the map that the watershed runs on, float32 [h, w]: high in the middle of nuclei, positive inside."""
     boundary = maps[..., channels(heads, "boundary").start].astype(np.float32) if "boundary" in heads else None
     if "distance" in heads or "hover" in heads:
         if "distance" in heads:
-            heights = maps[..., channels(heads, "distance").start].astype(np.float32)
+            elevation = maps[..., channels(heads, "distance").start].astype(np.float32)
         else:
-            # Places run from one border of a nucleus to the other: high in the middle, low where two nuclei meet.
-            heights = 1.0 - np.abs(2.0 * maps[..., channels(heads, "hover")] - 1.0).max(axis=2).astype(np.float32)
-        heights = heights if boundary is None else heights * (1.0 - 0.5 * boundary)
+            # Coordinates run from 0 to 1 across a nucleus: the elevation is 1 in its middle and 0 at its border.
+            elevation = 1.0 - np.abs(2.0 * maps[..., channels(heads, "hover")] - 1.0).max(axis=2).astype(np.float32)
+        elevation = elevation if boundary is None else elevation * (1.0 - 0.5 * boundary)
     elif boundary is not None:
-        # The second term leads the boundary's own pixels to the nearest core.
-        heights = _distance(inside & (boundary < rules.boundary_threshold)) + 0.05 * _distance(inside)
+        # The second term makes boundary pixels ascend to the nearest core.
+        elevation = _distance(inside & (boundary < params.boundary_threshold)) + 0.05 * _distance(inside)
     else:
-        heights = _distance(inside)
-    heights = np.where(inside, heights, np.float32(0))  # what is predicted outside means nothing
-    if rules.smoothing_px > 0:
-        heights = cv2.GaussianBlur(heights, (0, 0), rules.smoothing_px)
-    return np.maximum(heights, 1e-6)
+        elevation = _distance(inside)
+    elevation = np.where(inside, elevation, np.float32(0))  # predictions outside are undefined
+    if params.smoothing_px > 0:
+        elevation = cv2.GaussianBlur(elevation, (0, 0), params.smoothing_px)
+    return np.maximum(elevation, 1e-6)
 
 
 def _distance(mask: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
 
 
-def clean(mask: np.ndarray, *, min_area_px: int, max_hole_px: int) -> np.ndarray:
-    """Drops small parts (connected at sides and corners) and fills small holes (connected at sides).
+@typechecked
+def clean(mask: Bool[np.ndarray, "h w"], *, min_area_px: int, max_hole_px: int) -> Bool[np.ndarray, "h w"]:
+    """Drops small components (8-connected) and fills small holes (4-connected).
 
     Args:
-      mask: bool [h, w].
-      min_area_px: smaller parts are dropped.
-      max_hole_px: holes up to this area are filled; what touches the image's border is no hole.
+      mask: the mask.
+      min_area_px: smaller components are dropped.
+      max_hole_px: holes up to this area are filled; background that touches the image's border is not a hole.
 
     Returns:
-      bool [h, w].
+      The cleaned mask.
     """
-    areas, parts = _parts(mask, connectivity=8)
+    areas, components = _components(mask, connectivity=8)
     kept = areas >= min_area_px
     kept[0] = False
-    mask = kept[parts]
-    areas, gaps = _parts(~mask, connectivity=4)
+    mask = kept[components]
+    areas, components = _components(~mask, connectivity=4)
     filled = areas <= max_hole_px
-    for outside in (0, gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]):
+    for outside in (0, components[0], components[-1], components[:, 0], components[:, -1]):
         filled[outside] = False
-    return mask | filled[gaps]
+    return mask | filled[components]
 
 
-def _parts(mask: np.ndarray, *, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Area of each connected part, and which part each pixel belongs to; part 0 is everything else."""
-    _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
-    return np.asarray(stats[:, cv2.CC_STAT_AREA], np.int64), np.asarray(parts, np.int32)
+def _components(mask: np.ndarray, *, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the area of each connected component and the component of each pixel; 0 is everything else."""
+    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
+    return np.asarray(stats[:, cv2.CC_STAT_AREA], np.int64), np.asarray(components, np.int32)
 
 
-def watershed_labels(elevation: np.ndarray, inside: np.ndarray, *, min_saddle_depth: float) -> np.ndarray:
-    """Divides an area into the hills of a relief.
+@typechecked
+def watershed_labels(
+    elevation: Float[np.ndarray, "h w"], inside: Bool[np.ndarray, "h w"], *, min_saddle_depth: float
+) -> Int32[np.ndarray, "h w"]:
+    """Watershed by steepest ascent; basins are merged across shallow saddles.
 
-    Every pixel belongs to the local top that it reaches by going to its highest neighbor, again and again. Then the
-    passes between hills are gone through from the highest down: where a pass lies less than `min_saddle_depth` below
-    the lower top, the lower hill becomes part of the higher one.
+    Every pixel joins the local peak that it reaches by moving to its highest neighbor. The saddles between basins are
+    then visited from the highest down: two basins are merged where the saddle lies less than `min_saddle_depth` below
+    the lower peak.
 
     Args:
-      elevation: positive heights [h, w].
-      inside: bool [h, w]; the area.
-      min_saddle_depth: as a share of the lower top's height.
+      elevation: positive values.
+      inside: the area to divide.
+      min_saddle_depth: as a share of the lower peak's elevation.
 
     Returns:
-      int32 labels [h, w], 0 outside.
+      Labels, 0 outside.
 
-    Reference: Bertrand 2005, doi:10.1007/s10851-005-4891-5 (dynamics of tops); the climb is the watershed of
+    Reference: Bertrand 2005, doi:10.1007/s10851-005-4891-5 (dynamics of peaks); the ascent is the watershed of
       Cousty et al. 2009, doi:10.1109/TPAMI.2008.173.
     """
-    top, area = _peaks(elevation, inside)
-    peaks, basin = np.unique(top, return_inverse=True)
-    parent = _joined(elevation, area, basin, elevation.ravel()[peaks], min_saddle_depth)
+    peak_of_pixel, area = _peaks(elevation, inside)
+    peaks, basin = np.unique(peak_of_pixel, return_inverse=True)
+    parent = _merged_basins(elevation, area, basin, elevation.ravel()[peaks], min_saddle_depth)
     labels = np.zeros(elevation.shape, np.int32)
     labels.ravel()[area] = parent[basin] + 1
     return labels
 
 
 def _peaks(elevation: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flat index of each inside pixel's top, and the flat indices of the inside pixels."""
+    """Returns the flat index of each inside pixel's peak, and the flat indices of the inside pixels."""
     height, width = elevation.shape
     area = np.flatnonzero(inside)
     padded = np.full((height + 2, width + 2), -np.inf, np.float32)
@@ -124,12 +140,12 @@ def _peaks(elevation: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.nd
     flat = padded.ravel()
     rows, columns = np.divmod(area, width)
     here = (rows + 1) * (width + 2) + columns + 1
-    best, best_height = here.copy(), flat[here]
-    # Equal heights are ordered by position, so that plateaus have one top and no way goes in circles.
+    best, best_elevation = here.copy(), flat[here]
+    # Ties are broken by position, so that a plateau has one peak and no path is a cycle.
     for step in (-width - 3, -width - 2, -width - 1, -1, 1, width + 1, width + 2, width + 3):
         there = here + step
-        better = (flat[there] > best_height) | ((flat[there] == best_height) & (there > best))
-        best[better], best_height[better] = there[better], flat[there[better]]
+        better = (flat[there] > best_elevation) | ((flat[there] == best_elevation) & (there > best))
+        best[better], best_elevation[better] = there[better], flat[there[better]]
     target = np.arange(flat.size)
     target[here] = best
     while True:
@@ -141,49 +157,112 @@ def _peaks(elevation: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.nd
     return (rows - 1) * width + columns - 1, area
 
 
-def _joined(
+def _merged_basins(
     elevation: np.ndarray,
     area: np.ndarray,
     basin: np.ndarray,
-    heights: np.ndarray,
+    peak_elevations: np.ndarray,
     min_saddle_depth: float,
 ) -> np.ndarray:
-    """Joins hills across high passes; returns the number of the hill that each has become part of."""
-    number = np.full(elevation.size, -1)
-    number[area] = basin
-    number = number.reshape(elevation.shape)
-    pairs, passes = [], []
+    """Merges basins across shallow saddles; returns for each basin the one that it has become part of."""
+    basins = np.full(elevation.size, -1)
+    basins[area] = basin
+    basins = basins.reshape(elevation.shape)
+    pairs, saddles = [], []
     for step in STEPS:
-        here, there = neighbors(number, step)
+        here, there = neighbors(basins, step)
         meet = (here != there) & (here >= 0) & (there >= 0)
         pairs.append(np.stack([here[meet], there[meet]], axis=1))
-        passes.append(np.minimum(*(heights_of[meet] for heights_of in neighbors(elevation, step))))
-    ends, levels = np.sort(np.concatenate(pairs), axis=1), np.concatenate(passes)
+        saddles.append(np.minimum(*(values[meet] for values in neighbors(elevation, step))))
+    ends, levels = np.sort(np.concatenate(pairs), axis=1), np.concatenate(saddles)
     order = np.argsort(-levels, kind="stable")
-    parent = np.arange(len(heights))
+    parent = np.arange(len(peak_elevations))
 
-    def root(hill: int) -> int:
-        while parent[hill] != hill:
-            parent[hill] = parent[parent[hill]]
-            hill = parent[hill]
-        return hill
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
 
-    # The highest pass of two hills decides; the others lie lower and would decide the same or be too low.
+    # Only the highest saddle of two basins counts: a lower one would decide the same or be too deep.
     _, first = np.unique(ends[order], axis=0, return_index=True)
     for position in order[np.sort(first)]:
-        one, other = root(ends[position, 0]), root(ends[position, 1])
-        if one == other:
+        a, b = root(ends[position, 0]), root(ends[position, 1])
+        if a == b:
             continue
-        lower, higher = (one, other) if (heights[one], one) < (heights[other], other) else (other, one)
-        if levels[position] >= (1.0 - min_saddle_depth) * heights[lower]:
+        lower, higher = (a, b) if (peak_elevations[a], a) < (peak_elevations[b], b) else (b, a)
+        if levels[position] >= (1.0 - min_saddle_depth) * peak_elevations[lower]:
             parent[lower] = higher
-    return np.array([root(hill) for hill in range(len(parent))], np.int64)
+    return np.array([root(index) for index in range(len(parent))], np.int64)
 
 
-def numbered(labels: np.ndarray) -> np.ndarray:
-    """Renumbers labels 1..n in reading order of their first pixels; int32 [h, w]."""
-    found, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    is_nucleus = found > 0
-    numbers = np.zeros(len(found), np.int32)
-    numbers[np.flatnonzero(is_nucleus)[np.argsort(first[is_nucleus])]] = np.arange(1, is_nucleus.sum() + 1)
-    return numbers[inverse].reshape(labels.shape)
+@typechecked
+def connect_at_sides(labels: Int32[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
+    """Makes every nucleus one 4-connected piece, so that its outline is one polygon.
+
+    Of a nucleus whose pieces meet at corners alone, the largest piece keeps the label. Each other piece goes to the
+    nucleus that it has the longest common border with, or becomes background where it touches none.
+
+    Args:
+      labels: label map; nuclei may be 8-connected.
+
+    Returns:
+      Label map with the same labels.
+
+    Example:
+      >>> connect_at_sides(np.array([[1, 1, 0], [1, 1, 2], [0, 0, 1]], np.int32)).tolist()
+      [[1, 1, 0], [1, 1, 2], [0, 0, 2]]
+    """
+    pieces = _pieces(labels)
+    areas = np.bincount(pieces.ravel())
+    owners = np.zeros(len(areas), np.int32)
+    owners[pieces] = labels
+    # Pieces by label, and by area within a label; the last of each label is kept. Ties go to the first piece.
+    order = np.lexsort((-np.arange(len(areas)), areas, owners))
+    is_main = np.zeros(len(areas), bool)
+    is_main[order[np.append(owners[order][1:] != owners[order][:-1], True)]] = True
+    if is_main[1:].all():
+        return labels
+    touching = []
+    for step in STEPS[:2]:
+        here, there = neighbors(pieces, step)
+        differ = here != there
+        touching += [np.stack([here[differ], there[differ]]), np.stack([there[differ], here[differ]])]
+    stray, neighbor = np.concatenate(touching, axis=1)
+    chosen = ~is_main[stray] & (stray > 0) & is_main[neighbor] & (neighbor > 0)
+    pairs, lengths = np.unique(np.stack([stray[chosen], neighbor[chosen]]), axis=1, return_counts=True)
+    new_owners = np.where(is_main, owners, 0).astype(np.int32)
+    for index in np.argsort(lengths, kind="stable"):  # the longest border comes last
+        new_owners[pairs[0, index]] = owners[pairs[1, index]]
+    return new_owners[pieces]
+
+
+def _pieces(labels: np.ndarray) -> np.ndarray:
+    """Returns the 4-connected components of equal labels, int32 [h, w], numbered from 1; 0 is background.
+
+    Components are found on a grid of twice the size, with a cell between two pixels that is set if their labels are
+    equal.
+    """
+    height, width = labels.shape
+    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    grid[::2, ::2] = labels > 0
+    for step, cells in (((1, 0), grid[1::2, ::2]), ((0, 1), grid[::2, 1::2])):
+        here, there = neighbors(labels, step)
+        cells[...] = (here == there) & (here > 0)
+    _, components = cv2.connectedComponents(grid, connectivity=4)
+    return np.asarray(components[::2, ::2], np.int32)
+
+
+@typechecked
+def relabel(labels: Integer[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
+    """Renumbers labels 1..n in reading order of their first pixels.
+
+    Example:
+      >>> relabel(np.array([[0, 9], [4, 9]])).tolist()
+      [[0, 1], [2, 1]]
+    """
+    unique, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    is_nucleus = unique > 0
+    new_labels = np.zeros(len(unique), np.int32)
+    new_labels[np.flatnonzero(is_nucleus)[np.argsort(first[is_nucleus])]] = np.arange(1, is_nucleus.sum() + 1)
+    return new_labels[inverse].reshape(labels.shape)

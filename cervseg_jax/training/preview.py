@@ -1,8 +1,7 @@
 """Predicted masks of a few validation images after each epoch."""
 
+import dataclasses
 import functools
-import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from cervseg_jax.engine.state import TrainState
 from cervseg_jax.files import make_folder, write_png
 from cervseg_jax.plots import TRUTH_COLOR, draw_overlay, draw_sheet
 from cervseg_jax.runtime.distributed import is_primary
-from cervseg_jax.runtime.mesh import num_batch_shards
-from cervseg_jax.segmentation.maps import predict_maps
-from cervseg_jax.segmentation.predict import Predictor
+from cervseg_jax.segmentation.segmenter import training_segmenter
 
 
 def write_previews(
@@ -26,10 +23,11 @@ def write_previews(
 ) -> None:
     """Writes the masks of the first `infer.num_infer_images` pairs, and a sheet that shows them beside the truth.
 
-    With `infer.tiled` the masks from tiles are written as well, under names that end in `_tiled`.
+    Masks are those of `infer` with these weights, with `infer.threshold` or 0.5. With `infer.tiled` the masks from
+    tiles are written as well, under names that end in `_tiled`.
 
     Args:
-      folder: the epoch's folder.
+      folder: folder of the epoch.
       experiment: the experiment that is trained.
       predict: its compiled prediction.
       state: state whose (averaged) weights are used.
@@ -44,23 +42,24 @@ def write_previews(
         return
     make_folder(folder)
     images = [read_image(pair.image_path, bit_depth=config.data.bit_depth) for pair in pairs]
-    predict_images = functools.partial(predict, state.averaged_params, state.model_state)
-    batch_size = math.lcm(config.infer.batch_size, num_batch_shards(experiment.mesh))
-    predictor = Predictor(predict_images, config.model.image_size, batch_size, config.model.heads)
-    ways = {"": None} | ({} if config.infer.tiled is None else {"_tiled": config.infer.tiled})
+    segmenter = training_segmenter(
+        functools.partial(predict, state.averaged_params, state.model_state), config, experiment.mesh
+    )
+    segmenters = {"": dataclasses.replace(segmenter, tiled=None)}
+    if segmenter.tiled is not None:
+        segmenters["_tiled"] = segmenter
     overlays: dict[str, list[np.ndarray]] = {}
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-        for ending, tiled in ways.items():
-            for pair, image, maps in predict_maps(predictor, tiled, zip(pairs, images, strict=True), work=Path(work)):
-                if is_primary():  # the other processes only take part in the prediction
-                    mask = (maps[..., 0] >= config.infer.threshold).astype(np.uint8)
-                    write_png(folder / f"{pair.stem}{ending}.png", mask * 255)
-                    overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(image), mask))
+    for suffix, variant in segmenters.items():
+        for pair, result in variant.predict(zip(pairs, images, strict=True), scratch=folder):
+            if is_primary():  # the other processes only take part in the prediction
+                mask = result.mask.astype(np.uint8)
+                write_png(folder / f"{pair.stem}{suffix}.png", mask * 255)
+                overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(result.image), mask))
     if not is_primary():
         return
     rows = []
     for pair, image in zip(pairs, images, strict=True):
         truth = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
         rows.append((image, draw_overlay(image, truth, color=TRUTH_COLOR), *overlays[pair.stem]))
-    captions = ("image", "truth", *(f"prediction{ending.replace('_', ', ')}" for ending in ways))
+    captions = ("image", "truth", *(f"prediction{suffix.replace('_', ', ')}" for suffix in segmenters))
     write_png(folder / "sheet.png", draw_sheet(rows, captions=captions))

@@ -150,8 +150,8 @@ def _train_one(
             reporter.info(advice)
         stop = stack.enter_context(stop_requests())
         result = train(config, run, files, reporter=reporter, stop=stop)
-    # Saving new best weights removes the tuned parameters of the old ones.
-    is_tuned = (folder / "best" / POSTPROCESSING_FILE).is_file()
+    # New best weights take the parameters of the old ones away.
+    is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
     if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
         from cervseg_jax.segmentation.tuning import tune_run
 

@@ -16,7 +16,7 @@ from cervseg_jax.annotations.labelme import labelme_with_masks, path_from, read_
 from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.annotations.polygons import Polygon, polygons_of
 from cervseg_jax.segmentation.morphometry import measure
-from cervseg_jax.segmentation.watershed import numbered
+from cervseg_jax.segmentation.watershed import relabel
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def labels(rng):
     found[:12, :12] = 0
     found[2:5, 2:5] = found[5:8, 5:8] = found.max() + 1
     found[10, 10] = found.max() + 1
-    return numbered(found)
+    return relabel(found)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_nothing_is_exported_as_empty_documents():
 def test_coco_runs_equal_those_of_the_whole_image(labels, table):
     """Counted anew from each nucleus' full mask, with nuclei in the first and last pixel."""
     labels[0, 0], labels[-1, -1] = labels.max() + 1, labels.max() + 2
-    labels = numbered(labels)
+    labels = relabel(labels)
     table = measure(labels, np.zeros((*labels.shape, 3), np.uint8), probs=np.ones(labels.shape))
     for entry in coco_annotations(labels, table, image_id=1, first_id=1):
         counts = entry["segmentation"]["counts"]

@@ -22,7 +22,7 @@ def read_gray(path):
 
 def test_scores_are_those_of_the_written_masks_in_the_images_own_size(finished):
     config, folder, _ = finished
-    code, stdout, stderr = run("eval", folder, "--set", "eval.threshold=0.3")
+    code, stdout, stderr = run("eval", folder, "--set", "infer.threshold=0.3")
     assert code == 0, stderr
     results, truth = folder / "eval" / "test", config.parent / "data" / "test" / "masks"
     rows = rows_of(results / "per_image.csv")
@@ -88,7 +88,7 @@ def test_images_without_nuclei_have_no_dice_and_are_counted(finished, tmp_path):
     blank = np.full((48, 40, 3), 230, np.uint8)
     cv2.imwrite(str(tmp_path / "some" / "images" / "blank.png"), blank)
     cv2.imwrite(str(tmp_path / "some" / "masks" / "blank.png"), blank[..., 0] * 0)
-    settings = ("--set", "eval.threshold=0.999")
+    settings = ("--set", "infer.threshold=0.999")
     code, stdout, stderr = run("eval", folder, "--data", tmp_path / "some", *settings)
     assert code == 0, stderr
     summary = summary_of(folder / "eval" / "some")

@@ -22,7 +22,7 @@ def test_evaluation_csv_is_the_references(golden, tmp_path):
     assert run("import-weights", folder / "weights.h5", "--config", recipe, "--out", imported)[0] == 0
     code, _, stderr = run("eval", imported, "--data", tmp_path / "data", "--set", "eval.batch_size=2")
     assert code == 0, stderr
-    assert "nobody knows which images these weights were trained on" in stderr
+    assert "the images that these weights were trained on are unknown" in stderr
     results = imported / "eval" / "data"
     found = dict(line.split(",") for line in (results / "evaluation.csv").read_text().splitlines())
     assert float(found["loss"]) == pytest.approx(float(loss), abs=1e-4)

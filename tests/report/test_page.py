@@ -24,7 +24,7 @@ def scored(finished, tmp_path_factory):
     _, folder, _ = finished
     copy = tmp_path_factory.mktemp("scored") / "run"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("eval", "run-*"))
-    assert run("eval", copy, "--set", "eval.threshold=0.3")[0] == 0
+    assert run("eval", copy, "--set", "infer.threshold=0.3")[0] == 0
     return copy
 
 

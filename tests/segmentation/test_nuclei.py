@@ -5,9 +5,9 @@ import pytest
 
 from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.segmentation import nuclei
-from cervseg_jax.segmentation.nuclei import find_nuclei
+from cervseg_jax.segmentation.nuclei import find_nuclei, label_nuclei
 
-RULES = PostprocessingConfig(min_area_px=10)
+PARAMS = PostprocessingConfig(min_area_px=10)
 
 
 @pytest.fixture
@@ -22,11 +22,12 @@ def image_and_maps(rng):
 
 def test_blocks_give_the_nuclei_of_the_whole(image_and_maps, monkeypatch):
     image, maps = image_and_maps
-    whole = find_nuclei(maps, image, ("mask",), RULES)
+    whole = find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS)
     monkeypatch.setattr(nuclei, "BLOCK_PX", 64)
     monkeypatch.setattr(nuclei, "HALO_PX", 60)
-    blocks = find_nuclei(maps, image, ("mask",), RULES)
+    blocks = find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS)
     assert len(whole.polygons) > 15
+    np.testing.assert_array_equal(blocks.labels, label_nuclei(maps, maps[..., 0] >= 0.5, ("mask",), PARAMS))
     assert blocks.labels.max() == whole.labels.max() == len(blocks.polygons)
     np.testing.assert_array_equal(blocks.table["label"], np.arange(1, len(blocks.polygons) + 1))
     # The same areas under other numbers.
@@ -44,13 +45,13 @@ def test_blocks_give_the_nuclei_of_the_whole(image_and_maps, monkeypatch):
 def test_labels_may_lie_on_disk(image_and_maps, tmp_path):
     image, maps = image_and_maps
     store = np.lib.format.open_memmap(tmp_path / "labels.npy", "w+", np.int32, maps.shape[:2])
-    found = find_nuclei(maps, image, ("mask",), RULES, labels=store)
-    np.testing.assert_array_equal(store, find_nuclei(maps, image, ("mask",), RULES).labels)
+    found = find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS, labels=store)
+    np.testing.assert_array_equal(store, find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS).labels)
     assert found.labels is store
 
 
 def test_no_nuclei(image_and_maps):
     image, maps = image_and_maps
-    found = find_nuclei(0 * maps, image, ("mask",), RULES)
+    found = find_nuclei(0 * maps, maps[..., 0] > 2, image, ("mask",), PARAMS)
     assert found.polygons == []
     assert len(found.table["area_px"]) == 0

@@ -3,8 +3,10 @@
 import cv2
 import numpy as np
 
-from cervseg_jax.segmentation import outputs as results
-from cervseg_jax.segmentation.outputs import Result, Settings, write_results
+from cervseg_jax.files import write_png
+from cervseg_jax.segmentation import result as results
+from cervseg_jax.segmentation.outputs import write_results
+from cervseg_jax.segmentation.result import Result
 
 
 class Slide:
@@ -27,8 +29,8 @@ def test_overlays_of_large_images_are_thinned_and_read_band_by_band(tmp_path, rn
     for name, rows in (("whole", 1000), ("banded", 20)):
         monkeypatch.setattr(results, "BAND_ROWS", rows)
         slide = Slide(pixels)
-        result = Result(name, tmp_path / name, slide, np.zeros((203, 90, 1)), mask, None)
-        write_results(tmp_path, result, ("overlays",), Settings())
+        result = Result(slide, np.float32(mask)[..., None], name=name)
+        write_png(tmp_path / "overlays" / f"{name}.png", result.overlay(with_labels=False))
     assert slide.largest <= 20
     whole, banded = (cv2.imread(str(tmp_path / "overlays" / f"{name}.png")) for name in ("whole", "banded"))
     assert np.array_equal(whole, banded)
@@ -38,8 +40,8 @@ def test_overlays_of_large_images_are_thinned_and_read_band_by_band(tmp_path, rn
 
 def test_probabilities_of_half_precision_reach_the_whole_range(tmp_path):
     maps = np.linspace(0, 1, 2500, dtype=np.float16).reshape(50, 50, 1)
-    result = Result("a", tmp_path / "a", np.zeros((50, 50, 3), np.uint8), maps, maps[..., 0] > 0.5, None)
-    write_results(tmp_path, result, ("probabilities",), Settings())
+    result = Result(np.zeros((50, 50, 3), np.uint8), maps, name="a")
+    write_results(tmp_path, result, ("probabilities",))
     levels = cv2.imread(str(tmp_path / "probabilities" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert levels.dtype == np.uint16
     assert (levels.min(), levels.max()) == (0, 65535)

@@ -1,0 +1,97 @@
+"""Images as the segmentation takes them: arrays, files and slides."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+
+from cervseg_jax.choices import BitDepth
+from cervseg_jax.data.decode import RawImage, bits_used, read_image, rgb_of
+from cervseg_jax.data.slides import Slide, is_slide
+from cervseg_jax.data.tiff_decode import Pixels
+from cervseg_jax.errors import DataError
+
+
+@runtime_checkable
+class ImageLike(Protocol):
+    """An image whose windows can be read: a numpy array, or a slide on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and 3."""
+        ...
+
+    def __getitem__(self, window: tuple[slice, slice], /) -> np.ndarray:
+        """Returns uint8 RGB of a window within the image."""
+        ...
+
+
+ImageSource = np.ndarray | str | os.PathLike[str]
+"""What a user passes as one image."""
+
+
+def is_single_image(images: ImageSource | Iterable[ImageSource]) -> TypeGuard[ImageSource]:
+    """Whether an argument is one image and not an iterable of images."""
+    return isinstance(images, (str, os.PathLike)) or hasattr(images, "__array__")
+
+
+def open_image(path: Path, *, is_tiled: bool, bit_depth: BitDepth = "auto") -> ImageLike:
+    """Reads an image whole, or opens it as a slide.
+
+    Args:
+      path: the file.
+      is_tiled: whether the image is to be predicted in tiles, as slides must be.
+      bit_depth: bits that the values of a 16-bit file have.
+
+    Returns:
+      uint8 RGB [h, w, 3], or a slide.
+
+    Raises:
+      DataError: if the file cannot be read, or is a slide and would have to be resized.
+    """
+    if not is_slide(path):
+        return read_image(path, bit_depth=bit_depth)
+    if not is_tiled:
+        raise DataError(f"{path}: is a slide, too large to be resized; add --tiled, or infer.tiled={{}} to the config")
+    return Slide(path, bit_depth=bit_depth)
+
+
+def image_from_array(array: Any, *, name: str, bit_depth: BitDepth = "auto") -> np.ndarray:
+    """Checks an array and converts it to 8-bit RGB.
+
+    Args:
+      array: uint8 or uint16; [h, w], or [h, w, c] with 1 (gray), 3 (RGB) or 4 (RGBA) channels. 16-bit values are
+        scaled to 8 bits as those of files, transparency is laid on white.
+      name: what messages call the image.
+      bit_depth: bits that 16-bit values have: 12 scales 0..4095 to 0..255; "auto": the least that holds them.
+
+    Returns:
+      uint8 [h, w, 3].
+
+    Raises:
+      DataError: for another shape or type.
+
+    Example:
+      >>> image_from_array(np.array([[0, 65535]], np.uint16), name="a")[0].tolist()
+      [[0, 0, 0], [255, 255, 255]]
+    """
+    pixels = np.asarray(array)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise DataError(
+            f"{name}: has the shape {list(pixels.shape)}; [height, width], or [height, width, channels] with 1, 3 or 4 "
+            "channels is needed; pass several images as a list"
+        )
+    if not pixels.size:
+        raise DataError(f"{name}: has no pixels (shape {list(pixels.shape)})")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{name}: has {pixels.dtype} pixels; 8-bit or 16-bit is needed (for values in [0, 1]: "
+            "(255 * image).round().astype('uint8'))"
+        )
+    bgr = pixels if pixels.ndim == 2 else np.concatenate([pixels[:, :, 2::-1], pixels[:, :, 3:]], axis=2)
+    bits = None if pixels.dtype == np.uint8 else bits_used(pixels if pixels.ndim == 2 else pixels[:, :, :3])
+    return rgb_of(RawImage(Pixels(bgr, False), bits), source=Path(name), bit_depth=bit_depth)

@@ -1,0 +1,202 @@
+"""The result for one image: probabilities, and everything that follows from them, computed on first use."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from matplotlib.colors import to_rgb
+
+from cervseg_jax.components import lookup
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import Head
+from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
+from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.segmentation.maps import allocate
+from cervseg_jax.segmentation.morphometry import Table, in_micrometers
+from cervseg_jax.segmentation.nuclei import Nuclei, find_nuclei, label_nuclei
+from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
+from cervseg_jax.segmentation.uncertainty import uncertainty
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_OVERLAY_PIXELS = 64_000_000
+"""Overlays of larger images are subsampled."""
+BAND_ROWS = 1024
+"""Rows of a slide that are read at a time."""
+
+Color = tuple[int, int, int]
+
+
+class OutputStyle(NamedTuple):
+    """Settings of the files that are written."""
+
+    mpp: float | None = None
+    """Micrometers per pixel; None: measurements in pixels only."""
+    colors: tuple[Color, Color] = ((0, 0, 0), (255, 255, 255))
+    """RGB of background and nuclei in the output `color`."""
+
+
+def parse_colors(names: tuple[str, str]) -> tuple[Color, Color]:
+    """Returns the RGB of two color names or `#rrggbb`, for `OutputStyle.colors`.
+
+    Raises:
+      ConfigError: if a name is unknown.
+    """
+    try:
+        background, nucleus = ([round(255 * share) for share in to_rgb(name)] for name in names)
+    except ValueError as error:
+        raise ConfigError(f"infer.colors: {error}") from None
+    return (background[0], background[1], background[2]), (nucleus[0], nucleus[1], nucleus[2])
+
+
+class Result:
+    """Segmentation of one image.
+
+    `mask` and `labels` follow from the same threshold; `labels` divides the mask after small components were dropped
+    and small holes filled.
+    """
+
+    def __init__(
+        self,
+        image: ImageLike,
+        maps: np.ndarray,
+        *,
+        heads: tuple[Head, ...] = ("mask",),
+        postprocessing: Postprocessing | None = None,
+        style: OutputStyle | None = None,
+        name: str = "image",
+        path: Path | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        """Keeps image and probabilities.
+
+        Args:
+          image: uint8 RGB [h, w, 3], or a slide.
+          maps: probabilities [h, w, maps], float16 or float32; may be memory-mapped.
+          heads: heads of the network in the order of `maps`.
+          postprocessing: threshold and watershed parameters; None: the defaults.
+          style: settings of the files; None: the defaults.
+          name: stem of the files that `save` writes.
+          path: file of the image; None for an array.
+          scratch: folder for temporary files of large label maps; None: the system's.
+        """
+        self.image = image
+        self.maps = maps
+        self.heads = heads
+        self.postprocessing = postprocessing or Postprocessing()
+        self.style = style or OutputStyle()
+        self.name = name
+        self.path = path
+        self._scratch = scratch
+
+    def __repr__(self) -> str:
+        """Returns name and size."""
+        height, width = self.maps.shape[:2]
+        return f"Result({self.name!r}, {height}x{width})"
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probability of nucleus, float32 or float16 [h, w] in [0, 1]."""
+        return self.maps[..., 0]
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """Pixels that belong to nuclei, bool [h, w]."""
+        return make_mask(self.probabilities, self.postprocessing.threshold, self.postprocessing.threshold_rule)
+
+    @functools.cached_property
+    def nuclei(self) -> Nuclei:
+        """Labels, measurements and outlines of all nuclei."""
+        return find_nuclei(
+            self.maps, self.mask, self.image, self.heads, self.postprocessing.params, labels=self._zeros()
+        )
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Label map, int32 [h, w]: 1..n for nuclei, 0 for background."""
+        if "nuclei" in self.__dict__:
+            return self.nuclei.labels
+        return label_nuclei(self.maps, self.mask, self.heads, self.postprocessing.params, labels=self._zeros())
+
+    @property
+    def table(self) -> Table:
+        """Measurements by column name, one row per nucleus, as in `nuclei.csv`.
+
+        The columns are `morphometry.COLUMNS`, and those in micrometers where `mpp` is set.
+        """
+        table = self.nuclei.table
+        return table if self.style.mpp is None else in_micrometers(table, self.style.mpp)
+
+    @functools.cached_property
+    def uncertainty(self) -> float:
+        """Mean binary entropy of the mask probabilities near nuclei, bits per pixel in [0, 1]; see `uncertainty`."""
+        return uncertainty(self.maps)
+
+    def overlay(self, *, with_labels: bool = True) -> np.ndarray:
+        """Returns the image with tinted, outlined nuclei, uint8 RGB [h, w, 3]; images above 64 megapixels subsampled.
+
+        Args:
+          with_labels: outline every nucleus; otherwise the mask.
+        """
+        height, width = self.maps.shape[:2]
+        step = max(1, int(np.ceil(np.sqrt(height * width / MAX_OVERLAY_PIXELS))))
+        band = step * max(1, BAND_ROWS // step)
+        bands = [np.asarray(self.image[top : top + band, 0:width])[::step, ::step] for top in range(0, height, band)]
+        labels = (self.labels if with_labels else self.mask)[::step, ::step]
+        return draw_instance_outlines(tint(np.concatenate(bands), labels > 0), labels, color=PREDICTION_COLOR)
+
+    def save(self, folder: str | Path, outputs: str | Sequence[str] | None = None) -> Path:
+        """Writes files of this image as `cervseg-jax infer` does, each kind into a folder of its own name.
+
+        Args:
+          folder: receives `masks/<name>.png`, `nuclei/<name>.csv` and so on; files of the same name are replaced.
+          outputs: one or several of masks, overlays, instances, nuclei, probabilities, color, geojson, coco, labelme
+            and rois, or "all"; None: the first four.
+
+        Returns:
+          The folder.
+
+        Raises:
+          ConfigError: for an unknown output, or a folder that cannot be written.
+        """
+        from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS, write_results
+
+        if isinstance(outputs, str):
+            names = tuple(OUTPUTS) if outputs == "all" else (outputs,)
+        else:
+            names = DEFAULT_OUTPUTS if outputs is None else tuple(outputs)
+        for name in names:
+            lookup(OUTPUTS, name, key="outputs")
+        folder = Path(folder)
+        write_results(folder, self, names)
+        return folder
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the image with tinted, outlined nuclei.
+
+        Args:
+          ax: matplotlib axes to draw on; None: those of a new figure.
+
+        Returns:
+          The axes.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            _, ax = pyplot.subplots()
+        ax.imshow(self.overlay())
+        ax.set_title(f"{self.name}: {int(self.labels.max(initial=0))} nuclei")
+        ax.set_axis_off()
+        return ax
+
+    def close(self) -> None:
+        """Closes the file of a slide; what was computed stays."""
+        close: Any = getattr(self.image, "close", None)
+        if close is not None:
+            close()
+
+    def _zeros(self) -> np.ndarray:
+        return allocate(self.maps.shape[:2], np.int32, self._scratch)

@@ -1,0 +1,183 @@
+"""The segmenter: weights of one or several runs, their contract, and post-processing.
+
+Inference, evaluation, tuning, previews and the Python API all predict through it, so that the same settings give the
+same pixels everywhere.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast, overload
+
+import numpy as np
+from jax.sharding import Mesh
+
+from cervseg_jax.choices import BitDepth
+from cervseg_jax.engine.predict import Predict
+from cervseg_jax.runs.weights import Network, load_network
+from cervseg_jax.runtime.mesh import num_batch_shards
+from cervseg_jax.schema import Config, TiledConfig
+from cervseg_jax.segmentation.images import (
+    ImageLike,
+    ImageSource,
+    image_from_array,
+    is_single_image,
+    open_image,
+)
+from cervseg_jax.segmentation.maps import predict_maps
+from cervseg_jax.segmentation.postprocess import Postprocessing, resolve_postprocessing
+from cervseg_jax.segmentation.predict import Predictor, make_predictor
+from cervseg_jax.segmentation.result import OutputStyle, Result, parse_colors
+from cervseg_jax.segmentation.tta import with_tta
+
+Tag = TypeVar("Tag")
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Segments images of any size; `cervseg_jax.load` makes one from a run.
+
+    Call it with one image for a `Result`, or with several for an iterator of results. Images are arrays or paths:
+    uint8 or uint16 arrays of shape [h, w] (gray), [h, w, 1], [h, w, 3] (RGB) or [h, w, 4] (RGBA, laid on white);
+    16-bit values are scaled to 8 bits by `data.bit_depth`. Whole images are resized to the network's input and the
+    probabilities back; with `infer.tiled` they are predicted in tiles at their own scale.
+    """
+
+    predictor: Predictor
+    postprocessing: Postprocessing
+    tiled: TiledConfig | None = None
+    """None: whole images are resized."""
+    style: OutputStyle = OutputStyle()
+    bit_depth: BitDepth = "auto"
+    """Bits that the values of 16-bit images have, as in the data that the network was trained on."""
+    networks: tuple[Network, ...] = ()
+    """Networks whose predictions are averaged; empty for weights in training."""
+
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload] (strings and arrays are iterable)
+        self, images: ImageSource
+    ) -> Result: ...
+
+    @overload
+    def __call__(self, images: Iterable[ImageSource]) -> Iterator[Result]: ...
+
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> Result | Iterator[Result]:
+        """Segments one image, or several.
+
+        Args:
+          images: an array or path, or an iterable of those, see the class.
+
+        Returns:
+          The image's result, or an iterator as of `stream`.
+
+        Raises:
+          DataError: if an array has another shape or type, or a file cannot be read.
+        """
+        if is_single_image(images):
+            return next(self.stream([images]))
+        return self.stream(cast("Iterable[ImageSource]", images))
+
+    def stream(self, images: Iterable[ImageSource]) -> Iterator[Result]:
+        """Segments images in batches, reading ahead by two batches at most.
+
+        Args:
+          images: arrays or paths, see the class.
+
+        Yields:
+          A result per image, in order. Its name is the file's stem, or `image_0`, `image_1` ... for arrays.
+
+        Raises:
+          DataError: as a call.
+        """
+        for (name, path), result in self.predict(self._opened(images)):
+            result.name, result.path = name, path
+            yield result
+
+    def predict(
+        self,
+        images: Iterable[tuple[Tag, ImageLike]],
+        *,
+        scratch: Path | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Tag, Result]]:
+        """Segments opened images, each with a tag that is yielded with its result.
+
+        Args:
+          images: uint8 RGB arrays [h, w, 3], or slides where `tiled` is set.
+          scratch: folder for temporary files of large maps; None: the system's.
+          on_progress: called after each image, and after each row of tiles.
+
+        Yields:
+          Tag and result, in order.
+        """
+        maps_of_images = predict_maps(self.predictor, self.tiled, images, scratch=scratch, on_progress=on_progress)
+        for tag, image, maps in maps_of_images:
+            yield (
+                tag,
+                Result(
+                    image,
+                    maps,
+                    heads=self.predictor.heads,
+                    postprocessing=self.postprocessing,
+                    style=self.style,
+                    scratch=scratch,
+                ),
+            )
+
+    def _opened(self, images: Iterable[ImageSource]) -> Iterator[tuple[tuple[str, Path | None], ImageLike]]:
+        for index, image in enumerate(images):
+            if isinstance(image, np.ndarray) or hasattr(image, "__array__"):
+                name = f"image_{index}"
+                yield (name, None), image_from_array(image, name=name, bit_depth=self.bit_depth)
+            else:
+                path = Path(image)
+                yield (path.stem, path), open_image(path, is_tiled=self.tiled is not None, bit_depth=self.bit_depth)
+
+
+def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = None) -> Segmenter:
+    """Loads the best weights of one or several runs.
+
+    Args:
+      runs: run folders; the predictions of several are averaged. Threshold and watershed parameters that were tuned
+        are those of the first.
+      config: config of the first run; the sections `infer` and `runtime` are used.
+      mpp: micrometers per pixel, for measurements.
+
+    Returns:
+      The segmenter.
+
+    Raises:
+      CheckpointError: if a run has no usable weights.
+      ConfigError: if the runs differ in heads or image size, or a color is unknown.
+    """
+    style = OutputStyle(mpp, parse_colors(config.infer.colors))
+    networks = [load_network(run / "best", precision=config.runtime.precision) for run in runs]
+    predictor = make_predictor(
+        networks, batch_size=config.infer.batch_size, test_time_augmentation=config.infer.test_time_augmentation
+    )
+    return Segmenter(
+        predictor,
+        resolve_postprocessing(config.infer, runs[0] / "best"),
+        config.infer.tiled,
+        style,
+        config.data.bit_depth,
+        tuple(networks),
+    )
+
+
+def training_segmenter(predict: Predict, config: Config, mesh: Mesh) -> Segmenter:
+    """Returns a segmenter for the weights of a training that is under way, with `infer.threshold` or 0.5.
+
+    Args:
+      predict: prediction with these weights, compiled for `mesh`.
+      config: config of the training.
+      mesh: devices of the training.
+    """
+    if config.infer.test_time_augmentation:
+        predict = with_tta(predict, config.model.heads)
+    batch_size = math.lcm(config.infer.batch_size, num_batch_shards(mesh))
+    predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
+    return Segmenter(
+        predictor, resolve_postprocessing(config.infer), config.infer.tiled, bit_depth=config.data.bit_depth
+    )
