@@ -90,7 +90,7 @@ def prepare(
     records = sorted(
         (record for several in built for record in several), key=lambda record: (record.split, record.stem)
     )
-    write_manifest(out / "manifest.csv", records)
+    write_manifest(out / "manifest.csv", records, _patient_columns(seen, source, recipe))
     counts = Counter(record.split for record in records)
     write_json(out / DATASET_FILE, facts | {"state": "finished", "images": dict(sorted(counts.items()))})
     for path in (out / RECORDS).iterdir():
@@ -115,7 +115,7 @@ def divide(seen: Sequence[ScannedImage], recipe: Recipe) -> dict[str, Part]:
     """
     stems = [entry.item.stem for entry in seen]
     if recipe.groups_csv is not None:
-        names = groups_from_csv(stems, recipe.groups_csv)
+        names = [row["group"] for row in groups_from_csv(stems, recipe.groups_csv)]
     else:
         names = groups_by_pattern(stems, recipe.group_pattern, key="--group-pattern")
     if recipe.keep_near_duplicates_together:
@@ -134,6 +134,14 @@ def divide(seen: Sequence[ScannedImage], recipe: Recipe) -> dict[str, Part]:
     except ValueError as error:
         raise DataError(f"{error}; a group is a source image, or what --group-pattern or --groups says") from None
     return {entry.item.stem: Part(parts[name], name, folds[name]) for entry, name in zip(seen, names, strict=True)}
+
+
+def _patient_columns(seen: Sequence[ScannedImage], source: Path, recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Returns the columns of the groups' table by path of the source image."""
+    if recipe.groups_csv is None:
+        return {}
+    rows = groups_from_csv([entry.item.stem for entry in seen], recipe.groups_csv)
+    return {str(entry.item.image_path.relative_to(source)): row for entry, row in zip(seen, rows, strict=True)}
 
 
 def _look(item: SourceImage) -> ScannedImage:

@@ -266,12 +266,14 @@ def test_patchseg_masks_have_no_instances(tmp_path):
 
 def test_groups_folds_and_labels(drawn, tmp_path):
     names = sorted(path.stem for path in (drawn / "images").iterdir())
-    (tmp_path / "g.csv").write_text("stem,group\n" + "".join(f"{n},patient{i // 2}\n" for i, n in enumerate(names)))
+    lines = [f"{name}.png;patient{index // 2};{'HE' if index % 2 else 'Pap'}" for index, name in enumerate(names)]
+    (tmp_path / "g.csv").write_text("\n".join(["image;patient;stain", *lines]))
     recipe = Recipe(groups_csv=tmp_path / "g.csv", test=0.0, folds=4)
     valid = []
     for fold in range(4):
         make(drawn, tmp_path / f"f{fold}", recipe._replace(fold=fold))
         rows = manifest_of(tmp_path / f"f{fold}")
+        assert {row["stem"]: row["stain"] for row in rows} == dict(zip(names, ["Pap", "HE"] * 4, strict=True))
         for group in {row["group"] for row in rows}:
             assert len({row["split"] for row in rows if row["group"] == group}) == 1
         valid += [row["stem"] for row in rows if row["split"] == "valid"]
