@@ -7,26 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cervseg_jax.console import Reporter
+from cervseg_jax.metrics.catalog import shown
 from cervseg_jax.runs.bucket import local_copies, local_copy
-
-SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
-SHOWN_NUCLEUS_SCORES = (
-    "aji",
-    "aji_plus",
-    "pq",
-    "sq",
-    "rq",
-    "f1_70",
-    "detection_f1",
-    "split_rate",
-    "merge_rate",
-    "pq_touching",
-    "f1_50_touching",
-    "merge_rate_touching",
-    "hd95_px",
-    "assd_px",
-)
-"""The rest is in summary.json."""
 
 
 def run_eval(
@@ -116,12 +98,12 @@ def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
         + (f"; {left_out} others are left out" if left_out else "")
     ]
     for recipe in comparison["recipes"]:
-        shown = [
+        figures = [
             f"{name} {score['mean']:.4f}" + (f" ± {score['sd_over_seeds']:.4f}" if recipe["num_seeds"] > 1 else "")
             for name, score in recipe["scores"].items()
         ]
         seeds = f" ({recipe['num_seeds']} seeds, mean ± sd)" if recipe["num_seeds"] > 1 else ""
-        lines.append(f"{recipe['run']}{seeds}: {', '.join(shown)}")
+        lines.append(f"{recipe['run']}{seeds}: {', '.join(figures)}")
     for pair in comparison["comparisons"]:
         lines.append(f"\n{pair['run']} - {pair['base']}:")
         for name, score in pair["scores"].items():
@@ -139,10 +121,10 @@ def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
 
 def _seed_lines(summaries: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"\n{len(summaries)} seeds, mean and standard deviation:"]
-    for name in SHOWN_PIXEL_SCORES:
+    for name in shown("tables", "pixels"):
         lines.append(_over_seeds(name, [summary[f"{name}_mean"] for summary in summaries]))
     if all("nuclei" in summary for summary in summaries):
-        for name in SHOWN_NUCLEUS_SCORES:
+        for name in shown("tables", "nuclei"):
             lines.append(_over_seeds(name, [summary["nuclei"][name]["mean"] for summary in summaries]))
     return lines
 
@@ -161,7 +143,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     if "loss" in summary:
         lines.append(f"loss {summary['loss']:.4f}, dice_coef {summary['dice_coef']:.4f} (pooled over batches)")
     lines.append(f"{'':<24}over images, 95 % interval       pooled, 95 % interval")
-    for name in SHOWN_PIXEL_SCORES:
+    for name in shown("tables", "pixels"):
         mean, pooled = f"{name}_mean", f"{name}_pooled"
         lines.append(
             f"{name:<22}{_scored(summary[mean], intervals[mean])}   {_scored(summary[pooled], intervals[pooled])}"
@@ -184,11 +166,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         )
     if "nuclei" in summary:
         lines += _nucleus_lines(summary["nuclei"])
-    names = {"doubt_against_dice": "Dice", "doubt_against_pq": "PQ"}
+    names = {"uncertainty_against_dice": "Dice", "uncertainty_against_pq": "PQ"}
     known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
-    shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
+    correlations = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
     if known:
-        lines.append(f"rank correlation of the network's doubt: {shown} (negative: doubt finds errors)")
+        lines.append(f"rank correlation of uncertainty: {correlations} (negative: uncertain images have lower scores)")
     return lines
 
 
@@ -197,7 +179,7 @@ def _nucleus_lines(nuclei: dict[str, Any]) -> list[str]:
         f"\n{nuclei['num_true']} true nuclei, {nuclei['num_predicted']} predicted; "
         "means over images with 95 % intervals, and pooled:"
     ]
-    for name in SHOWN_NUCLEUS_SCORES:
+    for name in shown("tables", "nuclei"):
         score = nuclei[name]
         pooled = f"{score['pooled']:10.4f}" if "pooled" in score else ""
         lines.append(f"{name:<22}{_scored(score['mean'], [score['low'], score['high']])}{pooled}")

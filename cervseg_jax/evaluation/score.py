@@ -65,7 +65,7 @@ class ImageScores(NamedTuple):
 
     pixels: PixelScores
     uncertainty: np.ndarray
-    """How unsure the network was; see `inference.uncertainty`."""
+    """How unsure the network was; see `segmentation.uncertainty`."""
     nuclei: NucleusScores | None
     """Of the images whose nuclei are told apart."""
     has_instances: np.ndarray
@@ -128,7 +128,7 @@ def score_run(
         rows = [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
         write_text(folder / "evaluation.csv", csv_text([], rows))
     summary |= summarize_pixels(scores.pixels, part.groups)
-    summary["doubt_against_dice"] = rank_correlation(scores.uncertainty, columns_of(scores.pixels)["dice"])
+    summary["uncertainty_against_dice"] = rank_correlation(scores.uncertainty, columns_of(scores.pixels)["dice"])
     summary["tuned"] = _tuned(predictor, config, part, scores, reporter)
     summary |= _nucleus_scores(folder / "nuclei_per_image.csv", part, scores, rules)
     summary["subsets"] = _subset_scores(part, scores)
@@ -246,7 +246,7 @@ def _nucleus_scores(path: Path, part: Part, scores: ImageScores, rules: Postproc
     pq = nucleus_columns(scores.nuclei)["pq"]
     return {
         "nuclei": summarize_nuclei(scores.nuclei, [pair.group for pair in own]),
-        "doubt_against_pq": rank_correlation(scores.uncertainty[scores.has_instances], pq),
+        "uncertainty_against_pq": rank_correlation(scores.uncertainty[scores.has_instances], pq),
         "postprocessing": rules.model_dump(),
     }
 
@@ -273,7 +273,7 @@ def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:
 
 def _write_per_image(folder: Path, scores: ImageScores, part: Part) -> list[int]:
     """Writes one row per image, worst first, and returns the rows that have a Dice in that order."""
-    columns = columns_of(scores.pixels) | {"doubt": scores.uncertainty}
+    columns = columns_of(scores.pixels) | {"uncertainty": scores.uncertainty}
     order = np.argsort(columns["dice"], kind="stable").tolist()  # undefined scores (NaN) come last
     rows = [
         [

@@ -162,7 +162,7 @@ def image_row(result: Result) -> list[Any]:
     return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{uncertainty(result.maps):.6f}"]
 
 
-IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "doubt")
+IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "uncertainty")
 
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:
