@@ -1,64 +1,60 @@
-"""Which nuclei of two label maps are where: overlaps, centers, neighbors, borders.
+"""Properties of nuclei in label maps: overlaps, centroids, contacts, distances between borders, bounding boxes.
 
-Label maps hold 0 for background; other labels need not be contiguous. Positions count from 0 in the order of labels.
+Labels need not be contiguous. Results are in ascending order of the labels, and positions count from 0 in that order.
 """
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, Shaped
+
+from cervseg_jax.typing import typechecked
+
+Labels = Integer[np.ndarray, "h w"]
+"""Label map: 0 for background, other values for nuclei."""
 
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""From a pixel to half of its neighbors, rows and columns; the other half are the same steps backwards."""
+"""Row and column offsets of four of the eight neighbors of a pixel; the others are their negatives."""
 
 
-def neighbors(values: np.ndarray, step: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two views of an array [h, w] that hold each pixel and its neighbor one step away at the same place."""
+def neighbors(
+    values: Shaped[np.ndarray, "h w"], step: tuple[int, int]
+) -> tuple[Shaped[np.ndarray, "_ _"], Shaped[np.ndarray, "_ _"]]:
+    """Returns two views that hold, at the same index, a pixel and its neighbor one step away."""
     (down, across), width = step, values.shape[1]
     left, far = max(0, -across), width - max(0, across)
     return values[: values.shape[0] - down, left:far], values[down:, left + across : far + across]
 
 
 class Overlaps(NamedTuple):
-    """Which nuclei of two label maps share pixels; positions count from 0 in the order of the labels."""
+    """Pairs of nuclei of two label maps that share pixels."""
 
-    truth_areas: np.ndarray
-    """int64 [n], pixels."""
-    prediction_areas: np.ndarray
-    """int64 [m]."""
-    rows: np.ndarray
-    """Position of the true nucleus of each overlapping pair, [k]."""
-    columns: np.ndarray
-    """Position of the predicted one, [k]."""
-    shared: np.ndarray
-    """Pixels that they share, int64 [k]."""
+    truth_areas: Int[np.ndarray, " n"]
+    """Pixels of each true nucleus."""
+    prediction_areas: Int[np.ndarray, " m"]
+    """Pixels of each predicted nucleus."""
+    rows: Int[np.ndarray, " k"]
+    """Position of the true nucleus of each pair."""
+    columns: Int[np.ndarray, " k"]
+    """Position of the predicted nucleus of each pair."""
+    shared: Int[np.ndarray, " k"]
+    """Pixels that both nuclei of a pair have in common."""
 
     @property
-    def iou(self) -> np.ndarray:
-        """Intersection over union of each pair, [k]."""
+    def iou(self) -> Float[np.ndarray, " k"]:
+        """Intersection over union of each pair."""
         union = self.truth_areas[self.rows] + self.prediction_areas[self.columns] - self.shared
         return self.shared / union
 
 
-def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
-    """Counts the pixels that nuclei share.
-
-    Args:
-      truth: integer labels [h, w].
-      prediction: integer labels [h, w].
-
-    Returns:
-      Areas and overlapping pairs.
-
-    Raises:
-      ValueError: if the shapes differ.
-    """
-    if truth.shape != prediction.shape:
-        raise ValueError(f"overlaps: shapes must be equal, got {truth.shape} and {prediction.shape}")
+@typechecked
+def overlaps(truth: Labels, prediction: Labels) -> Overlaps:
+    """Counts the pixels that each true and each predicted nucleus have in common."""
     inside = (truth > 0) | (prediction > 0)
     true_labels, row = np.unique(np.append(truth[inside], 0), return_inverse=True)
     predicted_labels, column = np.unique(np.append(prediction[inside], 0), return_inverse=True)
-    # The appended pixel makes sure that 0 is the first label of both; its count is taken away again.
+    # The appended background pixel makes 0 the first label of both; its count is subtracted again.
     pairs, shared = np.unique(row.astype(np.int64) * len(predicted_labels) + column, return_counts=True)
     shared[pairs == 0] -= 1
     rows, columns = np.divmod(pairs, len(predicted_labels))
@@ -68,8 +64,9 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
     return Overlaps(true_areas, predicted_areas, rows[both] - 1, columns[both] - 1, shared[both])
 
 
-def centroids(labels: np.ndarray) -> np.ndarray:
-    """Returns the center of each nucleus in the order of the labels, [n, 2]: row and column of pixel centers."""
+@typechecked
+def centroids(labels: Labels) -> Float[np.ndarray, "n 2"]:
+    """Returns row and column of each nucleus' centroid; pixel centers have whole numbers."""
     rows, columns = np.nonzero(labels)
     found, number = np.unique(labels[rows, columns], return_inverse=True)
     areas = np.bincount(number, minlength=len(found))
@@ -77,8 +74,14 @@ def centroids(labels: np.ndarray) -> np.ndarray:
     return np.stack(sums, axis=1) / np.maximum(areas, 1)[:, None] if len(found) else np.zeros((0, 2))
 
 
-def touching(labels: np.ndarray) -> np.ndarray:
-    """Tells which nuclei touch another one, at a side or a corner; bool [n] in the order of the labels."""
+@typechecked
+def touching(labels: Labels) -> Bool[np.ndarray, " n"]:
+    """Returns which nuclei share a pixel edge or corner with another one.
+
+    Example:
+      >>> touching(np.array([[1, 2, 0, 3]])).sum()
+      np.int64(2)
+    """
     found = np.unique(labels[labels > 0])
     touched = []
     for step in STEPS:
@@ -89,25 +92,19 @@ def touching(labels: np.ndarray) -> np.ndarray:
 
 
 class SurfaceDistances(NamedTuple):
-    """Distances between the borders of matched nuclei, one value per pair, in pixels."""
+    """Distances between the borders of matched nuclei in pixels, one per pair."""
 
-    hd95: np.ndarray
-    """The larger of the two directed 95th percentiles."""
-    assd: np.ndarray
+    hd95: Float[np.ndarray, " pairs"]
+    """Larger of the two directed 95th percentiles."""
+    assd: Float[np.ndarray, " pairs"]
     """Mean over the border pixels of both nuclei."""
 
 
-def surface_distances(truth: np.ndarray, prediction: np.ndarray) -> SurfaceDistances:
-    """Measures how far the borders of nuclei that match with an IoU above 0.5 lie apart.
+@typechecked
+def surface_distances(truth: Labels, prediction: Labels) -> SurfaceDistances:
+    """Measures the distances between the borders of nuclei that match with an IoU above 0.5.
 
-    A border pixel is one of the nucleus with a neighbor, at a side, outside of it.
-
-    Args:
-      truth: integer labels [h, w].
-      prediction: integer labels [h, w].
-
-    Returns:
-      Distances per pair; empty where nothing matches.
+    Border pixels are those of the nucleus with one of their four neighbors outside of it.
 
     Reference: Heimann et al. 2009, doi:10.1109/TMI.2009.2013851 (ASSD); Huttenlocher et al. 1993 (HD).
     """
@@ -139,8 +136,9 @@ def _border(inside: np.ndarray) -> np.ndarray:
     return inside & ~core
 
 
-def bounding_boxes(labels: np.ndarray) -> np.ndarray:
-    """Returns top, left, bottom and right (exclusive) of each nucleus in the order of the labels, [n, 4]."""
+@typechecked
+def bounding_boxes(labels: Labels) -> Int[np.ndarray, "n 4"]:
+    """Returns top, left, bottom and right of each nucleus; bottom and right are exclusive."""
     rows, columns = np.nonzero(labels)
     found, number = np.unique(labels[rows, columns], return_inverse=True)
     boxes = np.zeros((len(found), 4), np.int64)

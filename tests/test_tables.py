@@ -3,7 +3,8 @@
 import pytest
 
 from cervseg_jax.errors import CheckpointError, ConfigError, DataError
-from cervseg_jax.files import csv_text, read_csv, write_text
+from cervseg_jax.files import write_text
+from cervseg_jax.tables import csv_text, read_csv
 
 ROWS = [{"stem": "a", "group": "p1"}, {"stem": "b", "group": "p2"}]
 
@@ -63,7 +64,7 @@ def test_other_spellings_of_a_column_are_accepted_and_its_own_name_goes_first(tm
 
 
 def test_tables_come_back_as_they_were_written(tmp_path):
-    name = "a;b, \"c\"\nd \udcff"  # a file name that is not UTF-8
+    name = 'a;b, "c"\nd \udcff'  # a file name that is not UTF-8
     write_text(tmp_path / "t.csv", csv_text(["stem", "dice", "note"], [[name, 0.5, ""], [" b", 1, "x"]]))
     rows = read_csv(tmp_path / "t.csv", columns=("stem",))
     assert rows == [{"stem": name, "dice": "0.5", "note": ""}, {"stem": " b", "dice": "1", "note": "x"}]

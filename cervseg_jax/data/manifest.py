@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from cervseg_jax.data.decode import IMAGE_SUFFIXES
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import csv_text, read_csv, write_text
+from cervseg_jax.files import write_text
+from cervseg_jax.tables import csv_text, read_csv
 
 
 class Record(NamedTuple):

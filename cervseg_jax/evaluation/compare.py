@@ -10,10 +10,10 @@ import numpy as np
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import CheckpointError, ConfigError, DataError
 from cervseg_jax.evaluation.score import score_run
-from cervseg_jax.files import read_csv
 from cervseg_jax.metrics.bootstrap import Comparison, compare_paired
 from cervseg_jax.metrics.catalog import shown
 from cervseg_jax.runs.folder import load_run_config, member_runs
+from cervseg_jax.tables import read_csv
 
 LEVEL = 0.05
 """A smaller p-value counts as a difference."""

@@ -9,8 +9,8 @@ from cervseg_jax.data.checks import PairStats, check_pairs
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.pairs import SPLITS, Pair, find_pairs
 from cervseg_jax.errors import CheckpointError, ConfigError, DataError, first_few
-from cervseg_jax.files import read_csv
 from cervseg_jax.schema import Config, DataConfig
+from cervseg_jax.tables import read_csv
 
 
 class Part(NamedTuple):

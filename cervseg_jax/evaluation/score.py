@@ -42,7 +42,7 @@ from cervseg_jax.evaluation.pixels import (
     tuned_threshold,
 )
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
-from cervseg_jax.files import csv_text, make_folder, write_json, write_labels, write_png, write_text
+from cervseg_jax.files import make_folder, write_json, write_labels, write_png, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
@@ -55,6 +55,7 @@ from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.tuning import MAX_IMAGES, load_postprocessing
 from cervseg_jax.segmentation.uncertainty import uncertainty
 from cervseg_jax.segmentation.watershed import label_instances
+from cervseg_jax.tables import csv_text
 
 PREDICTIONS = ("masks", "probabilities", "instances")
 """Folders of what was predicted, one PNG per image; probabilities times 255."""

@@ -50,7 +50,7 @@ function drawCurves(root) {
   }
 
   function chart([title, names]) {
-    const width = 380, height = 240, left = 48, right = 10, top = 12, bottom = 28;
+    const width = 380, height = 240, left = 56, right = 10, top = 12, bottom = 28;
     const series = names.flatMap((name, number) => {
       const color = COLORS[number % COLORS.length];
       const train = { name, values: history[name], color, style: history["val_" + name] ? "train" : "" };

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.files import read_csv, read_text
+from cervseg_jax.files import read_text
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.schema import Config
+from cervseg_jax.tables import read_csv
 
 REQUIRED_SUMMARY_KEYS = ("command", "num_images", "num_sources", "intervals", "dice_mean", "weights_sha256")
 RENAMED = {

@@ -19,7 +19,7 @@ from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.pairs import list_images
 from cervseg_jax.data.slides import Slide, is_slide
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
-from cervseg_jax.files import csv_text, make_folder, read_text, refuse_bucket, write_json, write_text
+from cervseg_jax.files import make_folder, read_text, refuse_bucket, write_json, write_text
 from cervseg_jax.heads import Head
 from cervseg_jax.runs.weights import load_network
 from cervseg_jax.runtime.mesh import require_devices
@@ -41,6 +41,7 @@ from cervseg_jax.segmentation.outputs import (
 )
 from cervseg_jax.segmentation.tiling import ImageLike
 from cervseg_jax.segmentation.tuning import load_postprocessing
+from cervseg_jax.tables import csv_text
 
 MUCH_LARGER = 4
 """Images whose side is so many times the network's lose what nuclei look like."""

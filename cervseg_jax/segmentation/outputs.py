@@ -15,12 +15,13 @@ from cervseg_jax.annotations.documents import (
     labelme_with_masks,
 )
 from cervseg_jax.annotations.imagej import roi_zip
-from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_labels, write_png, write_text
+from cervseg_jax.files import make_folder, read_text, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
 from cervseg_jax.segmentation.morphometry import in_micrometers
 from cervseg_jax.segmentation.nuclei import Nuclei
 from cervseg_jax.segmentation.tiling import ImageLike
 from cervseg_jax.segmentation.uncertainty import uncertainty
+from cervseg_jax.tables import csv_text
 
 MAX_OVERLAY_PIXELS = 64_000_000
 """Larger images get an overlay of a reduced size."""

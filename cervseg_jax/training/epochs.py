@@ -14,9 +14,9 @@ import numpy as np
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import Batch
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.samples import SampleCache
-from cervseg_jax.data.pairs import Pair
 from cervseg_jax.engine.experiment import CompiledSteps, Experiment
 from cervseg_jax.engine.plateau import stops_early, update_best, update_plateau
 from cervseg_jax.engine.schedule import lr_multiplier

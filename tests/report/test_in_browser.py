@@ -123,14 +123,14 @@ def test_the_slider_shows_each_epoch(browser):
 
 
 def test_curves_zoom_by_numbers_and_by_dragging(browser):
-    labels = "[...document.querySelectorAll('.chart svg')].map((node) => node.getAttribute('aria-label'))"
+    labels = "[...document.querySelectorAll('#curves svg')].map((node) => node.getAttribute('aria-label'))"
     assert browser.run(labels) == [f"{name} over epochs 1 to 3" for name in ("loss", "metrics", "learning rate")]
     set_field(browser, "#curves input", "2", "change")
     assert all(label.endswith("2 to 3") for label in browser.run(labels))
     browser.run("document.querySelector('#curves button').click()")
     browser.run("document.querySelector('#curves').scrollIntoView()")
     box = browser.run("(({left, top, width, height}) => [left, top, width, height])"
-                      "(document.querySelector('.chart svg').getBoundingClientRect())")  # fmt: skip
+                      "(document.querySelector('#curves svg').getBoundingClientRect())")  # fmt: skip
     y = box[1] + box[3] / 2
     browser.drag((box[0] + 0.14 * box[2], y), (box[0] + 0.58 * box[2], y))
     assert all(label.endswith("1 to 2") for label in browser.run(labels))
