@@ -1,15 +1,13 @@
-"""Atomic writes: a file appears under its name complete, or not at all."""
+"""Reads and writes files. Writes are atomic: a file appears under its name complete, or not at all."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -197,26 +195,6 @@ def write_labels(folder: Path, name: str, labels: np.ndarray) -> None:
         write_png(folder / f"{name}.png", labels.astype(np.uint16))
     else:
         write_tiff(folder / f"{name}.tif", labels)
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns comma-separated values; text with a comma, quote or line break is quoted.
-
-    Args:
-      header: column names; empty for none.
-      rows: values.
-
-    Example:
-      >>> print(csv_text(["a", "b"], [[1, "x, y"]]), end="")
-      a,b
-      1,"x, y"
-    """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    if header:
-        writer.writerow(header)
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,68 +1,60 @@
-"""Geometry of label maps: overlaps, centroids, bounding boxes, touching nuclei, surface distances.
+"""Properties of nuclei in label maps: overlaps, centroids, contacts, distances between borders, bounding boxes.
 
-Label maps hold 0 for background; other labels need not be contiguous. Results have one row per label in ascending
-order.
+Labels need not be contiguous. Results are in ascending order of the labels, and positions count from 0 in that order.
 """
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 
 from cervseg_jax.typing import typechecked
 
+Labels = Integer[np.ndarray, "h w"]
+"""Label map: 0 for background, other values for nuclei."""
+
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Offsets (rows, columns) to half of the eight neighbors of a pixel; the negated ones give the other half."""
+"""Row and column offsets of four of the eight neighbors of a pixel; the others are their negatives."""
 
 
-def neighbors(values: np.ndarray, step: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two views of an array [h, w], shifted against each other: pixels, and their neighbors at an offset."""
+def neighbors(
+    values: Shaped[np.ndarray, "h w"], step: tuple[int, int]
+) -> tuple[Shaped[np.ndarray, "_ _"], Shaped[np.ndarray, "_ _"]]:
+    """Returns two views that hold, at the same index, a pixel and its neighbor one step away."""
     (down, across), width = step, values.shape[1]
     left, far = max(0, -across), width - max(0, across)
     return values[: values.shape[0] - down, left:far], values[down:, left + across : far + across]
 
 
 class Overlaps(NamedTuple):
-    """Overlapping nuclei of two label maps."""
+    """Pairs of nuclei of two label maps that share pixels."""
 
-    truth_areas: np.ndarray
-    """int64 [n], pixels."""
-    prediction_areas: np.ndarray
-    """int64 [m]."""
-    rows: np.ndarray
-    """Index into `truth_areas` of each overlapping pair, [k]."""
-    columns: np.ndarray
-    """Index into `prediction_areas` of each overlapping pair, [k]."""
-    shared: np.ndarray
-    """Pixels in common, int64 [k]."""
+    truth_areas: Int[np.ndarray, " n"]
+    """Pixels of each true nucleus."""
+    prediction_areas: Int[np.ndarray, " m"]
+    """Pixels of each predicted nucleus."""
+    rows: Int[np.ndarray, " k"]
+    """Position of the true nucleus of each pair."""
+    columns: Int[np.ndarray, " k"]
+    """Position of the predicted nucleus of each pair."""
+    shared: Int[np.ndarray, " k"]
+    """Pixels that both nuclei of a pair have in common."""
 
     @property
-    def iou(self) -> np.ndarray:
-        """Intersection over union of each pair, [k]."""
+    def iou(self) -> Float[np.ndarray, " k"]:
+        """Intersection over union of each pair."""
         union = self.truth_areas[self.rows] + self.prediction_areas[self.columns] - self.shared
         return self.shared / union
 
 
-def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
-    """Counts the pixels that nuclei of two label maps have in common.
-
-    Args:
-      truth: integer labels [h, w].
-      prediction: integer labels [h, w].
-
-    Returns:
-      Areas and overlapping pairs.
-
-    Raises:
-      ValueError: if the shapes differ.
-    """
-    if truth.shape != prediction.shape:
-        raise ValueError(f"overlaps: shapes must be equal, got {truth.shape} and {prediction.shape}")
+@typechecked
+def overlaps(truth: Labels, prediction: Labels) -> Overlaps:
+    """Counts the pixels that each true and each predicted nucleus have in common."""
     inside = (truth > 0) | (prediction > 0)
     true_labels, row = np.unique(np.append(truth[inside], 0), return_inverse=True)
     predicted_labels, column = np.unique(np.append(prediction[inside], 0), return_inverse=True)
-    # The appended pixel makes 0 the first label of both maps; its count is subtracted again.
+    # The appended background pixel makes 0 the first label of both; its count is subtracted again.
     pairs, shared = np.unique(row.astype(np.int64) * len(predicted_labels) + column, return_counts=True)
     shared[pairs == 0] -= 1
     rows, columns = np.divmod(pairs, len(predicted_labels))
@@ -73,8 +65,8 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
 
 
 @typechecked
-def centroids(labels: Integer[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
-    """Returns row and column of the centroid of each nucleus, means of the pixel centers."""
+def centroids(labels: Labels) -> Float[np.ndarray, "n 2"]:
+    """Returns row and column of each nucleus' centroid; pixel centers have whole numbers."""
     rows, columns = np.nonzero(labels)
     unique, owner = np.unique(labels[rows, columns], return_inverse=True)
     areas = np.bincount(owner, minlength=len(unique))
@@ -83,8 +75,13 @@ def centroids(labels: Integer[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
 
 
 @typechecked
-def touching(labels: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, " n"]:
-    """Returns which nuclei touch another one at a side or corner."""
+def touching(labels: Labels) -> Bool[np.ndarray, " n"]:
+    """Returns which nuclei share a pixel edge or corner with another one.
+
+    Example:
+      >>> touching(np.array([[1, 2, 0, 3]])).sum()
+      np.int64(2)
+    """
     found = np.unique(labels[labels > 0])
     touched = []
     for step in STEPS:
@@ -95,25 +92,19 @@ def touching(labels: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, " n"]:
 
 
 class SurfaceDistances(NamedTuple):
-    """Distances between the borders of matched nuclei, one value per pair, in pixels."""
+    """Distances between the borders of matched nuclei in pixels, one per pair."""
 
-    hd95: np.ndarray
-    """The larger of the two directed 95th percentiles."""
-    assd: np.ndarray
+    hd95: Float[np.ndarray, " pairs"]
+    """Larger of the two directed 95th percentiles."""
+    assd: Float[np.ndarray, " pairs"]
     """Mean over the border pixels of both nuclei."""
 
 
-def surface_distances(truth: np.ndarray, prediction: np.ndarray) -> SurfaceDistances:
-    """Measures distances between the borders of nuclei that match with an IoU above 0.5.
+@typechecked
+def surface_distances(truth: Labels, prediction: Labels) -> SurfaceDistances:
+    """Measures the distances between the borders of nuclei that match with an IoU above 0.5.
 
-    Border pixels are those of the nucleus with a side neighbor outside of it.
-
-    Args:
-      truth: integer labels [h, w].
-      prediction: integer labels [h, w].
-
-    Returns:
-      Distances per pair; empty where nothing matches.
+    Border pixels are those of the nucleus with one of their four neighbors outside of it.
 
     Reference: Heimann et al. 2009, doi:10.1109/TMI.2009.2013851 (ASSD); Huttenlocher et al. 1993 (HD).
     """
@@ -146,8 +137,8 @@ def _border(inside: np.ndarray) -> np.ndarray:
 
 
 @typechecked
-def bounding_boxes(labels: Integer[np.ndarray, "h w"]) -> Int64[np.ndarray, "n 4"]:
-    """Returns top, left, bottom and right (exclusive) of each nucleus."""
+def bounding_boxes(labels: Labels) -> Int[np.ndarray, "n 4"]:
+    """Returns top, left, bottom and right of each nucleus; bottom and right are exclusive."""
     rows, columns = np.nonzero(labels)
     unique, owner = np.unique(labels[rows, columns], return_inverse=True)
     boxes = np.zeros((len(unique), 4), np.int64)

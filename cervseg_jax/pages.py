@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: no network, light and dark, readable on a phone and on paper."""
+"""Builds self-contained HTML pages: no network access, light and dark themes, for screens, phones and print."""
 
 import base64
 import html
@@ -39,34 +39,43 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]], *, style: s
     Args:
       title: heading, plain text.
       lead: a sentence below it, plain text.
-      sections: heading (plain text) and content (HTML) of each part.
-      style: CSS besides the common one.
-      script: HTML of script elements, at the end of the page.
+      sections: heading (plain text) and content (HTML) of each section.
+      style: further CSS.
+      script: HTML of script elements, placed at the end of the page.
     """
     body = "\n".join(
-        f'<section id="part-{number}">\n<h2>{html.escape(name)}</h2>\n{content}\n</section>'
-        for number, (name, content) in enumerate(sections)
+        f'<section id="section-{index}">\n<h2>{html.escape(name)}</h2>\n{content}\n</section>'
+        for index, (name, content) in enumerate(sections)
     )
-    links = "".join(f'<a href="#part-{number}">{html.escape(name)}</a>' for number, (name, _) in enumerate(sections))
+    links = "".join(f'<a href="#section-{index}">{html.escape(name)}</a>' for index, (name, _) in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n'
-        f'<nav aria-label="parts of this page">{links}</nav>\n{body}\n</main>\n'
+        f'<nav aria-label="sections of this page">{links}</nav>\n{body}\n</main>\n'
         f"{script}\n</body>\n</html>\n"
     )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns an HTML table of plain values."""
+    """Returns an HTML table of plain values.
+
+    A wide table scrolls; its container can take the focus, so that the arrow keys scroll it.
+
+    Args:
+      header: column names, none of them empty: screen readers announce them with each value.
+      rows: values, one sequence per row.
+    """
     head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in header)
     lines = "".join("<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    label = html.escape("table: " + ", ".join(header))
+    content = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{label}">{content}</div>'
 
 
 def figure(path: Path, *, caption: str) -> str:
-    """Returns a PNG file as part of the page, with a caption that also serves those who cannot see it."""
+    """Returns a figure with an embedded PNG file; the caption is its alternative text as well."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     text = html.escape(caption)
     return (

@@ -8,27 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from cervseg_jax.cli.options import Ensemble, OtherData, Overrides, Quiet, RunArgument, Split, Tiled, tiled_setting
+from cervseg_jax.metrics.catalog import shown
 
 EXAMPLE = "cervseg-jax eval runs/quickstart --split test"
-
-SHOWN_PIXEL_SCORES = ("dice", "soft_dice", "iou", "precision", "recall", "brier")
-SHOWN_NUCLEUS_SCORES = (
-    "aji",
-    "aji_plus",
-    "pq",
-    "sq",
-    "rq",
-    "f1_70",
-    "detection_f1",
-    "split_rate",
-    "merge_rate",
-    "pq_touching",
-    "f1_50_touching",
-    "merge_rate_touching",
-    "hd95_px",
-    "assd_px",
-)
-"""Scores shown on the screen; summary.json has all of them."""
 
 
 def evaluate(
@@ -75,10 +57,10 @@ def evaluate(
 
 def _seed_lines(summaries: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"\n{len(summaries)} seeds, mean and standard deviation:"]
-    for name in SHOWN_PIXEL_SCORES:
+    for name in shown("tables", "pixels"):
         lines.append(_over_seeds(name, [summary[f"{name}_mean"] for summary in summaries]))
     if all("nuclei" in summary for summary in summaries):
-        for name in SHOWN_NUCLEUS_SCORES:
+        for name in shown("tables", "nuclei"):
             lines.append(_over_seeds(name, [summary["nuclei"][name]["mean"] for summary in summaries]))
     return lines
 
@@ -98,7 +80,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
     if "loss" in summary:
         lines.append(f"loss {summary['loss']:.4f}, dice_coef {summary['dice_coef']:.4f} (pooled over batches)")
     lines.append(f"{'':<24}over images, 95 % interval       pooled, 95 % interval")
-    for name in SHOWN_PIXEL_SCORES:
+    for name in shown("tables", "pixels"):
         mean, pooled = f"{name}_mean", f"{name}_pooled"
         lines.append(
             f"{name:<22}{_scored(summary[mean], intervals[mean])}   {_scored(summary[pooled], intervals[pooled])}"
@@ -124,9 +106,9 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         lines += _nucleus_lines(summary["nuclei"])
     names = {"uncertainty_against_dice": "Dice", "uncertainty_against_pq": "PQ"}
     known = {score: summary[name] for name, score in names.items() if not math.isnan(summary.get(name, math.nan))}
-    shown = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
+    correlations = ", ".join(f"{value:.2f} with {score}" for score, value in known.items())
     if known:
-        lines.append(f"rank correlation of uncertainty: {shown} (negative: uncertain images have lower scores)")
+        lines.append(f"rank correlation of uncertainty: {correlations} (negative: uncertain images have lower scores)")
     return lines
 
 
@@ -135,7 +117,7 @@ def _nucleus_lines(nuclei: dict[str, Any]) -> list[str]:
         f"\n{nuclei['num_true']} true nuclei, {nuclei['num_predicted']} predicted; "
         "means over images with 95 % intervals, and pooled:"
     ]
-    for name in SHOWN_NUCLEUS_SCORES:
+    for name in shown("tables", "nuclei"):
         score = nuclei[name]
         pooled = f"{score['pooled']:10.4f}" if "pooled" in score else ""
         lines.append(f"{name:<22}{_scored(score['mean'], [score['low'], score['high']])}{pooled}")

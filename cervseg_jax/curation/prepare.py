@@ -104,7 +104,7 @@ def prepare(
     if problems and recipe.on_bad_file == "fail":
         raise DataError(_problems_message(problems))
     records = sorted((record for records, _ in built for record in records), key=lambda r: (r.split, r.stem))
-    write_manifest(out / "manifest.csv", records)
+    write_manifest(out / "manifest.csv", records, _patient_columns(scanned, source, recipe))
     counts = Counter(record.split for record in records)
     finished = workspace.metadata | {"state": "finished", "images": dict(sorted(counts.items()))}
     write_json(out / DATASET_FILE, finished)
@@ -139,7 +139,7 @@ def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, 
     """
     stems = [entry.item.stem for entry in scanned]
     if recipe.groups_csv is not None:
-        names = groups_from_csv(stems, recipe.groups_csv)
+        names = [row["group"] for row in groups_from_csv(stems, recipe.groups_csv)]
     else:
         names = groups_by_pattern(stems, recipe.group_pattern, key="--group-pattern")
     if recipe.keep_near_duplicates_together:
@@ -161,6 +161,14 @@ def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, 
     except ValueError as error:
         raise DataError(f"{error}; a group is a source image, or what --group-pattern or --groups define") from None
     return {stem: Assignment(splits[name], name, folds[name]) for stem, name in zip(stems, names, strict=True)}
+
+
+def _patient_columns(seen: Sequence[ScannedImage], source: Path, recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Returns the columns of the groups' table by path of the source image."""
+    if recipe.groups_csv is None:
+        return {}
+    rows = groups_from_csv([entry.item.stem for entry in seen], recipe.groups_csv)
+    return {str(entry.item.image_path.relative_to(source)): row for entry, row in zip(seen, rows, strict=True)}
 
 
 def _metadata(source: Path, recipe: Recipe) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import list_images, split_folders, stem_of
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import write_json, write_png
+from cervseg_jax.label_maps import touching
 from cervseg_jax.plots import TRUTH_COLOR, draw_outline, draw_sheet, save_figure
 from cervseg_jax.runtime.threads import map_files
 
@@ -99,26 +100,6 @@ def summarize_split(images: Sequence[ImageStats]) -> dict[str, Any]:
     }
 
 
-def touching_nuclei(labels: np.ndarray) -> int:
-    """Counts the nuclei that share a pixel edge or corner with another one.
-
-    Args:
-      labels: integer [h, w], 0 for background.
-
-    Example:
-      >>> touching_nuclei(np.array([[1, 2, 0, 3]]))
-      2
-    """
-    touching: set[int] = set()
-    height, width = labels.shape
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        first = labels[: height - dy, max(0, -dx) : width - max(0, dx)]
-        second = labels[dy:, max(0, dx) : width - max(0, -dx)]
-        meet = (first != second) & (first > 0) & (second > 0)
-        touching |= set(np.unique(first[meet]).tolist()) | set(np.unique(second[meet]).tolist())
-    return len(touching)
-
-
 def draw_statistics(path: Path, images: dict[str, list[ImageStats]], *, title: str) -> None:
     """Draws images per split, nuclei per image, stain colors, areas, foreground and touching shares.
 
@@ -188,7 +169,7 @@ def _measure(path: Path) -> ImageStats:
         size=image.shape[:2],
         foreground=float(inside.mean()),
         areas=areas[areas > 0].tolist(),
-        touching=touching_nuclei(labels) if has_instances else 0,
+        touching=int(touching(labels).sum()) if has_instances else 0,
         has_instances=has_instances,
         mean_rgb=(float(red), float(green), float(blue)),
     )

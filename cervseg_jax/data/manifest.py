@@ -1,12 +1,14 @@
-"""Files that describe a dataset: the manifest with one line per image, and groups that users list."""
+"""The manifest of a dataset, one row per image, and the table of patients or slides that users give."""
 
-import csv
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cervseg_jax.data.decode import IMAGE_SUFFIXES
 from cervseg_jax.errors import ConfigError, DataError
-from cervseg_jax.files import csv_text, write_text
+from cervseg_jax.files import write_text
+from cervseg_jax.tables import csv_text, read_csv
 
 DATASET_FILE = "dataset.json"
 """Origin and settings of a dataset, beside its splits."""
@@ -27,17 +29,33 @@ class Record(NamedTuple):
     height: int
     width: int
     transform: str
-    """From positions in the source image to positions in this image."""
+    """Maps positions in the source to positions in this image."""
     num_nuclei: int
-    """-1 if the annotation does not tell touching nuclei apart."""
+    """-1 without instance labels."""
     foreground: float
     source_sha256: str
     image_sha256: str
 
 
-def write_manifest(path: Path, records: Sequence[Record]) -> None:
-    """Writes `manifest.csv`."""
-    write_text(path, csv_text(list(Record._fields), records))
+STEM_SPELLINGS = ("image", "file", "filename", "file_name", "image_name", "name")
+GROUP_SPELLINGS = ("patient", "patient_id", "slide", "slide_id", "case", "case_id", "source")
+"""Column names of users' tables that are taken for `stem` and `group`, the first of several."""
+
+
+def write_manifest(path: Path, records: Sequence[Record], extra: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Writes `manifest.csv`.
+
+    Args:
+      path: the file.
+      records: one per image.
+      extra: further columns by `source_path`, such as the stain; names of `Record`'s fields are left out.
+    """
+    extra = extra or {}
+    names = [
+        name for name in dict.fromkeys(name for row in extra.values() for name in row) if name not in Record._fields
+    ]
+    rows = [[*record, *(extra.get(record.source_path, {}).get(name, "") for name in names)] for record in records]
+    write_text(path, csv_text([*Record._fields, *names], rows))
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
@@ -46,35 +64,41 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
     Raises:
       DataError: if it cannot be read or lacks one of these columns.
     """
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    missing = {"split", "stem", "group"} - set(rows[0] if rows else ())
-    if missing:
-        raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}")
-    return rows
+    return read_csv(path, columns=("split", "stem", "group"))
 
 
-def groups_from_csv(stems: Sequence[str], path: Path) -> list[str]:
-    """Reads the group of each image, such as its patient or slide, from the columns `stem` and `group`.
+def groups_from_csv(stems: Sequence[str], path: Path) -> list[dict[str, str]]:
+    """Reads the table of `--groups`: which patient or slide each image is from, and whatever else it says.
+
+    Args:
+      stems: stems of the images.
+      path: a CSV file with the columns `stem` and `group`, or names such as `image` and `patient`. Images may be given
+        with their folder and suffix.
+
+    Returns:
+      A row for each stem: `group`, and the table's other columns.
 
     Raises:
-      ConfigError: if the file is missing or lacks a column.
+      ConfigError: if the file is missing, lacks a column or a group, or names an image twice with different groups.
       DataError: if an image is not in it.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise ConfigError(f"--groups: no such file: {path}") from None
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"--groups: {path} cannot be read: {error}") from None
-    if not rows or not {"stem", "group"} <= set(rows[0]):
-        raise ConfigError(f"--groups: {path} needs the columns stem and group")
-    names = {row["stem"]: row["group"] for row in rows}
-    missing = [stem for stem in stems if stem not in names]
+    if not path.is_file():
+        raise ConfigError(f"--groups: no such file: {path}")
+    rows: dict[str, dict[str, str]] = {}
+    for row in read_csv(path, columns={"stem": STEM_SPELLINGS, "group": GROUP_SPELLINGS}, error=ConfigError):
+        values = {name: value.strip() for name, value in row.items()}
+        stem = _stem_key(values.pop("stem"))
+        group = rows.setdefault(stem, values)["group"]
+        if group != values["group"]:
+            raise ConfigError(f"{path}: {stem} is listed with two groups, {group} and {values['group']}")
+    missing = [stem for stem in stems if _stem_key(stem) not in rows]
     if missing:
-        raise DataError(f"{path}: has no group for {len(missing)} images, the first: {missing[0]}")
-    return [names[stem] for stem in stems]
+        raise DataError(f"{path}: has no group for {len(missing)} of {len(stems)} images, the first: {missing[0]}")
+    return [rows[_stem_key(stem)] for stem in stems]
+
+
+def _stem_key(name: str) -> str:
+    """Returns a name without folder and image suffix, in Unicode's composed form."""
+    name = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot + suffix.lower() in IMAGE_SUFFIXES else name

@@ -1,39 +1,43 @@
-"""Targets of a network's heads, from instance labels."""
+"""Computes the targets of a network's heads from instance labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, Integer, UInt8
 
 from cervseg_jax.heads import Head
+from cervseg_jax.typing import typechecked
 
 BOUNDARY_PX = 2
-"""Thickness of the boundary, inside the nucleus."""
+"""Width of the boundary, on the inner side of the outline."""
 TOUCHING_PX = 2
-"""How near a pixel between two nuclei must be to both."""
+"""Pixels count as touching if two nuclei lie within this distance."""
 
 _THREE = np.ones((3, 3), np.uint8)
 
 
-def target_maps(instances: np.ndarray, heads: Sequence[Head]) -> np.ndarray:
-    """Makes the targets of all heads but the mask.
+@typechecked
+def target_maps(instances: Integer[np.ndarray, "h w"], heads: Sequence[Head]) -> UInt8[np.ndarray, "h w maps"]:
+    """Returns the targets of all heads except the mask.
 
     Args:
-      instances: integer labels [h, w], 0 for background.
-      heads: the network's; "mask" is passed over.
+      instances: labels, 0 for background.
+      heads: the network's heads; "mask" is skipped.
 
     Returns:
-      uint8 [h, w, maps], 255 for 1.0.
+      Maps in the order of the heads, 255 for 1.0.
     """
-    labels = instances.astype(np.float32)  # exact up to 2^24 nuclei, and what OpenCV takes
+    labels = instances.astype(np.float32)  # OpenCV has no int32 morphology; exact up to 2^24 nuclei
     maps = [TARGETS[head](labels) for head in heads if head != "mask"]
     return np.concatenate(maps, axis=2) if maps else np.zeros((*instances.shape, 0), np.uint8)
 
 
-def touching_pixels(instances: np.ndarray) -> np.ndarray:
-    """Marks pixels within two pixels of two different nuclei; uint8 [h, w], 0 or 1.
+@typechecked
+def touching_pixels(instances: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Returns 1 for pixels within `TOUCHING_PX` of two different nuclei, else 0.
 
-    Reference: in place of the border weights of Ronneberger et al. 2015, arXiv:1505.04597, equation 2.
+    Reference: repositions the border weights of Ronneberger et al. 2015, arXiv:1505.04597, equation 2.
     """
     labels = instances.astype(np.float32)
     side = 2 * TOUCHING_PX + 1
@@ -44,8 +48,8 @@ def touching_pixels(instances: np.ndarray) -> np.ndarray:
     return ((largest > 0) & (smallest < top) & (largest != smallest)).astype(np.uint8)
 
 
-def _own_depth(labels: np.ndarray) -> np.ndarray:
-    """Distance of each nucleus' pixels to the nearest pixel of anything else, 1 at its border; float32."""
+def _depth(labels: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """Returns the distance of each nucleus pixel to the nearest pixel outside its nucleus, 1 along its border."""
     largest, smallest = cv2.dilate(labels, _THREE), cv2.erode(labels, _THREE)
     core = (labels > 0) & (largest == labels) & (smallest == labels)
     depth = cv2.distanceTransform(core.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -53,31 +57,31 @@ def _own_depth(labels: np.ndarray) -> np.ndarray:
 
 
 def _boundary(labels: np.ndarray) -> np.ndarray:
-    depth = _own_depth(labels)
+    depth = _depth(labels)
     return np.where((depth > 0) & (depth <= BOUNDARY_PX), np.uint8(255), np.uint8(0))[..., None]
 
 
 def _distance(labels: np.ndarray) -> np.ndarray:
-    depth = _own_depth(labels)
-    _, number = np.unique(labels, return_inverse=True)
-    number = number.reshape(labels.shape)
-    deepest = np.zeros(number.max() + 1, np.float32)
-    np.maximum.at(deepest, number, depth)
-    return np.rint(255 * depth / np.maximum(deepest[number], 1)).astype(np.uint8)[..., None]
+    depth = _depth(labels)
+    _, index = np.unique(labels, return_inverse=True)
+    index = index.reshape(labels.shape)
+    largest = np.zeros(index.max() + 1, np.float32)
+    np.maximum.at(largest, index, depth)
+    return np.rint(255 * depth / np.maximum(largest[index], 1)).astype(np.uint8)[..., None]
 
 
 def _hover(labels: np.ndarray) -> np.ndarray:
-    found, number = np.unique(labels, return_inverse=True)
-    number = number.reshape(labels.shape)
-    areas = np.bincount(number.ravel(), minlength=len(found))
+    numbers, index = np.unique(labels, return_inverse=True)
+    index = index.reshape(labels.shape)
+    areas = np.bincount(index.ravel(), minlength=len(numbers))
     maps = []
-    for places in (np.arange(labels.shape[1])[None, :], np.arange(labels.shape[0])[:, None]):
-        places = np.broadcast_to(places, labels.shape).astype(np.float64)
-        center = np.bincount(number.ravel(), places.ravel(), len(found)) / areas
-        offset = places - center[number]
-        furthest = np.zeros(len(found))
-        np.maximum.at(furthest, number, np.abs(offset))
-        maps.append(0.5 + 0.5 * offset / np.maximum(furthest[number], 1))
+    for positions in (np.arange(labels.shape[1])[None, :], np.arange(labels.shape[0])[:, None]):
+        positions = np.broadcast_to(positions, labels.shape).astype(np.float64)
+        center = np.bincount(index.ravel(), positions.ravel(), len(numbers)) / areas
+        offset = positions - center[index]
+        furthest = np.zeros(len(numbers))
+        np.maximum.at(furthest, index, np.abs(offset))
+        maps.append(0.5 + 0.5 * offset / np.maximum(furthest[index], 1))
     return np.where(labels[..., None] > 0, np.rint(255 * np.stack(maps, axis=2)), 128).astype(np.uint8)
 
 
@@ -86,4 +90,4 @@ TARGETS: Mapping[Head, Callable[[np.ndarray], np.ndarray]] = {
     "distance": _distance,
     "hover": _hover,
 }
-"""From labels as float32 [h, w] to uint8 [h, w, maps]."""
+"""Functions from labels, float32 [h, w], to targets, uint8 [h, w, maps], by head."""

@@ -1,7 +1,5 @@
 """Paired comparison of runs on the same images: differences, intervals, tests and a verdict."""
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cervseg_jax.console import Reporter
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.errors import CheckpointError, ConfigError, DataError
 from cervseg_jax.evaluation.score import ScoreRequest, score_run
-from cervseg_jax.files import read_text
 from cervseg_jax.metrics.bootstrap import Comparison, compare_paired
+from cervseg_jax.metrics.catalog import shown
 from cervseg_jax.runs.folder import member_runs
+from cervseg_jax.tables import read_csv
 
-COMPARED = ("dice", "iou", "soft_dice", "brier", "pq", "aji", "f1_50", "pq_touching")
 LEVEL = 0.05
 """Significance level of the verdict."""
 
@@ -61,7 +59,7 @@ def load_recipe(
         for row in _rows(results / "per_image.csv"):
             groups[row["image_sha256"]] = row["group"]
             values = row | nuclei.get(row["stem"], {})
-            for name in values.keys() & set(COMPARED):
+            for name in values.keys() & set(shown("comparison")):
                 scores.setdefault(name, {}).setdefault(row["image_sha256"], []).append(float(values[name]))
     return Recipe(folder.absolute().name, len(members), groups, scores)
 
@@ -149,13 +147,13 @@ def headline_columns(recipes: Sequence[Recipe]) -> dict[str, list[np.ndarray]]:
     images, names = common_images(recipes), _common_scores(recipes)
     return {
         name: [_column(recipe, name, images).mean(axis=1) for recipe in recipes]
-        for name in ("dice", "pq")
+        for name in shown("headline")
         if name in names
     }
 
 
 def _common_scores(recipes: Sequence[Recipe]) -> list[str]:
-    return [name for name in COMPARED if all(name in recipe.scores for recipe in recipes)]
+    return [name for name in shown("comparison") if all(name in recipe.scores for recipe in recipes)]
 
 
 def _column(recipe: Recipe, name: str, images: Sequence[str]) -> np.ndarray:
@@ -171,4 +169,4 @@ def _over_seeds(values: np.ndarray) -> dict[str, float]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(read_text(path)))) if path.is_file() else []
+    return read_csv(path, error=CheckpointError) if path.is_file() else []

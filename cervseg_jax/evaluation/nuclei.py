@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Integer
 
 from cervseg_jax.data.pairs import Pair
-from cervseg_jax.files import csv_text, write_text
+from cervseg_jax.files import write_text
 from cervseg_jax.label_maps import surface_distances
 from cervseg_jax.metrics.bootstrap import bootstrap_mean
 from cervseg_jax.metrics.instance import INSTANCE_METRICS, InstanceCounts, count_instances, join_counts, pooled
+from cervseg_jax.tables import csv_text
 from cervseg_jax.typing import typechecked
 
 

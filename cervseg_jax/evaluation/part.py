@@ -1,7 +1,5 @@
 """The images to score, and the check that a run was not trained on them."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +8,9 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import PairStats, check_pairs
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.pairs import SPLITS, Pair, find_pairs
-from cervseg_jax.errors import ConfigError, DataError, first_few
-from cervseg_jax.files import read_text
+from cervseg_jax.errors import CheckpointError, ConfigError, DataError, first_few
 from cervseg_jax.schema import Config, DataConfig
+from cervseg_jax.tables import read_csv
 
 
 class Part(NamedTuple):
@@ -90,7 +88,7 @@ def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter
     if not path.is_file():
         reporter.warn(f"{run}: the images that these weights were trained on are unknown (no data.csv)")
         return None
-    rows = csv.DictReader(io.StringIO(read_text(path)))
+    rows = read_csv(path, columns=("split", "image_sha256"), error=CheckpointError)
     trained = {row["image_sha256"] for row in rows if row["split"] == "train"}
     seen = [fact.pair.image_path for fact in part.facts if fact.image_sha256 in trained]
     if seen and not allow:

@@ -29,7 +29,7 @@ from cervseg_jax.evaluation.part import Part, choose_part, refuse_seen_images
 from cervseg_jax.evaluation.pictures import write_sheets
 from cervseg_jax.evaluation.pixels import columns_of, summarize_pixels, tuned_threshold
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
-from cervseg_jax.files import csv_text, make_folder, write_json, write_text
+from cervseg_jax.files import make_folder, write_json, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
@@ -40,6 +40,7 @@ from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
 from cervseg_jax.segmentation.tuning import MAX_IMAGES
+from cervseg_jax.tables import csv_text
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Scores: counts first, formulas after."""
+"""Scores of masks, probabilities and single nuclei, computed from per-image counts, with confidence intervals."""

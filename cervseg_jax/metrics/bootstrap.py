@@ -1,35 +1,43 @@
-"""Confidence intervals by resampling, tests of paired differences, and correlation."""
+"""Bootstrap confidence intervals, paired comparisons, and rank correlation."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Real
 from scipy.stats import norm, spearmanr, t, wilcoxon
+
+from cervseg_jax.typing import typechecked
 
 NUM_RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """A value and where it may lie."""
+    """A value and its confidence interval."""
 
     mean: float
     low: float
     high: float
 
 
+@typechecked
 def bootstrap_mean(
-    values: np.ndarray, groups: Sequence[str] | None = None, *, level: float = 0.95, seed: int = 0
+    values: Real[np.ndarray, " images"],
+    groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
-    """Bootstrap interval of a mean over images.
+    """Returns the bootstrap interval of a mean over images.
 
-    Images of one source are no independent samples: with `groups`, whole groups are drawn.
+    Images of one source are not independent: with `groups`, whole groups are resampled.
 
     Args:
       values: one per image; NaN is left out.
-      groups: the source of each image; None: each image is its own.
-      level: probability of the interval.
-      seed: of the resampling.
+      groups: source of each image; None treats each image as its own source.
+      level: confidence level.
+      seed: seed of the resampling.
 
     Returns:
       The mean over images and the interval, as `bootstrap_sums`; NaN where no value is defined.
@@ -43,27 +51,28 @@ def bootstrap_mean(
     return bootstrap_sums(_quotient, rows, names[defined], level=level, seed=seed)
 
 
+@typechecked
 def bootstrap_sums(
     statistic: Callable[[np.ndarray], np.ndarray],
-    rows: np.ndarray,
-    groups: Sequence[str] | np.ndarray,
+    rows: Real[np.ndarray, "images k"],
+    groups: Sequence[Any] | np.ndarray,
     *,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap interval of a function of sums over images, such as a pooled score.
+    """Returns the bootstrap interval of a function of sums over images, such as a pooled score.
 
-    Ends are percentiles of the resampled values, further out for few groups (see `_expanded`).
+    The ends are percentiles of the resampled values, expanded for few groups (see `_expanded`).
 
     Args:
       statistic: from sums [..., k] to values [...].
-      rows: what each image adds to the sums, [images, k].
-      groups: the source of each image; whole sources are drawn.
-      level: probability of the interval.
-      seed: of the resampling.
+      rows: what each image adds to the sums.
+      groups: source of each image; whole sources are resampled.
+      level: confidence level.
+      seed: seed of the resampling.
 
     Returns:
-      The value of all images and the interval; without images all are NaN, and for one group its ends.
+      The value of all images, and its interval. NaN without images; the ends are NaN for a single group.
     """
     if not len(rows):
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -71,19 +80,20 @@ def bootstrap_sums(
     num_groups = int(group.max()) + 1
     sums = np.zeros((num_groups, rows.shape[1]))
     np.add.at(sums, group, rows)
-    drawn = np.random.default_rng(seed).integers(num_groups, size=(NUM_RESAMPLES, num_groups))
-    flat = (drawn + num_groups * np.arange(NUM_RESAMPLES)[:, None]).ravel()
+    chosen = np.random.default_rng(seed).integers(num_groups, size=(NUM_RESAMPLES, num_groups))
+    flat = (chosen + num_groups * np.arange(NUM_RESAMPLES)[:, None]).ravel()
     times = np.bincount(flat, minlength=NUM_RESAMPLES * num_groups).reshape(NUM_RESAMPLES, num_groups)
     values = statistic(times @ sums)
-    low, high = np.nanquantile(values, _expanded(level, num_groups)) if num_groups > 1 else (np.nan, np.nan)
+    is_defined = num_groups > 1 and not np.isnan(values).all()
+    low, high = np.nanquantile(values, _expanded(level, num_groups)) if is_defined else (np.nan, np.nan)
     return Interval(float(statistic(rows.sum(axis=0))), float(low), float(high))
 
 
 def _expanded(level: float, num_groups: int) -> tuple[float, float]:
-    """Returns the quantiles that are taken for the ends of an interval.
+    """Returns the quantiles of the resampled values at the ends of an interval.
 
-    The plain ones make intervals of few groups too short: resamples spread by (n - 1) / n less than samples do, and
-    the normal distribution stands where Student's t belongs.
+    Plain percentiles give too short intervals for few groups: the variance of resamples is smaller by (n - 1) / n, and
+    they correspond to the normal instead of Student's t distribution.
 
     Reference: Hesterberg 2015, The American Statistician 69(4), section 3.3.1 (expanded percentile interval).
     """
@@ -93,33 +103,36 @@ def _expanded(level: float, num_groups: int) -> tuple[float, float]:
 
 
 class Comparison(NamedTuple):
-    """How much larger the values of one method are than those of another on the same images."""
+    """Paired comparison of a method with a base on the same images."""
 
     difference: Interval
     p_value: float
-    """Of Wilcoxon's signed-rank test over groups; NaN for fewer than two groups that differ."""
+    """From Wilcoxon's signed-rank test over groups; NaN if fewer than two groups differ."""
     num_images: int
     num_groups: int
     num_better: int
-    """Images where the first is larger."""
+    """Images on which the method's value is larger."""
     num_worse: int
 
 
-def compare_paired(one: np.ndarray, other: np.ndarray, groups: Sequence[str]) -> Comparison:
-    """Compares two methods on the same images.
+@typechecked
+def compare_paired(
+    values: Real[np.ndarray, " images"], base: Real[np.ndarray, " images"], groups: Sequence[str]
+) -> Comparison:
+    """Compares a method with a base on the same images.
 
     Args:
-      one: a value per image; images where either is NaN are left out.
-      other: likewise.
-      groups: the source of each image. Whole sources are drawn for the interval, and each counts once in the test, by
-        the mean difference of its images.
+      values: one per image; images where either method has NaN are left out.
+      base: values of the base.
+      groups: source of each image. Whole sources are resampled for the interval; the test uses the mean difference of
+        each source.
 
     Returns:
-      The mean of `one - other` over the images, its interval, and the test.
+      The mean of `values - base` over the images, its interval, and the test.
 
     Reference: Wilcoxon 1945, Biometrics Bulletin 1(6).
     """
-    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    difference = np.asarray(values, np.float64) - np.asarray(base, np.float64)
     defined = ~np.isnan(difference)
     names, group = np.unique(np.asarray(groups)[defined], return_inverse=True)
     kept = difference[defined]
@@ -140,10 +153,14 @@ def _quotient(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation over the places where both are defined; NaN for fewer than three or equal values."""
-    defined = ~(np.isnan(one) | np.isnan(other))
-    one, other = one[defined], other[defined]
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+@typechecked
+def rank_correlation(first: Float[np.ndarray, " images"], second: Float[np.ndarray, " images"]) -> float:
+    """Returns Spearman's rank correlation over the images where both values are defined.
+
+    NaN for fewer than three such images, or if all values are equal.
+    """
+    defined = ~(np.isnan(first) | np.isnan(second))
+    first, second = first[defined], second[defined]
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    return float(spearmanr(one, other)[0])  # pyright: ignore[reportArgumentType]
+    return float(spearmanr(first, second)[0])  # pyright: ignore[reportArgumentType]

@@ -1,59 +1,64 @@
-"""Scores of single nuclei: which true nucleus is which predicted one, then formulas from counts.
+"""Scores of single nuclei, from the nuclei of truth and prediction that overlap.
 
-As for pixels, each image gives counts, and every score is a formula on counts, of one image or of the sum of all.
+Counts are taken per image; every score is computed from the counts of one image, or from their sum over all images.
 Label maps hold 0 for background; other labels need not be contiguous.
 
-Rule for empty images: where truth and prediction are both empty a score is undefined (NaN), left out of the mean and
-counted; where one is empty, overlap scores are 0.
+Empty images: where neither truth nor prediction has nuclei, a score is undefined (NaN), left out of the mean, and
+reported as undefined. Where only one of them has nuclei, overlap scores are 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Integer, Real
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from cervseg_jax.label_maps import Overlaps, centroids, overlaps, touching
-from cervseg_jax.metrics.pixel import ratio
+from cervseg_jax.metrics.pixel import Sums, Values, ratio
+from cervseg_jax.typing import typechecked
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""IoU that a match must exceed, for the F1 scores."""
+IOU_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""F1 scores count pairs whose IoU exceeds one of these."""
 CENTROID_RADIUS_PX = 12.0
-"""Distance up to which centroids are one detection (Graham et al. 2019)."""
+"""Centroids within this distance count as a detection (Graham et al. 2019)."""
 
 
 class InstanceCounts(NamedTuple):
-    """What one image adds to the scores; each field has shape [images], `matched` [images, thresholds]."""
+    """Counts per image from which the scores are computed."""
 
-    num_truth: np.ndarray
-    num_predicted: np.ndarray
-    aji_shared: np.ndarray
-    aji_union: np.ndarray
-    aji_plus_shared: np.ndarray
-    aji_plus_union: np.ndarray
-    matched: np.ndarray
-    """Pairs whose IoU exceeds each of `THRESHOLDS`."""
-    iou_sum: np.ndarray
-    """IoU summed over pairs above 0.5."""
-    detected: np.ndarray
-    """Pairs of centroids within the radius."""
-    num_split: np.ndarray
-    """True nuclei that hold more than half of each of several predicted ones."""
-    num_merged: np.ndarray
-    """True nuclei that share with another the predicted one that holds more than half of each."""
+    num_truth: Sums
+    num_predicted: Sums
+    aji_shared: Sums
+    aji_union: Sums
+    aji_plus_shared: Sums
+    aji_plus_union: Sums
+    matched: Real[np.ndarray, "*images thresholds"]
+    """Pairs whose IoU exceeds each of `IOU_THRESHOLDS`."""
+    iou_sum: Sums
+    """IoU summed over the pairs above 0.5."""
+    detected: Sums
+    """Pairs of centroids within `CENTROID_RADIUS_PX`."""
+    num_split: Sums
+    """True nuclei that cover more than half of each of two or more predicted ones."""
+    num_merged: Sums
+    """True nuclei of which one predicted nucleus covers more than half, and as much of another true one."""
 
 
-def count_instances(truth: np.ndarray, prediction: np.ndarray, *, touching_only: bool = False) -> InstanceCounts:
+@typechecked
+def count_instances(
+    truth: Integer[np.ndarray, "h w"], prediction: Integer[np.ndarray, "h w"], *, touching_only: bool = False
+) -> InstanceCounts:
     """Compares two label maps.
 
     Args:
       truth: integer labels [h, w].
       prediction: integer labels [h, w].
-      touching_only: count only true nuclei that touch another one, and predicted ones that share most pixels with
-        such a nucleus.
+      touching_only: count only true nuclei that touch another one, and predicted ones that overlap most with such a
+        nucleus.
 
     Returns:
       The counts of one image, fields of shape [1].
@@ -65,7 +70,7 @@ def count_instances(truth: np.ndarray, prediction: np.ndarray, *, touching_only:
         keep_columns = _belongs_to(table, keep_rows)
         table = _restricted(table, keep_rows, keep_columns)
         true_centers, predicted_centers = true_centers[keep_rows], predicted_centers[keep_columns]
-    return _counts(table, _pairs_of_points(true_centers, predicted_centers))
+    return _counts(table, _num_point_pairs(true_centers, predicted_centers))
 
 
 def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
@@ -73,12 +78,12 @@ def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
     num_truth, num_predicted = len(table.truth_areas), len(table.prediction_areas)
     aji_shared, aji_union = _aji(table)
     plus_shared, plus_union = _aji_plus(table)
-    # Above one half a nucleus has one partner at most (Kirillov et al. 2019, section 4.1).
-    matched = [int((iou > threshold).sum()) for threshold in THRESHOLDS]
-    held = table.shared > 0.5 * table.prediction_areas[table.columns]
-    parts = np.bincount(table.rows[held], minlength=num_truth)
-    holding = table.shared > 0.5 * table.truth_areas[table.rows]
-    guests = np.bincount(table.columns[holding], minlength=num_predicted)
+    # A nucleus has at most one partner with an IoU above 0.5 (Kirillov et al. 2019, section 4.1).
+    matched = [int((iou > threshold).sum()) for threshold in IOU_THRESHOLDS]
+    inside = table.shared > 0.5 * table.prediction_areas[table.columns]
+    parts = np.bincount(table.rows[inside], minlength=num_truth)
+    covered = table.shared > 0.5 * table.truth_areas[table.rows]
+    num_covered = np.bincount(table.columns[covered], minlength=num_predicted)
     values = (
         num_truth,
         num_predicted,
@@ -90,15 +95,15 @@ def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
         iou[iou > 0.5].sum(),
         num_detected,
         (parts >= 2).sum(),
-        guests[guests >= 2].sum(),
+        num_covered[num_covered >= 2].sum(),
     )
     return InstanceCounts(*(np.array([value]) for value in values))
 
 
 def _aji(table: Overlaps) -> tuple[int, int]:
-    """Numerator and denominator of the AJI: every true nucleus takes the predicted one of largest IoU."""
+    """Numerator and denominator of the AJI: each true nucleus is paired with the predicted one of largest IoU."""
     iou = table.iou
-    # Sorted by nucleus, then falling IoU, the first of each nucleus is its choice.
+    # Sort by nucleus, then by descending IoU, and take the first of each nucleus.
     order = np.lexsort((-iou, table.rows))
     _, first = np.unique(table.rows[order], return_index=True)
     best = order[first]
@@ -110,21 +115,25 @@ def _aji(table: Overlaps) -> tuple[int, int]:
 
 
 def _aji_plus(table: Overlaps) -> tuple[int, int]:
-    """Numerator and denominator of AJI+: pairs of largest total IoU, each nucleus in one at most."""
+    """Numerator and denominator of AJI+: a one-to-one assignment with the largest total IoU."""
     chosen = _assignment(table.rows, table.columns, table.iou, (len(table.truth_areas), len(table.prediction_areas)))
     shared = int(table.shared[chosen].sum())
     return shared, int(table.truth_areas.sum() + table.prediction_areas.sum() - shared)
 
 
 def _assignment(rows: np.ndarray, columns: np.ndarray, gain: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Chooses pairs of largest total gain, each row and column once; returns their positions in the list of pairs."""
+    """Solves a sparse assignment problem: pairs of largest total gain, each row and column at most once.
+
+    Returns:
+      Indices of the chosen pairs.
+    """
     num_rows, num_columns = shape
     if not len(rows):
         return np.zeros(0, int)
     graph = coo_array(
         (np.ones(len(rows)), (rows, num_rows + columns)), shape=(num_rows + num_columns, num_rows + num_columns)
     )
-    # Nuclei that do not share pixels through others decide apart, which keeps the tables small.
+    # Solving each connected component by itself keeps the dense tables small.
     _, group = connected_components(graph, directed=False)
     order = np.argsort(group[rows], kind="stable")
     borders = np.flatnonzero(np.diff(group[rows][order])) + 1
@@ -141,18 +150,19 @@ def _assignment(rows: np.ndarray, columns: np.ndarray, gain: np.ndarray, shape: 
     return np.concatenate(chosen)
 
 
-def _pairs_of_points(one: np.ndarray, other: np.ndarray) -> int:
-    """Counts pairs of points within the radius, as many as possible and then as close as possible."""
-    if not len(one) or not len(other):
+def _num_point_pairs(true_points: np.ndarray, predicted_points: np.ndarray) -> int:
+    """Counts one-to-one pairs of points within the radius: as many pairs as possible, then as close as possible."""
+    if not len(true_points) or not len(predicted_points):
         return 0
-    near = KDTree(one).sparse_distance_matrix(KDTree(other), CENTROID_RADIUS_PX, output_type="coo_matrix")
-    # A pair more always outweighs any distances.
+    trees = KDTree(true_points), KDTree(predicted_points)
+    near = trees[0].sparse_distance_matrix(trees[1], CENTROID_RADIUS_PX, output_type="coo_matrix")
+    # The constant makes one more pair outweigh any distances.
     gain = 1e6 - near.data
     return len(_assignment(near.row, near.col, gain, near.shape))
 
 
 def _belongs_to(table: Overlaps, keep_rows: np.ndarray) -> np.ndarray:
-    """Tells which predicted nuclei share most pixels with a true nucleus that is kept."""
+    """Returns which predicted nuclei overlap most with a true nucleus that is kept, bool [m]."""
     keep = np.zeros(len(table.prediction_areas), bool)
     order = np.lexsort((-table.shared, table.columns))
     _, first = np.unique(table.columns[order], return_index=True)
@@ -173,63 +183,63 @@ def _restricted(table: Overlaps, keep_rows: np.ndarray, keep_columns: np.ndarray
     )
 
 
-def aji(counts: InstanceCounts) -> np.ndarray:
-    """Aggregated Jaccard index; a predicted nucleus may serve several true ones (Kumar et al. 2017, algorithm 1)."""
+def aji(counts: InstanceCounts) -> Values:
+    """Aggregated Jaccard index; several true nuclei may use one predicted nucleus (Kumar et al. 2017, algorithm 1)."""
     return ratio(counts.aji_shared, counts.aji_union)
 
 
-def aji_plus(counts: InstanceCounts) -> np.ndarray:
-    """The same with one partner at most for each nucleus (Graham et al. 2019, arXiv:1812.06499)."""
+def aji_plus(counts: InstanceCounts) -> Values:
+    """Aggregated Jaccard index with a one-to-one assignment (Graham et al. 2019, arXiv:1812.06499)."""
     return ratio(counts.aji_plus_shared, counts.aji_plus_union)
 
 
-def recognition_quality(counts: InstanceCounts, threshold: float = 0.5) -> np.ndarray:
+def recognition_quality(counts: InstanceCounts, threshold: float = 0.5) -> Values:
     """F1 of nuclei that match with an IoU above the threshold, 2TP / (n + m) (Kirillov et al. 2019, equation 2)."""
-    matched = counts.matched[..., THRESHOLDS.index(threshold)]
+    matched = counts.matched[..., IOU_THRESHOLDS.index(threshold)]
     return ratio(2 * matched, counts.num_truth + counts.num_predicted)
 
 
-def segmentation_quality(counts: InstanceCounts) -> np.ndarray:
-    """Mean IoU of the nuclei that match above 0.5; undefined where none does."""
+def segmentation_quality(counts: InstanceCounts) -> Values:
+    """Segmentation quality: mean IoU of the matches above 0.5; NaN without matches."""
     return ratio(counts.iou_sum, counts.matched[..., 0])
 
 
-def panoptic_quality(counts: InstanceCounts) -> np.ndarray:
-    """SQ times RQ: the IoU of matches, summed, over (n + m) / 2; 0 where nothing matches."""
+def panoptic_quality(counts: InstanceCounts) -> Values:
+    """Panoptic quality, SQ times RQ: summed IoU of the matches over (n + m) / 2; 0 without matches."""
     return ratio(2 * counts.iou_sum, counts.num_truth + counts.num_predicted)
 
 
-def detection_f1(counts: InstanceCounts) -> np.ndarray:
-    """F1 of centroids that lie within 12 pixels of each other, paired one to one."""
+def detection_f1(counts: InstanceCounts) -> Values:
+    """F1 of detections: centroids within 12 pixels of each other, paired one to one."""
     return ratio(2 * counts.detected, counts.num_truth + counts.num_predicted)
 
 
-def split_rate(counts: InstanceCounts) -> np.ndarray:
-    """Share of the true nuclei that hold more than half of each of several predicted ones."""
+def split_rate(counts: InstanceCounts) -> Values:
+    """Share of the true nuclei that cover more than half of each of two or more predicted ones."""
     return ratio(counts.num_split, counts.num_truth)
 
 
-def merge_rate(counts: InstanceCounts) -> np.ndarray:
-    """Share of the true nuclei of which a predicted one, that holds more than half of it, holds another as well."""
+def merge_rate(counts: InstanceCounts) -> Values:
+    """Share of the true nuclei that one predicted nucleus covers by more than half, together with another one."""
     return ratio(counts.num_merged, counts.num_truth)
 
 
-def count_error(counts: InstanceCounts) -> np.ndarray:
-    """Predicted minus true number of nuclei."""
+def count_error(counts: InstanceCounts) -> Values:
+    """Number of predicted minus number of true nuclei."""
     return np.asarray(counts.num_predicted, np.float64) - counts.num_truth
 
 
-def _f1_at(threshold: float) -> Callable[[InstanceCounts], np.ndarray]:
+def _f1_at(threshold: float) -> Callable[[InstanceCounts], Values]:
     return lambda counts: recognition_quality(counts, threshold)
 
 
-INSTANCE_METRICS: Mapping[str, Callable[[InstanceCounts], np.ndarray]] = {
+INSTANCE_METRICS: Mapping[str, Callable[[InstanceCounts], Values]] = {
     "aji": aji,
     "aji_plus": aji_plus,
     "pq": panoptic_quality,
     "sq": segmentation_quality,
     "rq": recognition_quality,
-    **{f"f1_{round(100 * threshold)}": _f1_at(threshold) for threshold in THRESHOLDS},
+    **{f"f1_{round(100 * threshold)}": _f1_at(threshold) for threshold in IOU_THRESHOLDS},
     "detection_f1": detection_f1,
     "split_rate": split_rate,
     "merge_rate": merge_rate,
@@ -239,7 +249,7 @@ INSTANCE_METRICS: Mapping[str, Callable[[InstanceCounts], np.ndarray]] = {
 
 
 def join_counts(parts: Sequence[InstanceCounts]) -> InstanceCounts:
-    """Puts the counts of images one behind the other."""
+    """Concatenates the counts of images."""
     return InstanceCounts(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 

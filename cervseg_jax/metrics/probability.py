@@ -1,38 +1,44 @@
-"""Scores of probabilities, before they are cut into a mask: soft Dice, Brier score, calibration, best threshold.
+"""Scores of probabilities, without a threshold: soft Dice, Brier score, calibration; and the choice of a threshold.
 
-As for masks, each image gives counts, here of pixels by probability, and every score is a formula on counts.
+Pixels are counted per image in bins of their probability; every score is computed from these counts.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Real
 
-from cervseg_jax.metrics.pixel import Counts, dice, ratio
+from cervseg_jax.metrics.pixel import Counts, Sums, Values, dice, ratio
+from cervseg_jax.typing import typechecked
 
 NUM_BINS = 100
-"""Bins of equal width that probabilities are counted in."""
+"""Number of bins, of equal width."""
 NUM_CALIBRATION_BINS = 20
-THRESHOLDS = range(5, 96)
+"""Number of bins of the reliability curve; divides `NUM_BINS`."""
+THRESHOLD_BINS = range(5, 96)
 """Thresholds that `best_threshold` tries, in hundredths."""
 
 
 class ProbabilityCounts(NamedTuple):
-    """Pixels of each image by bin of their probability; fields of shape [images, NUM_BINS]."""
+    """Pixels of each image, counted in bins by their probability."""
 
-    nucleus: np.ndarray
-    """How many are nucleus."""
-    background: np.ndarray
-    """How many are not."""
-    nucleus_sum: np.ndarray
-    """Sum of the probabilities of those that are nucleus."""
-    background_sum: np.ndarray
-    """Sum of those that are not."""
-    squared_error: np.ndarray
-    """Shape [images]: sum over the pixels of (probability - truth)²."""
+    nucleus: Real[np.ndarray, "*images bins"]
+    """Number of nucleus pixels."""
+    background: Real[np.ndarray, "*images bins"]
+    """Number of background pixels."""
+    nucleus_sum: Float[np.ndarray, "*images bins"]
+    """Sum of the probabilities of the nucleus pixels."""
+    background_sum: Float[np.ndarray, "*images bins"]
+    """Sum of the probabilities of the background pixels."""
+    squared_error: Sums
+    """Sum over the pixels of (probability - truth)²."""
 
 
-def probability_counts(probs: np.ndarray, mask: np.ndarray) -> ProbabilityCounts:
+@typechecked
+def probability_counts(
+    probs: Float[np.ndarray, "h w"], mask: Real[np.ndarray, "h w"] | Bool[np.ndarray, "h w"]
+) -> ProbabilityCounts:
     """Counts the pixels of one image.
 
     Args:
@@ -55,8 +61,8 @@ def join_probability_counts(parts: Sequence[ProbabilityCounts]) -> ProbabilityCo
     return ProbabilityCounts(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
-def soft_dice(counts: ProbabilityCounts) -> np.ndarray:
-    """Dice of the probabilities themselves, 2 Σpy / (Σp + Σy); NaN where the truth is empty.
+def soft_dice(counts: ProbabilityCounts) -> Values:
+    """Dice coefficient of the probabilities, 2 Σpy / (Σp + Σy); NaN where the truth is empty.
 
     Reference: Milletari et al. 2016, arXiv:1606.04797, with linear instead of squared sums.
     """
@@ -65,8 +71,8 @@ def soft_dice(counts: ProbabilityCounts) -> np.ndarray:
     return np.where(actual > 0, ratio(2 * shared, shared + others + actual), np.nan)
 
 
-def brier(counts: ProbabilityCounts) -> np.ndarray:
-    """Mean of (probability - truth)² over the pixels; 0 is best, 0.25 is what a constant one half gives.
+def brier(counts: ProbabilityCounts) -> Values:
+    """Mean of (probability - truth)² over the pixels: 0 at best, 0.25 for a constant probability of 0.5.
 
     Reference: Brier 1950, Monthly Weather Review 78(1).
     """
@@ -74,32 +80,32 @@ def brier(counts: ProbabilityCounts) -> np.ndarray:
 
 
 class Reliability(NamedTuple):
-    """How often pixels of a probability are nucleus; fields of shape [..., NUM_CALIBRATION_BINS]."""
+    """Reliability curve: the share of nucleus among pixels of similar probability."""
 
-    pixels: np.ndarray
-    predicted: np.ndarray
-    """Mean probability in the bin; NaN where it is empty."""
-    observed: np.ndarray
-    """Share that is nucleus; NaN where it is empty."""
+    pixels: Real[np.ndarray, "*images bins"]
+    predicted: Float[np.ndarray, "*images bins"]
+    """Mean probability; NaN in empty bins."""
+    observed: Float[np.ndarray, "*images bins"]
+    """Share of nucleus pixels; NaN in empty bins."""
 
 
 def reliability(counts: ProbabilityCounts) -> Reliability:
-    """Returns the reliability curve of each row of counts.
+    """Returns the reliability curve of each image, or of all.
 
     Reference: DeGroot and Fienberg 1983, The Statistician 32.
     """
 
-    def coarse(field: np.ndarray) -> np.ndarray:
+    def merge_bins(field: np.ndarray) -> np.ndarray:
         return field.reshape(*field.shape[:-1], NUM_CALIBRATION_BINS, -1).sum(axis=-1)
 
-    nucleus, pixels = coarse(counts.nucleus), coarse(counts.nucleus + counts.background)
+    nucleus, pixels = merge_bins(counts.nucleus), merge_bins(counts.nucleus + counts.background)
     return Reliability(
-        pixels, ratio(coarse(counts.nucleus_sum + counts.background_sum), pixels), ratio(nucleus, pixels)
+        pixels, ratio(merge_bins(counts.nucleus_sum + counts.background_sum), pixels), ratio(nucleus, pixels)
     )
 
 
-def calibration_error(counts: ProbabilityCounts) -> np.ndarray:
-    """Expected calibration error: mean distance of the reliability curve from the diagonal, weighted by pixels.
+def calibration_error(counts: ProbabilityCounts) -> Values:
+    """Expected calibration error: mean absolute difference of predicted and observed, weighted by pixels.
 
     Reference: Guo et al. 2017, arXiv:1706.04599, equation 3.
     """
@@ -109,15 +115,15 @@ def calibration_error(counts: ProbabilityCounts) -> np.ndarray:
 
 
 def best_threshold(counts: ProbabilityCounts) -> float:
-    """Returns the threshold of the highest mean Dice over the images; of equal ones that closest to one half."""
-    scores = [np.nan_to_num(_mean(dice(counts_at(counts, number))), nan=-1.0) for number in THRESHOLDS]
-    good = [number for number, score in zip(THRESHOLDS, scores, strict=True) if score >= max(scores) - 1e-12]
-    return min(good, key=lambda number: abs(number - NUM_BINS / 2)) / NUM_BINS
+    """Returns the threshold with the highest mean Dice over the images; ties go to the one closest to 0.5."""
+    scores = [np.nan_to_num(_mean(dice(counts_at(counts, index))), nan=-1.0) for index in THRESHOLD_BINS]
+    best = [index for index, score in zip(THRESHOLD_BINS, scores, strict=True) if score >= max(scores) - 1e-12]
+    return min(best, key=lambda index: abs(index - NUM_BINS / 2)) / NUM_BINS
 
 
-def counts_at(counts: ProbabilityCounts, number: int) -> Counts:
-    """Returns the pixel counts for the threshold `number / NUM_BINS`."""
-    positive, negative = slice(number, None), slice(None, number)
+def counts_at(counts: ProbabilityCounts, threshold_bin: int) -> Counts:
+    """Returns the pixel counts at the threshold `threshold_bin / NUM_BINS`."""
+    positive, negative = slice(threshold_bin, None), slice(None, threshold_bin)
     return Counts(
         counts.nucleus[..., positive].sum(axis=-1),
         counts.background[..., positive].sum(axis=-1),

@@ -1,80 +1,81 @@
-"""Model card and data card in Markdown, from the facts that the page shows.
+"""Model card and data card in Markdown, with the page's scores and cautions.
 
 Reference: Mitchell et al. 2019, arXiv:1810.03993 (model cards); Gebru et al. 2021, arXiv:1803.09010 (data sheets).
 """
 
-from cervseg_jax.report.facts import RunFacts, split_counts
-from cervseg_jax.report.sections import NUCLEUS_SCORES, PIXEL_SCORES, leak_sentence
-from cervseg_jax.report.verdict import RESEARCH_ONLY, scored, verdict
+from cervseg_jax.report.run_data import RunData, split_counts
+from cervseg_jax.report.sections import INTERVAL, flat_settings, leak_sentence, nucleus_rows, pixel_rows
+from cervseg_jax.report.verdict import RESEARCH_ONLY, verdict
 
 
-def model_card(facts: RunFacts) -> str:
+def model_card(run: RunData) -> str:
     """Returns the card of a run's network."""
-    config, contract = facts.config, facts.contract
+    config, contract = run.config, run.contract
     height, width = config.model.image_size
     lines = [
-        f"# Model card: {facts.folder.name}",
+        f"# Model card: {run.folder.name}",
         "",
-        *verdict(facts),
+        *verdict(run),
         "",
-        "## What it is",
+        "## Model",
         "",
         f"- Network: {config.model.name}, input {height}x{width}, heads {', '.join(config.model.heads)}",
-        f"- Trained: {len(facts.history.get('epoch', []))} epochs of at most {config.train.epochs}, batch "
+        f"- Training: {len(run.history.get('epoch', []))} of at most {config.train.epochs} epochs, batch size "
         f"{config.train.batch_size}, loss {config.train.loss}, seed {config.train.seed}, {config.runtime.precision}",
         *([] if contract is None else [f"- Weights: epoch {contract['epoch']}, SHA-256 {contract['weights_sha256']}"]),
-        *([] if contract is None else [f"- Images: {contract['preprocessing']}"]),
+        *([] if contract is None else [f"- Preprocessing: {contract['preprocessing']}"]),
         "",
-        "## What it is for",
+        "## Intended use",
         "",
-        f"Masks and single nuclei in Pap-smear images like those that it was trained on. {RESEARCH_ONLY}",
-        "Other stains, scanners and magnifications need an evaluation of their own.",
+        f"Masks and single nuclei in Pap-smear images like the training images. {RESEARCH_ONLY}",
+        "Evaluate it again before using it with another stain, scanner or magnification.",
         "",
-        "## How good it is",
+        "## Scores",
         "",
     ]
-    for part in facts.parts:
-        summary, intervals = part.summary, part.summary["intervals"]
+    for evaluation in run.evaluations:
+        summary = evaluation.summary
         lines += [
-            f"On {part.name} ({summary['num_images']} images of {summary['num_sources']} sources), "
+            f"On {evaluation.name} ({summary['num_images']} images from {summary['num_sources']} sources), "
             f"`{summary['command']}`:",
             "",
-            "| score | mean over images [95 % interval] |",
+            f"| score | mean over images {INTERVAL} |",
             "|---|---|",
         ]
-        for name, title in PIXEL_SCORES.items():
-            lines.append(f"| {title} | {scored(summary[f'{name}_mean'], *intervals[f'{name}_mean'])} |")
-        for name, title in NUCLEUS_SCORES.items() if "nuclei" in summary else ():
-            score = summary["nuclei"][name]
-            lines.append(f"| {title} | {scored(score['mean'], score['low'], score['high'])} |")
+        rows = pixel_rows(summary) + (nucleus_rows(summary) if "nuclei" in summary else [])
+        lines += [f"| {heading} | {mean} |" for heading, mean, *_ in rows]
         lines.append("")
-    if not facts.parts:
-        lines += ["Not scored yet.", ""]
+    if not run.evaluations:
+        lines += ["Not evaluated yet.", ""]
     return "\n".join(lines)
 
 
-def data_card(facts: RunFacts) -> str:
-    """Returns the card of the data that a run learned from."""
+def data_card(run: RunData) -> str:
+    """Returns the card of the dataset that a run was trained on."""
     lines = [
-        f"# Data card: {facts.config.data.root.name}",
+        f"# Data card: {run.config.data.root.name}",
         "",
-        "| part | images | sources |",
+        "| split | images | sources |",
         "|---|---|---|",
-        *(f"| {name} | {images} | {sources} |" for name, images, sources in split_counts(facts.data)),
+        *(f"| {name} | {images} | {sources} |" for name, images, sources in split_counts(run.files)),
         "",
-        leak_sentence(facts),
+        leak_sentence(run),
         "",
     ]
-    audit = facts.dataset.get("audit")
+    audit = run.dataset.get("audit")
     if audit is None:
         lines.append("Not audited.")
-    elif not audit["findings"]:
-        lines.append("Audited; nothing was found.")
+    elif not audit.get("findings"):
+        lines.append("Audited without findings.")
     else:
-        lines += ["An audit found:", "", *(f"- {found['name']}: {found['message']}" for found in audit["findings"])]
-    made = facts.dataset.get("dataset")
-    if made is not None:
-        lines += ["", "How it was made:", "", *(f"- {name}: {value}" for name, value in made.items())]
-    if facts.config.data.origin:
-        lines += ["", f"Where the images come from: {facts.config.data.origin}"]
+        lines += [
+            "Findings of the audit:",
+            "",
+            *(f"- {found['name']}: {found['message']}" for found in audit["findings"]),
+        ]
+    settings = run.dataset.get("dataset")
+    if settings is not None:
+        lines += ["", "How it was made:", "", *(f"- {name}: {value}" for name, value in flat_settings(settings))]
+    if run.config.data.origin:
+        lines += ["", f"Origin of the images: {run.config.data.origin}"]
     return "\n".join([*lines, "", RESEARCH_ONLY, ""])

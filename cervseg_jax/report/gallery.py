@@ -1,7 +1,7 @@
-"""The images of a page: which ones, how large, with which scores."""
+"""Selects and draws the images of the page's gallery, and the previews of each epoch."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,98 +12,95 @@ from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.resize import resize_image, resize_mask
 from cervseg_jax.errors import DataError
-from cervseg_jax.report.facts import InferenceFacts, PartFacts, RunFacts, epoch_folders
+from cervseg_jax.metrics.catalog import View, shown
 from cervseg_jax.report.pictures import fitting_size, jpeg_uri, layers, png_uri, thumbnail
+from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, epoch_folders, number
 
-PIXEL_SCORES = ("dice", "iou", "precision", "recall", "brier", "doubt")
-NUCLEUS_SCORES = ("pq", "aji", "pq_touching", "num_true", "num_predicted")
-INFERENCE_SCORES = ("doubt", "num_nuclei", "foreground")
 MAX_THUMBNAILS = 3000
+"""Further images are left out, so that the page stays below about 50 MB."""
 MAX_EPOCHS = 40
+"""With more epochs, previews are shown for an even selection of them."""
 PREVIEW_PX = 256
+"""Longer side of preview images."""
 
 
 def evaluated_images(
-    part: PartFacts, mask_rule: MaskRule, *, num_layered: int, on_progress: Callable[[], None]
+    evaluation: Evaluation, mask_rule: MaskRule, *, num_layered: int, on_progress: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Returns the images of an evaluated part, worst first.
+    """Returns the images of an evaluation, lowest Dice first.
 
     Args:
-      part: with its predictions.
+      evaluation: its folder holds the predictions.
       mask_rule: see `decode_mask`.
-      num_layered: how many images can be looked at in layers: half of them the worst, the rest spread evenly.
+      num_layered: number of images that open in layers: half of them the worst, the others spread evenly over the rest.
       on_progress: called after each image.
 
     Returns:
-      For each image `name`, `group`, `scores`, `thumbnail` and `layers`, which may be null.
+      `name`, `group`, `scores`, `thumbnail` and `layers` of each image; the last two are None where its files are gone.
     """
-    chosen = _spread(len(part.rows), num_layered)
-    found = []
-    for number, row in enumerate(part.rows[:MAX_THUMBNAILS]):
-        entry = {
-            "name": row["stem"],
-            "group": row["group"],
-            "scores": {
-                name: _number(row[name]) for name in (*PIXEL_SCORES, *NUCLEUS_SCORES) if row.get(name) not in (None, "")
-            },
-            "thumbnail": None,
-            "layers": None,
-        }
+    layered = _spread(len(evaluation.rows), num_layered)
+    entries = []
+    for index, row in enumerate(evaluation.rows[:MAX_THUMBNAILS]):
+        entry = _entry(row["stem"], row, "gallery")
         try:
             image = read_image(Path(row["image_path"]))
             truth = read_mask(Path(row["mask_path"]), rule=mask_rule).mask
-            mask = read_mask(part.folder / "masks" / f"{row['stem']}.png", rule="half_range").mask
+            mask = read_mask(evaluation.folder / "masks" / f"{row['stem']}.png", rule="half_range").mask
             entry["thumbnail"] = thumbnail(image, truth, mask)
-            if number in chosen:
-                probabilities = read_image(part.folder / "probabilities" / f"{row['stem']}.png")[..., 0]
-                instances = _labels(part.folder / "instances", row["stem"]) if row.get("instances_path") else None
+            if index in layered:
+                probabilities = read_image(evaluation.folder / "probabilities" / f"{row['stem']}.png")[..., 0]
+                instances = _labels(evaluation.folder / "instances", row["stem"]) if row.get("instances_path") else None
                 entry["layers"] = layers(image, truth, mask, probabilities, instances)
         except DataError:
-            pass  # moved since; the scores are still worth showing
-        found.append(entry)
+            pass  # Files were moved or deleted since the evaluation; the scores are still shown.
+        entries.append(entry)
         on_progress()
-    return found
+    return entries
 
 
 def inferred_images(
-    facts: InferenceFacts, *, num_layered: int, on_progress: Callable[[], None]
+    inference: InferenceData, *, num_layered: int, on_progress: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Returns inferred images, the most doubtful first; as `evaluated_images`."""
-    chosen = _spread(len(facts.rows), num_layered)
-    found = []
-    for number, row in enumerate(facts.rows[:MAX_THUMBNAILS]):
+    """Returns the images of an inference folder, most uncertain first; arguments and result as `evaluated_images`."""
+    layered = _spread(len(inference.rows), num_layered)
+    entries = []
+    for index, row in enumerate(inference.rows[:MAX_THUMBNAILS]):
         name = row["image"]
-        entry = {
-            "name": name,
-            "group": "",
-            "scores": {key: _number(row[key]) for key in INFERENCE_SCORES},
-            "thumbnail": None,
-            "layers": None,
-        }
+        entry = _entry(name, row, "inference")
         try:
             image = read_image(Path(row["file"]))
-            labels = _labels(facts.folder / "instances", name)
-            path = facts.folder / "masks" / f"{name}.png"
+            labels = _labels(inference.folder / "instances", name)
+            path = inference.folder / "masks" / f"{name}.png"
             mask = read_mask(path, rule="half_range").mask if path.is_file() or labels is None else labels > 0
             entry["thumbnail"] = thumbnail(image, None, np.asarray(mask, np.uint8))
-            if number in chosen:
+            if index in layered:
                 entry["layers"] = layers(image, None, np.asarray(mask, np.uint8), None, labels)
         except DataError:
-            pass  # moved since, or too large to be decoded whole
-        found.append(entry)
+            pass  # Files were moved or deleted, or the image is too large to be decoded whole.
+        entries.append(entry)
         on_progress()
-    return found
+    return entries
 
 
-def preview_epochs(facts: RunFacts) -> dict[str, Any] | None:
-    """Returns the preview images with their masks after each epoch; None where there are no previews."""
-    folders = epoch_folders(facts.folder)
+def _entry(name: str, row: Mapping[str, str], view: View) -> dict[str, Any]:
+    scores = {score: number(row[score]) for score in shown(view) if row.get(score)}
+    return {"name": name, "group": row.get("group", ""), "scores": scores, "thumbnail": None, "layers": None}
+
+
+def score_texts(view: View) -> dict[str, dict[str, str | None]]:
+    """Returns title and better direction of a view's scores, for the page's script."""
+    return {name: {"title": score.title, "better": score.better} for name, score in shown(view).items()}
+
+
+def preview_epochs(run: RunData) -> dict[str, Any] | None:
+    """Returns the preview images with their masks after each epoch; None without previews."""
+    folders = epoch_folders(run.folder)
     if not folders:
         return None
     every = max(1, -(-len(folders) // MAX_EPOCHS))
-    kept = [folder for number, folder in enumerate(folders) if number % every == 0 or number == len(folders) - 1]
+    kept = [folder for index, folder in enumerate(folders) if index % every == 0 or index == len(folders) - 1]
     stems = sorted(path.stem for path in kept[-1][1].glob("*.png") if path.name != "sheet.png")
-    known = {row["stem"]: row for row in facts.data if row["split"] == "valid" and Path(row["image_path"]).is_file()}
+    known = {row["stem"]: row for row in run.files if row["split"] == "valid" and Path(row["image_path"]).is_file()}
     images = []
     for stem in stems:
         if stem not in known:
@@ -119,15 +116,16 @@ def preview_epochs(facts: RunFacts) -> dict[str, Any] | None:
 
 
 def embedded(name: str, value: Any) -> str:
-    """Returns values for the page's script; no text in them can end the element."""
+    """Returns a script element with values as JSON, escaped so that no text in them can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 
 
-def _spread(count: int, wanted: int) -> set[int]:
-    worst = range(min(count, (wanted + 1) // 2))
-    rest = np.linspace(count - 1, len(worst), wanted - len(worst)) if count > len(worst) < wanted else []
-    return set(worst) | {round(float(number)) for number in rest}
+def _spread(total: int, count: int) -> set[int]:
+    """Returns the first half of `count` indices, and the other half spread over the rest."""
+    worst = range(min(total, (count + 1) // 2))
+    rest = np.linspace(total - 1, len(worst), count - len(worst)) if total > len(worst) < count else []
+    return set(worst) | {round(float(index)) for index in rest}
 
 
 def _preview(path: Path, size: tuple[int, int]) -> str | None:
@@ -145,8 +143,3 @@ def _labels(folder: Path, stem: str) -> np.ndarray | None:
         if (folder / f"{stem}{ending}").is_file():
             return read_labels(folder / f"{stem}{ending}")[0]
     return None
-
-
-def _number(text: str) -> float | None:
-    value = float(text)
-    return round(value, 6) if np.isfinite(value) else None

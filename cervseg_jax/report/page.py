@@ -1,4 +1,4 @@
-"""The page and the cards, from a folder."""
+"""Writes the report page and the cards of a run, or the page of an inference folder."""
 
 import importlib.resources
 from pathlib import Path
@@ -10,7 +10,7 @@ from cervseg_jax.files import write_text
 from cervseg_jax.pages import page
 from cervseg_jax.report import gallery, sections
 from cervseg_jax.report.cards import data_card, model_card
-from cervseg_jax.report.facts import InferenceFacts, RunFacts, read_inference, read_run
+from cervseg_jax.report.run_data import InferenceData, RunData, load_inference, load_run
 from cervseg_jax.runs.folder import member_runs
 from cervseg_jax.runs.history import rate_drops
 
@@ -18,87 +18,92 @@ from cervseg_jax.runs.history import rate_drops
 def write_report(
     folder: Path, out: Path | None, *, num_layered: int, reporter: Reporter, address: str | None = None
 ) -> Path:
-    """Writes `report.html`, and for a run `MODEL_CARD.md` and `DATA_CARD.md` beside it.
+    """Writes `report.html`; for a run also `MODEL_CARD.md` and `DATA_CARD.md` beside it.
 
     Args:
-      folder: a run, finished or not, or what `infer` wrote.
-      out: the HTML file; None: `report.html` in the folder.
-      num_layered: how many images can be looked at closely, in layers; all others are thumbnails.
-      reporter: for progress.
-      address: address of a run in a bucket, whose local copy `folder` is.
+      folder: a run folder, finished or not, or an inference folder.
+      out: the HTML file; None writes `report.html` into the folder.
+      num_layered: number of images that open in layers; the others are thumbnails.
+      reporter: shows progress.
+      address: address of a run in a bucket, if `folder` is its local copy.
 
     Returns:
       The HTML file.
 
     Raises:
-      ConfigError: if there is nothing to report.
-      CheckpointError: if a file of the run is damaged.
+      ConfigError: if the folder is neither a run nor an inference folder.
+      CheckpointError: if a file in it is damaged.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
     path = (out or folder / "report.html").absolute()
     if not (folder / "config.yaml").is_file() and member_runs(folder) == [folder]:
-        write_text(path, _inference_page(read_inference(folder), num_layered, reporter))
+        write_text(path, _inference_page(load_inference(folder), num_layered, reporter))
         return path
-    facts = read_run(folder)._replace(address=address)
-    write_text(path, _run_page(facts, num_layered, reporter))
-    write_text(path.with_name("MODEL_CARD.md"), model_card(facts))
-    write_text(path.with_name("DATA_CARD.md"), data_card(facts))
+    run = load_run(folder)._replace(address=address)
+    write_text(path, _run_page(run, num_layered, reporter))
+    write_text(path.with_name("MODEL_CARD.md"), model_card(run))
+    write_text(path.with_name("DATA_CARD.md"), data_card(run))
     return path
 
 
-def _run_page(facts: RunFacts, num_layered: int, reporter: Reporter) -> str:
-    parts = [("In short", sections.summary_section(facts))]
+def _run_page(run: RunData, num_layered: int, reporter: Reporter) -> str:
+    parts = [("Summary", sections.summary_section(run))]
     images: list[dict[str, Any]] = []
-    if facts.parts:
-        first = facts.parts[0]
+    scored = [evaluation for evaluation in run.evaluations if evaluation.summary["num_images"]]
+    if scored:
+        first = scored[0]
         with reporter.progress("pictures", len(first.rows)) as advance:
-            rule = facts.config.data.mask_rule
+            rule = run.config.data.mask_rule
             images = gallery.evaluated_images(first, rule, num_layered=num_layered, on_progress=advance)
-        parts += [(f"Images: {first.name}", _gallery(images, len(first.rows), outlines="truth green, prediction pink"))]
-        parts += [("Scores", sections.scores_section(facts.parts))]
-        parts += [("Calibration", sections.calibration_section(first))]
-    epochs = gallery.preview_epochs(facts)
-    parts += [("Training", sections.training_section(facts))]
+        parts += [
+            (f"Images: {first.name}", _gallery(images, len(first.rows), outlines="truth green, prediction pink")),
+            ("Scores", sections.scores_section(scored)),
+            ("Calibration", sections.calibration_section(first)),
+        ]
+    epochs = gallery.preview_epochs(run)
+    parts += [("Training", sections.training_section(run))]
     if epochs is not None:
-        parts += [("Epoch by epoch", '<div id="epochs"></div>')]
-    parts += [("Data", sections.data_section(facts)), ("Recipe", sections.config_section(facts))]
-    parts += [("Environment and commands", sections.environment_section(facts)), ("Limits", sections.footer())]
-    best = 0 if facts.contract is None else facts.contract["epoch"]
-    drops = rate_drops(facts.history.get("learning_rate", []))
-    values = {"history": facts.history, "best": best, "drops": drops, "epochs": epochs, "images": images}
-    title = f"Run {facts.folder.name}"
-    lead = f"{facts.config.model.name}, {facts.config.model.image_size[0]}x{facts.config.model.image_size[1]}"
-    return page(title, lead, parts, style=_asset("report.css"), script=gallery.embedded("facts", values) + _script())
+        parts += [("Previews by epoch", '<div id="epochs"></div>')]
+    parts += [("Data", sections.data_section(run)), ("Config", sections.config_section(run))]
+    parts += [("Environment", sections.environment_section(run)), ("Limits", sections.limits_section())]
+    best = 0 if run.contract is None else run.contract["epoch"]
+    drops = rate_drops(run.history.get("learning_rate", []))
+    values = {"history": run.history, "best": best, "drops": drops, "epochs": epochs, "images": images}
+    values["scores"] = gallery.score_texts("gallery")
+    lead = f"{run.config.model.name}, {run.config.model.image_size[0]}x{run.config.model.image_size[1]}"
+    return _page(f"Run {run.folder.name}", lead, parts, values)
 
 
-def _inference_page(facts: InferenceFacts, num_layered: int, reporter: Reporter) -> str:
-    with reporter.progress("pictures", len(facts.rows)) as advance:
-        images = gallery.inferred_images(facts, num_layered=num_layered, on_progress=advance)
-    parts = [
-        ("In short", sections.inference_summary(facts)),
-        ("Images", _gallery(images, len(facts.rows), outlines="prediction pink")),
-        ("Limits", sections.footer()),
-    ]
+def _inference_page(inference: InferenceData, num_layered: int, reporter: Reporter) -> str:
+    with reporter.progress("pictures", len(inference.rows)) as advance:
+        images = gallery.inferred_images(inference, num_layered=num_layered, on_progress=advance)
+    parts = [("Summary", sections.inference_summary(inference))]
+    if images:
+        parts.append(("Images", _gallery(images, len(inference.rows), outlines="prediction pink")))
+    parts.append(("Limits", sections.limits_section()))
     values = {"history": {}, "best": 0, "drops": [], "epochs": None, "images": images}
-    script = gallery.embedded("facts", values) + _script()
-    return page(f"Inferred: {facts.folder.name}", "", parts, style=_asset("report.css"), script=script)
+    values["scores"] = gallery.score_texts("inference")
+    return _page(f"Inference: {inference.folder.name}", "", parts, values)
+
+
+def _page(title: str, lead: str, parts: list[tuple[str, str]], values: dict[str, Any]) -> str:
+    script = f"{gallery.embedded('page-data', values)}<script>\n{_asset('report.js')}</script>"
+    return page(title, lead, parts, style=_asset("report.css"), script=script)
 
 
 def _gallery(images: list[dict[str, Any]], total: int, *, outlines: str) -> str:
     layered = sum(image["layers"] is not None for image in images)
     missing = sum(image["thumbnail"] is None for image in images)
-    shown = f"all {total} images" if len(images) == total else f"{len(images)} of {total} images"
-    note = f"{shown.capitalize()}; "
-    note += "each opens in layers." if layered == len(images) else f"{layered} open in layers, the others are small."
+    count = f"All {total} images" if len(images) == total else f"{len(images)} of {total} images"
+    note = f"{count}; "
+    note += (
+        "each opens in layers." if layered == len(images) else f"{layered} open in layers, the others as thumbnails."
+    )
     if missing:
-        note += f" {missing} files are no longer where they were."
+        note += f" The files of {missing} images were moved or deleted."
     return f'<p>{note} Outlines: {outlines}.</p><div id="gallery"></div>'
 
 
 def _asset(name: str) -> str:
     return (importlib.resources.files("cervseg_jax.report") / name).read_text(encoding="utf-8")
-
-
-def _script() -> str:
-    return f"<script>\n{_asset('report.js')}</script>"

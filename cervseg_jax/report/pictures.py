@@ -1,7 +1,6 @@
-"""Pictures as part of a page: thumbnails, and layers to lay over an image."""
+"""Draws thumbnails and transparent layers, and encodes them as data URIs."""
 
 import base64
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +10,7 @@ from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline
 
 THUMBNAIL_PX = 168
 LAYER_PX = 640
-"""The longer side of pictures in the viewer, at most."""
+"""Longer side of a layer, at most."""
 MISSED_COLOR = (240, 160, 0)
 _INSTANCE_COLORS = np.array(
     [(230, 60, 60), (60, 150, 240), (70, 190, 90), (245, 170, 40), (170, 90, 220), (30, 190, 190), (240, 120, 180)]
@@ -43,17 +42,12 @@ def png_uri(image: np.ndarray) -> str:
     return _uri("png", packed)
 
 
-def file_uri(path: Path) -> str:
-    """Returns a PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
 def thumbnail(image: np.ndarray, truth: np.ndarray | None, mask: np.ndarray) -> str:
-    """Returns a small picture with the outlines of truth and prediction.
+    """Returns a thumbnail with the outlines of truth and prediction, as a JPEG data URI.
 
     Args:
       image: uint8 RGB [h, w, 3].
-      truth: 0 or 1, [h, w], if it is known.
+      truth: 0 or 1, [h, w]; None where there is none.
       mask: the prediction, 0 or 1, [h, w].
     """
     size = fitting_size(image.shape, THUMBNAIL_PX)
@@ -70,32 +64,32 @@ def layers(
     probabilities: np.ndarray | None,
     instances: np.ndarray | None,
 ) -> dict[str, str]:
-    """Returns the layers of the viewer by name; all but the image are transparent where nothing is shown.
+    """Returns the viewer's layers by name, as data URIs; all but the image are transparent where they show nothing.
 
     Args:
       image: uint8 RGB [h, w, 3].
-      truth: 0 or 1, [h, w], if it is known.
+      truth: 0 or 1, [h, w]; None where there is none.
       mask: the prediction, 0 or 1, [h, w].
-      probabilities: uint8 [h, w], times 255, where they were kept.
-      instances: labels of single nuclei [h, w], where they were told apart.
+      probabilities: uint8 [h, w], 255 for 1.0; None if they were not stored.
+      instances: integer labels [h, w], 0 for background; None without instances.
     """
     size = fitting_size(image.shape, LAYER_PX)
     predicted = resize_mask(mask, size) > 0
-    found = {"image": jpeg_uri(resize_image(image, size), quality=85)}
+    uris = {"image": jpeg_uri(resize_image(image, size), quality=85)}
     actual = None if truth is None else resize_mask(truth, size) > 0
     if actual is not None:
-        found["truth"] = png_uri(_outlined(actual, TRUTH_COLOR))
-    found["prediction"] = png_uri(_outlined(predicted, PREDICTION_COLOR))
+        uris["truth"] = png_uri(_outlined(actual, TRUTH_COLOR))
+    uris["prediction"] = png_uri(_outlined(predicted, PREDICTION_COLOR))
     if actual is not None:
         wrong = np.zeros((*size, 4), np.uint8)
         wrong[predicted & ~actual] = (*PREDICTION_COLOR, 190)
         wrong[~predicted & actual] = (*MISSED_COLOR, 210)
-        found["difference"] = png_uri(wrong)
+        uris["difference"] = png_uri(wrong)
     if probabilities is not None:
-        found["probability"] = png_uri(_heat(resize_image(probabilities, size)))
+        uris["probability"] = png_uri(_heat(resize_image(probabilities, size)))
     if instances is not None:
-        found["instances"] = png_uri(_colored(resize_mask(instances, size)))
-    return found
+        uris["instances"] = png_uri(_colored(resize_mask(instances, size)))
+    return uris
 
 
 def _outlined(inside: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
@@ -107,7 +101,7 @@ def _outlined(inside: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 
 
 def _heat(probabilities: np.ndarray) -> np.ndarray:
-    """Colors from dark violet to yellow, the clearer the lower; steps of 1/16 keep the file small."""
+    """Maps probabilities to colors and opacity; 16 levels keep the PNG small."""
     steps = np.clip(probabilities.astype(int) // 16 * 17, 0, 255).astype(np.uint8)
     picture = np.zeros((*steps.shape, 4), np.uint8)
     picture[..., :3] = cv2.applyColorMap(steps, cv2.COLORMAP_INFERNO)[:, :, ::-1]

@@ -1,5 +1,5 @@
 "use strict";
-const facts = JSON.parse(document.getElementById("facts").textContent);
+const data = JSON.parse(document.getElementById("page-data").textContent);
 const COLORS = ["#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5", "#c77d00"];
 
 function make(tag, attributes = {}, ...children) {
@@ -13,15 +13,15 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-function shown(value) {
-  if (value === null || value === undefined) return "–";
+function format(value) {
+  if (value === null || value === undefined) return "undefined";
   if (Number.isInteger(value)) return String(value);
   return Math.abs(value) >= 0.001 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
-/* Curves: small charts with one common range of epochs. */
+/* Training curves: small charts that share one range of epochs. */
 function drawCurves(root) {
-  const history = facts.history;
+  const history = data.history;
   const epochs = history.epoch || [];
   if (!root || !epochs.length) return;
   const bases = Object.keys(history).filter((name) => history["val_" + name]);
@@ -50,14 +50,14 @@ function drawCurves(root) {
   }
 
   function chart([title, names]) {
-    const width = 380, height = 240, left = 48, right = 10, top = 12, bottom = 28;
+    const width = 380, height = 240, left = 56, right = 10, top = 12, bottom = 28;
     const series = names.flatMap((name, number) => {
       const color = COLORS[number % COLORS.length];
       const train = { name, values: history[name], color, style: history["val_" + name] ? "train" : "" };
       return history["val_" + name] ? [train, { name: "val_" + name, values: history["val_" + name], color, style: "" }] : [train];
     });
     const inside = epochs.map((epoch, row) => row).filter((row) => epochs[row] >= range[0] && epochs[row] <= range[1]);
-    const values = series.flatMap((one) => inside.map((row) => one.values[row])).filter((value) => value !== null);
+    const values = series.flatMap((line) => inside.map((row) => line.values[row])).filter((value) => value !== null);
     let low = Math.min(...values), high = Math.max(...values);
     if (!values.length) [low, high] = [0, 1];
     if (high - low < 1e-12) [low, high] = [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
@@ -68,30 +68,30 @@ function drawCurves(root) {
     for (let tick = 0; tick <= 4; tick++) {
       const value = low + ((high - low) * tick) / 4;
       svg.append(make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-        make("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, shown(Number(value.toPrecision(3)))));
+        make("text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, format(Number(value.toPrecision(3)))));
       const epoch = Math.round(range[0] + ((range[1] - range[0]) * tick) / 4);
       svg.append(make("text", { x: x(epoch), y: height - 9, "text-anchor": "middle" }, String(epoch)));
     }
-    for (const epoch of facts.drops) if (epoch >= range[0] && epoch <= range[1])
+    for (const epoch of data.drops) if (epoch >= range[0] && epoch <= range[1])
       svg.append(make("line", { class: "mark", x1: x(epoch), x2: x(epoch), y1: top, y2: height - bottom },
         make("title", {}, `learning rate reduced at epoch ${epoch}`)));
-    if (facts.best >= range[0] && facts.best <= range[1])
-      svg.append(make("line", { class: "best", x1: x(facts.best), x2: x(facts.best), y1: top, y2: height - bottom },
-        make("title", {}, `best epoch ${facts.best}`)));
-    for (const one of series) {
+    if (data.best >= range[0] && data.best <= range[1])
+      svg.append(make("line", { class: "best", x1: x(data.best), x2: x(data.best), y1: top, y2: height - bottom },
+        make("title", {}, `best epoch ${data.best}`)));
+    for (const line of series) {
       let path = "", pen = "M";
       for (const row of inside) {
-        if (one.values[row] === null) { pen = "M"; continue; }
-        path += `${pen}${x(epochs[row]).toFixed(1)},${y(one.values[row]).toFixed(1)}`;
+        if (line.values[row] === null) { pen = "M"; continue; }
+        path += `${pen}${x(epochs[row]).toFixed(1)},${y(line.values[row]).toFixed(1)}`;
         pen = "L";
       }
-      svg.append(make("path", { d: path || "M0,0", class: one.style, stroke: one.color }));
-      if (inside.length === 1) svg.append(make("circle", { cx: x(epochs[inside[0]]), cy: y(one.values[inside[0]]), r: 3, fill: one.color }));
+      svg.append(make("path", { d: path || "M0,0", class: line.style, stroke: line.color }));
+      if (inside.length === 1) svg.append(make("circle", { cx: x(epochs[inside[0]]), cy: y(line.values[inside[0]]), r: 3, fill: line.color }));
     }
     const key = make("div", { class: "key" });
-    const names_ = () => key.replaceChildren(...series.map((one) =>
-      make("span", {}, make("i", { class: one.style, style: `color:${one.color}` }), one.name)));
-    names_();
+    const showNames = () => key.replaceChildren(...series.map((line) =>
+      make("span", {}, make("i", { class: line.style, style: `color:${line.color}` }), line.name)));
+    showNames();
     const epochAt = (event) => {
       const box = svg.getBoundingClientRect();
       const place = ((event.clientX - box.left) / box.width) * width;
@@ -107,45 +107,45 @@ function drawCurves(root) {
         const [a, b] = [x(Math.min(start, epoch)), x(Math.max(start, epoch))];
         drag.setAttribute("x", a); drag.setAttribute("width", Math.max(0, b - a));
       }
-      const row = inside.reduce((best, other) => Math.abs(epochs[other] - epoch) < Math.abs(epochs[best] - epoch) ? other : best, inside[0]);
-      if (row !== undefined) key.replaceChildren(make("span", {}, `epoch ${epochs[row]}`), ...series.map((one) =>
-        make("span", {}, make("i", { class: one.style, style: `color:${one.color}` }), `${one.name} ${shown(one.values[row])}`)));
+      const row = inside.reduce((best, next) => Math.abs(epochs[next] - epoch) < Math.abs(epochs[best] - epoch) ? next : best, inside[0]);
+      if (row !== undefined) key.replaceChildren(make("span", {}, `epoch ${epochs[row]}`), ...series.map((line) =>
+        make("span", {}, make("i", { class: line.style, style: `color:${line.color}` }), `${line.name} ${format(line.values[row])}`)));
     });
     svg.addEventListener("pointerup", (event) => {
-      const [a, b] = [start, epochAt(event)].sort((one, other) => one - other);
+      const [a, b] = [start, epochAt(event)].sort((a, b) => a - b);
       start = null;
       if (b - a >= 1) zoom([Math.round(a), Math.round(b)]);
       else drag.setAttribute("width", 0);
     });
-    svg.addEventListener("pointerleave", names_);
+    svg.addEventListener("pointerleave", showNames);
     svg.addEventListener("dblclick", () => zoom(full));
     return make("figure", { class: "chart" }, make("figcaption", {}, title), svg, key);
   }
   zoom(full);
 }
 
-/* Masks of the preview images, epoch by epoch. */
+/* Masks of the preview images after each epoch. */
 function drawEpochs(root) {
-  const previews = facts.epochs;
+  const previews = data.epochs;
   if (!root || !previews) return;
   const last = previews.epochs.length - 1;
   const slider = make("input", { type: "range", min: 0, max: last, value: last, oninput: show, "aria-label": "epoch" });
   const text = make("output", {});
-  const overlays = previews.images.map((one) => make("img", { alt: `predicted mask of ${one.name}` }));
+  const overlays = previews.images.map((image) => make("img", { alt: `predicted mask of ${image.name}` }));
   let timer = null;
   const play = make("button", { type: "button", onclick: toggle, "aria-pressed": "false" }, "Play");
   root.append(
     make("div", { class: "controls" }, make("label", {}, "epoch", slider), text, play),
-    make("div", { class: "frames" }, ...previews.images.map((one, number) =>
-      make("figure", {}, make("div", {}, make("img", { src: one.image, alt: one.name }), overlays[number]),
-        make("figcaption", {}, one.name)))));
+    make("div", { class: "frames" }, ...previews.images.map((image, index) =>
+      make("figure", {}, make("div", {}, make("img", { src: image.image, alt: image.name }), overlays[index]),
+        make("figcaption", {}, image.name)))));
 
   function show() {
-    const number = Number(slider.value);
-    text.textContent = String(previews.epochs[number]);
-    previews.images.forEach((one, index) => {
-      overlays[index].hidden = !one.masks[number];
-      if (one.masks[number]) overlays[index].src = one.masks[number];
+    const epoch = Number(slider.value);
+    text.textContent = String(previews.epochs[epoch]);
+    previews.images.forEach((image, index) => {
+      overlays[index].hidden = !image.masks[epoch];
+      if (image.masks[epoch]) overlays[index].src = image.masks[epoch];
     });
   }
 
@@ -169,18 +169,14 @@ function drawEpochs(root) {
   show();
 }
 
-/* Gallery: sorted, filtered, loaded as it comes into view. */
+/* Gallery: can be sorted and filtered; thumbnails are decoded when they come into view. */
 function drawGallery(root) {
-  const images = facts.images;
+  const images = data.images;
   if (!root || !images.length) return;
   const names = [...new Set(images.flatMap((image) => Object.keys(image.scores)))];
-  const score = make("select", { onchange: update }, ...names.map((name) => make("option", { value: name }, name)));
-  const order = make("button", { type: "button", "aria-pressed": "false", onclick: () => {
-    const isDown = order.getAttribute("aria-pressed") !== "true";
-    order.setAttribute("aria-pressed", String(isDown));
-    order.textContent = isDown ? "highest first" : "lowest first";
-    update();
-  } }, "lowest first");
+  const title = (name) => data.scores[name].title;
+  const score = make("select", { onchange: worstFirst }, ...names.map((name) => make("option", { value: name }, title(name))));
+  const order = make("button", { type: "button", onclick: () => sort(order.getAttribute("aria-pressed") !== "true") });
   const low = make("input", { type: "number", step: "any", oninput: update, "aria-label": "at least" });
   const high = make("input", { type: "number", step: "any", oninput: update, "aria-label": "at most" });
   const text = make("input", { type: "search", oninput: update, placeholder: "name or source" });
@@ -191,7 +187,6 @@ function drawGallery(root) {
       make("label", {}, "sort by", score), order, make("label", {}, "from", low), make("label", {}, "to", high),
       make("label", {}, "search", text), count),
     list);
-  if (names[0] === "doubt") { order.setAttribute("aria-pressed", "true"); order.textContent = "highest first"; }
   let visible = [];
   const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
     if (!entry.isIntersecting) return;
@@ -204,11 +199,18 @@ function drawGallery(root) {
   function card(image) {
     const picture = image.thumbnail ? make("img", { alt: `outlines on ${image.name}` }) : make("i", { class: "blank" });
     picture.owner = image;
-    const main = Object.entries(image.scores).slice(0, 1).map(([name, value]) => `${name} ${shown(value)}`);
     const button = make("button", { type: "button", onclick: () => view(visible, visible.indexOf(image)) },
-      picture, make("b", { title: image.name }, image.name), make("span", {}, main.join("")));
+      picture, make("b", { title: image.name }, image.name), make("span", {}));
     return make("li", {}, button);
   }
+
+  function sort(isDown) {
+    order.setAttribute("aria-pressed", String(isDown));
+    order.textContent = isDown ? "highest first" : "lowest first";
+    update();
+  }
+
+  function worstFirst() { sort(data.scores[score.value].better === "lower"); }
 
   function update() {
     const name = score.value, isDown = order.getAttribute("aria-pressed") === "true";
@@ -221,20 +223,20 @@ function drawGallery(root) {
       return !words || image.name.toLowerCase().includes(words) || image.group.toLowerCase().includes(words);
     });
     const rank = (image) => image.scores[name] ?? (isDown ? -Infinity : Infinity);
-    visible.sort((one, other) => (isDown ? rank(other) - rank(one) : rank(one) - rank(other)) || 0);
+    visible.sort((a, b) => (isDown ? rank(b) - rank(a) : rank(a) - rank(b)) || 0);
     list.replaceChildren(...visible.map((image) => cards.get(image)));
     for (const image of visible) {
       const node = cards.get(image);
-      node.querySelector("span").textContent = `${name} ${shown(image.scores[name])}`;
+      node.querySelector("span").textContent = `${title(name)} ${format(image.scores[name])}`;
       seen.observe(node);
     }
     count.textContent = `${visible.length} of ${images.length} images`;
   }
-  update();
+  worstFirst();
   addEventListener("beforeprint", () => list.querySelectorAll("img").forEach((picture) => { picture.src = picture.owner.thumbnail; }));
 }
 
-/* Viewer: one image in layers, with zoom. */
+/* Viewer: one image in layers, with zoom and pan. */
 const viewer = { on: { image: true, truth: true, prediction: true }, opacity: 1 };
 
 function view(images, number) {
@@ -248,7 +250,7 @@ function view(images, number) {
   }, `${place + 1} ${name}`));
   const opacity = make("input", { type: "range", min: 0.1, max: 1, step: 0.1, value: viewer.opacity,
     oninput: () => { viewer.opacity = Number(opacity.value); apply(); } });
-  const scores = Object.entries(image.scores).map(([name, value]) => `${name} ${shown(value)}`).join(" · ");
+  const scores = Object.entries(image.scores).map(([name, value]) => `${data.scores[name].title} ${format(value)}`).join(" · ");
   const move = (step) => { dialog.remove(); view(images, (number + step + images.length) % images.length); };
   const dialog = make("dialog", { "aria-label": `image ${image.name}`, onclose: () => dialog.remove(), onkeydown: keys },
     make("div", { class: "viewer" },

@@ -1,125 +1,130 @@
-"""The parts of the page."""
+"""The sections of the report page."""
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cervseg_jax.pages import figure, table
-from cervseg_jax.report.facts import InferenceFacts, PartFacts, RunFacts, split_counts
-from cervseg_jax.report.verdict import RESEARCH_ONLY, inference_verdict, scored, verdict
+from cervseg_jax.metrics.catalog import shown
+from cervseg_jax.pages import table
+from cervseg_jax.report.charts import reliability_chart
+from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, split_counts
+from cervseg_jax.report.verdict import RESEARCH_ONLY, format_score, inference_verdict, verdict
 
-PIXEL_SCORES = {
-    "dice": "Dice",
-    "soft_dice": "soft Dice",
-    "iou": "IoU",
-    "precision": "precision",
-    "recall": "recall",
-    "specificity": "specificity",
-    "brier": "Brier score (lower is better)",
-}
-NUCLEUS_SCORES = {
-    "pq": "panoptic quality (PQ)",
-    "sq": "segmentation quality (SQ)",
-    "rq": "recognition quality (RQ)",
-    "aji": "AJI",
-    "aji_plus": "AJI+",
-    "f1_50": "F1 at IoU 0.5",
-    "f1_70": "F1 at IoU 0.7",
-    "detection_f1": "detection F1 (centroids)",
-    "split_rate": "split rate (lower is better)",
-    "merge_rate": "merge rate (lower is better)",
-    "pq_touching": "PQ of touching nuclei",
-    "merge_rate_touching": "merge rate of touching nuclei",
-    "hd95_px": "HD95 of matched pairs, px",
-    "assd_px": "ASSD of matched pairs, px",
-}
 SHOWN_EVENTS = ("resumed", "interrupted", "diverged")
+INTERVAL = "[95 % interval]"
 
 
-def summary_section(facts: RunFacts) -> str:
-    """The verdict, and the figures that matter most."""
-    first = facts.parts[0].summary if facts.parts else None
+def summary_section(run: RunData) -> str:
+    """Tiles with the main scores, and the verdict."""
+    first = run.evaluations[0].summary if run.evaluations else None
     tiles = []
-    if first is not None:
+    if first is not None and first["num_images"]:
         low, high = first["intervals"]["dice_mean"]
-        tiles.append(("mean Dice", scored(first["dice_mean"]), _bracket(low, high)))
+        tiles.append(("mean Dice", format_score(first["dice_mean"]), _bracket(low, high)))
         if "nuclei" in first:
             pq = first["nuclei"]["pq"]
-            tiles.append(("mean PQ of nuclei", scored(pq["mean"]), _bracket(pq["low"], pq["high"])))
+            tiles.append(("mean PQ of nuclei", format_score(pq["mean"]), _bracket(pq["low"], pq["high"])))
         tiles.append(("images", str(first["num_images"]), f"{first['num_sources']} sources"))
-        tiles.append(("calibration error", scored(first["calibration_error"]), "0 is perfect"))
-    epochs = facts.history.get("epoch", [])
+        tiles.append(("calibration error", format_score(first.get("calibration_error")), "0 is perfect"))
+    epochs = run.history.get("epoch", [])
     if epochs:
-        best = "" if facts.contract is None else f"best: {facts.contract['epoch']}"
-        tiles.append(("epochs", f"{epochs[-1]} of {facts.config.train.epochs}", best))
-    return _tiles(tiles) + _paragraphs(verdict(facts))
+        best = "" if run.contract is None else f"best: {run.contract['epoch']}"
+        tiles.append(("epochs", f"{epochs[-1]} of {run.config.train.epochs}", best))
+    return _tiles(tiles) + _paragraphs(verdict(run))
 
 
-def inference_summary(facts: InferenceFacts) -> str:
-    """What was inferred."""
-    text = _paragraphs(inference_verdict(facts))
-    if facts.failed:
-        text += table(["file", "reason"], [[row["file"], row["reason"]] for row in facts.failed])
+def inference_summary(inference: InferenceData) -> str:
+    """The verdict, and a table of the images that failed."""
+    text = _paragraphs(inference_verdict(inference))
+    if inference.failed:
+        text += table(["file", "reason"], [[row["file"], row["reason"]] for row in inference.failed])
     return text
 
 
-def scores_section(parts: Sequence[PartFacts]) -> str:
-    """Tables of all scores, and the commands that make them; those of the first part are open."""
-    first, *others = parts
+def scores_section(evaluations: Sequence[Evaluation]) -> str:
+    """Tables of all scores with the commands that made them; those of the first evaluation are open."""
+    first, *others = evaluations
     folded = "".join(
-        f"<details><summary>{html.escape(part.name)}</summary>{_scores(part)}</details>" for part in others
+        f"<details><summary>{html.escape(evaluation.name)}</summary>{_scores(evaluation)}</details>"
+        for evaluation in others
     )
     return _scores(first) + folded
 
 
-def _scores(part: PartFacts) -> str:
-    summary, intervals = part.summary, part.summary["intervals"]
-    rows = [
-        [
-            title,
-            scored(summary[f"{name}_mean"], *intervals[f"{name}_mean"]),
-            scored(summary[f"{name}_pooled"], *intervals[f"{name}_pooled"]),
-        ]
-        for name, title in PIXEL_SCORES.items()
-    ]
-    blocks = [f"<h3>{html.escape(part.name)}: masks</h3>"]
-    blocks.append(table(["score", "mean over images [95 % interval]", "all images as one [95 % interval]"], rows))
-    for name, count in summary["undefined"].items():
-        blocks.append(f"<p>{html.escape(name)} is undefined for {count} images and left out of the mean.</p>")
+def _scores(evaluation: Evaluation) -> str:
+    summary, name = evaluation.summary, html.escape(evaluation.name)
+    blocks = [f"<h3>{name}: masks</h3>"]
+    header = ["score", f"mean over images {INTERVAL}", f"all images pooled {INTERVAL}"]
+    blocks.append(table(header, pixel_rows(summary)))
+    for score, count in summary.get("undefined", {}).items():
+        blocks.append(f"<p>{html.escape(score)} is undefined for {count} images, which its mean leaves out.</p>")
     if "loss" in summary:
         blocks.append(
-            f"<p>As the reference implementation reports them: loss {scored(summary['loss'], digits=4)}, dice_coef "
-            f"{scored(summary['dice_coef'], digits=4)} (soft, pooled over batches).</p>"
+            f"<p>Computed as in the reference implementation: loss {format_score(summary['loss'], digits=4)}, "
+            f"dice_coef {format_score(summary['dice_coef'], digits=4)} (soft Dice pooled over each batch).</p>"
         )
     if "nuclei" in summary:
-        blocks += [f"<h3>{html.escape(part.name)}: single nuclei</h3>", _nuclei(summary["nuclei"])]
-    if summary["subsets"]:
-        blocks += [f"<h3>{html.escape(part.name)}: kinds of images</h3>", _subsets(summary["subsets"])]
-    return "".join([*blocks, f"<p>Made by <code>{html.escape(summary['command'])}</code></p>"])
+        header = ["score", f"mean over images {INTERVAL}", "all images pooled", "images"]
+        blocks += [f"<h3>{name}: single nuclei</h3>", table(header, nucleus_rows(summary))]
+    if summary.get("subsets"):
+        blocks += [f"<h3>{name}: subsets of the images</h3>", _subsets(summary["subsets"])]
+    return "".join([*blocks, f"<p>Command: <code>{html.escape(summary['command'])}</code></p>"])
 
 
-def calibration_section(part: PartFacts) -> str:
+def pixel_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Returns heading, mean and pooled value of each pixel score that a summary has, as text."""
+    intervals = summary["intervals"]
+    return [
+        [
+            score.heading,
+            *(
+                format_score(summary[f"{name}_{how}"], *intervals.get(f"{name}_{how}", ()))
+                for how in ("mean", "pooled")
+            ),
+        ]
+        for name, score in shown("tables", "pixels").items()
+        if f"{name}_mean" in summary
+    ]
+
+
+def nucleus_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Returns heading, mean, pooled value and number of images of each nucleus score that a summary has, as text."""
+    rows = []
+    for name, score in shown("tables", "nuclei").items():
+        values = summary["nuclei"].get(name)
+        if values is not None:
+            pooled = format_score(values["pooled"]) if "pooled" in values else ""
+            mean = format_score(values["mean"], values["low"], values["high"])
+            rows.append([score.heading, mean, pooled, str(values["num_images"])])
+    return rows
+
+
+def calibration_section(evaluation: Evaluation) -> str:
     """The reliability curve."""
-    path = part.folder / "calibration.png"
-    error = part.summary["calibration_error"]
-    caption = f"How often pixels of a probability are nucleus; expected calibration error {scored(error)}"
-    return figure(path, caption=caption) if path.is_file() else ""
+    curve, error = evaluation.summary.get("calibration"), evaluation.summary.get("calibration_error")
+    if not curve:
+        return "<p>This evaluation has no calibration curve.</p>"
+    return reliability_chart(
+        curve,
+        caption="Share of the pixels that are nucleus by predicted probability; on the dashed line, both are equal. "
+        f"Bars: number of pixels, logarithmic. Expected calibration error: {format_score(error)}",
+    )
 
 
-def training_section(facts: RunFacts) -> str:
-    """Where the curves are drawn, a table for those without script, and what happened on the way."""
-    history = facts.history
+def training_section(run: RunData) -> str:
+    """The curves' container, a table for readers without scripts, and notable events."""
+    history = run.history
     epochs = history.get("epoch", [])
     if not epochs:
         return "<p>No epoch is finished yet.</p>"
     names = [name for name in history if name not in ("epoch", "step", "images_per_second", "input_wait")]
-    shown = sorted({0, len(epochs) - 1} | ({facts.contract["epoch"] - 1} if facts.contract else set()))
-    shown = [row for row in shown if 0 <= row < len(epochs)]
-    rows = [[epochs[row], *(_plain(history[name][row]) for name in names)] for row in shown]
+    chosen = sorted({0, len(epochs) - 1} | ({run.contract["epoch"] - 1} if run.contract else set()))
+    chosen = [row for row in chosen if 0 <= row < len(epochs)]
+    rows = [[epochs[row], *(_plain(history[name][row]) for name in names)] for row in chosen]
     text = '<div id="curves"></div>' + table(["epoch", *names], rows)
-    text += "<p>First, best and last epoch; all are in metrics.csv.</p>"
-    events = [event for event in facts.events if event.get("event") in SHOWN_EVENTS]
+    text += "<p>First, best and last epoch; metrics.csv has all epochs.</p>"
+    events = [event for event in run.events if event.get("event") in SHOWN_EVENTS]
     if events:
         details = [
             [
@@ -128,55 +133,73 @@ def training_section(facts: RunFacts) -> str:
             ]
             for event in events[-20:]
         ]
-        text += "<h3>On the way</h3>" + table(["event", "details"], details)
+        text += "<h3>Events</h3>" + table(["event", "details"], details)
     return text
 
 
-def data_section(facts: RunFacts) -> str:
-    """What the network learned from, and what an audit says of it."""
-    rows = [list(row) for row in split_counts(facts.data)]
-    text = table(["part", "images", "sources"], rows) if rows else "<p>Unknown: the run has no data.csv.</p>"
-    text += f"<p>{html.escape(leak_sentence(facts))}</p>"
-    text += f"<p>Folder: <code>{html.escape(str(facts.config.data.root))}</code></p>"
-    audit = facts.dataset.get("audit")
+def data_section(run: RunData) -> str:
+    """The training data, and the findings of an audit."""
+    rows = [list(row) for row in split_counts(run.files)]
+    text = table(["split", "images", "sources"], rows) if rows else "<p>Unknown: the run has no data.csv.</p>"
+    text += f"<p>{html.escape(leak_sentence(run))}</p>"
+    root = html.escape(str(run.config.data.root))
+    text += f"<p>Folder: <code>{root}</code></p>"
+    audit = run.dataset.get("audit")
     if audit is None:
-        root = html.escape(str(facts.config.data.root))
-        text += f"<p>Not audited: <code>cervseg-jax audit {root}</code></p>"
-    elif audit["findings"]:
-        text += table(["finding", "what"], [[found["name"], found["message"]] for found in audit["findings"]])
+        text += f"<p>Not audited. To audit it: <code>cervseg-jax audit {root}</code></p>"
+    elif audit.get("findings"):
+        text += table(["finding", "details"], [[found["name"], found["message"]] for found in audit["findings"]])
     else:
-        text += "<p>Audited; nothing was found.</p>"
-    made = facts.dataset.get("dataset")
-    if made is not None:
-        text += table(["how it was made", ""], [[name, _plain(value)] for name, value in made.items()])
+        text += "<p>Audited without findings.</p>"
+    settings = run.dataset.get("dataset")
+    if settings is not None:
+        text += "<h3>How the dataset was made</h3>"
+        text += table(["setting", "value"], [[name, _plain(value)] for name, value in flat_settings(settings)])
     return text
 
 
-def leak_sentence(facts: RunFacts) -> str:
-    """Says whether parts share sources, or files where the sources are not known."""
-    if not facts.data:
-        return "Nothing is known about its files."
-    is_prepared = "dataset" in facts.dataset
-    parts: dict[str, set[str]] = {}
-    for row in facts.data:
-        parts.setdefault(row["group" if is_prepared else "image_sha256"], set()).add(row["split"])
-    shared = [name for name, splits in parts.items() if len(splits) > 1]
-    what = "source" if is_prepared else "image file"
-    if shared:
-        return f"Caution: {len(shared)} {what}s are in several parts, which flatters the scores."
-    unknown = "" if is_prepared else " Patients and slides are not known: every image counts as a source of its own."
-    return f"No {what} is in more than one part.{unknown}"
+def leak_sentence(run: RunData) -> str:
+    """Says whether splits share sources, or image files where the sources are unknown."""
+    if not run.files:
+        return "It is unknown which files the network was trained on."
+    is_prepared = "dataset" in run.dataset
+    splits_by_source: dict[str, set[str]] = {}
+    for row in run.files:
+        splits_by_source.setdefault(row["group" if is_prepared else "image_sha256"], set()).add(row["split"])
+    num_shared = sum(len(splits) > 1 for splits in splits_by_source.values())
+    noun = "source" if is_prepared else "image file"
+    if num_shared:
+        plural = f"{noun}s are" if num_shared > 1 else f"{noun} is"
+        return f"Caution: {num_shared} {plural} in more than one split, which makes the scores optimistic."
+    unknown = "" if is_prepared else " Patients and slides are unknown: every image counts as a source of its own."
+    return f"No {noun} is in more than one split.{unknown}"
 
 
-def config_section(facts: RunFacts) -> str:
-    """The recipe with all defaults."""
-    title = "config.yaml, with all defaults"
-    return f"<details><summary>{title}</summary><pre>{html.escape(facts.config_text)}</pre></details>"
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested settings by dotted name, leaving out those that are not set.
+
+    Example:
+      >>> list(flat_settings({"recipe": {"valid": 0.2, "labels": [], "size": None}, "seed": 0}))
+      [('recipe.valid', 0.2), ('seed', 0)]
+    """
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{name}.")
+        elif value not in (None, [], ""):
+            yield prefix + name, value
 
 
-def environment_section(facts: RunFacts) -> str:
-    """Where it was made, and how to make it again."""
-    environment = facts.environment
+def config_section(run: RunData) -> str:
+    """The config with all defaults."""
+    return (
+        "<details><summary>config.yaml, with all defaults</summary>"
+        f'<pre tabindex="0">{html.escape(run.config_text)}</pre></details>'
+    )
+
+
+def environment_section(run: RunData) -> str:
+    """Software and hardware of the training, and the commands that repeat it."""
+    environment = run.environment
     rows = [
         ["command", " ".join(environment.get("command", []))],
         ["started", environment.get("started", "")],
@@ -186,33 +209,25 @@ def environment_section(facts: RunFacts) -> str:
         ["commit", environment.get("git_commit") or "unknown"],
         ["packages", ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())],
     ]
-    commands = [f"cervseg-jax train {facts.address or facts.folder}/config.yaml --run-dir NEW"]
-    commands += [part.summary["command"] for part in facts.parts]
+    commands = [f"cervseg-jax train {run.address or run.folder}/config.yaml --run-dir NEW"]
+    commands += [evaluation.summary["command"] for evaluation in run.evaluations]
     listed = "".join(f"<li><code>{html.escape(command)}</code></li>" for command in commands)
-    return table(["what", "value"], rows) + f"<p>To make it again:</p><ol>{listed}</ol>"
+    return table(["what", "value"], rows) + f"<p>To reproduce this run:</p><ol>{listed}</ol>"
 
 
-def footer() -> str:
-    """The limits of it all."""
+def limits_section() -> str:
+    """The statement of intended use."""
     return f"<p>{RESEARCH_ONLY}</p>"
 
 
-def _nuclei(nuclei: dict[str, Any]) -> str:
-    rows = []
-    for name, title in NUCLEUS_SCORES.items():
-        score = nuclei[name]
-        pooled = scored(score["pooled"]) if "pooled" in score else ""
-        rows.append([title, scored(score["mean"], score["low"], score["high"]), pooled, score["num_images"]])
-    return table(["score", "mean over images [95 % interval]", "all images as one", "images"], rows)
-
-
-def _subsets(subsets: Sequence[dict[str, Any]]) -> str:
+def _subsets(subsets: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for row in subsets:
-        dice, pq = row["dice"], row.get("pq")
-        cells = [row["kind"], row["value"], row["num_images"], scored(dice["mean"], dice["low"], dice["high"])]
-        rows.append([*cells, "" if pq is None else scored(pq["mean"], pq["low"], pq["high"])])
-    return table(["kind", "value", "images", "Dice [95 % interval]", "PQ [95 % interval]"], rows)
+        cells = [row["kind"], row["value"], row["num_images"]]
+        for score in (row["dice"], row.get("pq")):
+            cells.append("" if score is None else format_score(score["mean"], score["low"], score["high"]))
+        rows.append(cells)
+    return table(["subset by", "value", "images", f"Dice {INTERVAL}", f"PQ {INTERVAL}"], rows)
 
 
 def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
@@ -234,6 +249,8 @@ def _bracket(low: float | None, high: float | None) -> str:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "undefined"
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,119 +1,147 @@
-"""What the figures mean, in sentences."""
+"""Sentences that say what the scores mean, and how far they can be trusted."""
 
 import math
 from typing import Any
 
-from cervseg_jax.report.facts import InferenceFacts, PartFacts, RunFacts
+from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, number
 
 FEW_SOURCES = 20
-"""Intervals from fewer sources are wide, and hardly test anything."""
-RESEARCH_ONLY = "For research only: not a medical device, and no basis for a diagnosis."
+"""With fewer sources, bootstrap intervals are wide and themselves imprecise."""
+USEFUL_CORRELATION = -0.3
+"""Rank correlation of uncertainty and Dice below which uncertainty is said to point to errors."""
+RESEARCH_ONLY = "For research use only. Not a medical device; not for diagnosis."
 
 
-def scored(value: float | None, low: float | None = None, high: float | None = None, *, digits: int = 3) -> str:
+def format_score(value: float | None, low: float | None = None, high: float | None = None, *, digits: int = 3) -> str:
     """Returns a score as text, with its interval where there is one.
 
     Example:
-      >>> scored(0.91234, 0.9, 0.92)
+      >>> format_score(0.91234, 0.9, 0.92)
       '0.912 [0.900, 0.920]'
+      >>> format_score(None)
+      'undefined'
     """
-    if value is None or math.isnan(value):
+    if is_undefined(value):
         return "undefined"
     text = f"{value:.{digits}f}"
-    return text if low is None or high is None else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text if is_undefined(low) or is_undefined(high) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def verdict(facts: RunFacts) -> list[str]:
-    """Says how good the network is, how sure that is, and where it fails."""
-    if not facts.parts:
-        state = "The training is finished, but not scored yet" if facts.is_finished else "The training is under way"
-        best = "" if facts.contract is None else f"; the best epoch so far is {facts.contract['epoch']}"
-        return [f"{state}{best}. Scores follow after: cervseg-jax eval {facts.folder}"]
-    part = facts.parts[0]
-    summary, intervals = part.summary, part.summary["intervals"]
-    low, high = intervals["dice_mean"]
+def is_undefined(value: float | None) -> bool:
+    """Whether a score has no value: JSON files hold null for NaN."""
+    return value is None or math.isnan(value)
+
+
+def verdict(run: RunData) -> list[str]:
+    """Returns how well the network segments, how certain that is, and where it does worst."""
+    if not run.evaluations:
+        state = "Training is finished; there is no evaluation yet" if run.is_finished else "Training is in progress"
+        best = "" if run.contract is None else f". Best epoch so far: {run.contract['epoch']}"
+        return [f"{state}{best}. To score the best weights: cervseg-jax eval {run.folder}"]
+    evaluation = run.evaluations[0]
+    summary = evaluation.summary
+    if not summary["num_images"]:
+        return [f"The {evaluation.name} split has no images, so there are no scores."]
+    low, high = summary["intervals"]["dice_mean"]
     sentences = [
-        f"On {summary['num_images']} {part.name} images of {summary['num_sources']} sources, masks agree with the "
-        f"truth with a mean Dice of {scored(summary['dice_mean'], low, high)} (1 is perfect; brackets hold 95 % "
-        "confidence intervals)."
+        f"Mean Dice is {format_score(summary['dice_mean'], low, high)} on {summary['num_images']} {evaluation.name} "
+        f"images from {summary['num_sources']} sources. A perfect mask has a Dice of 1; brackets give 95 % confidence "
+        "intervals."
     ]
     nuclei = summary.get("nuclei")
     if nuclei is not None:
         pq, split, merge = nuclei["pq"], nuclei["split_rate"], nuclei["merge_rate"]
         sentences.append(
-            f"Of single nuclei, {nuclei['num_predicted']} were found where {nuclei['num_true']} are; their panoptic "
-            f"quality is {scored(pq['mean'], pq['low'], pq['high'])}. {_share(split['mean'])} of the true nuclei came "
-            f"out in several pieces, {_share(merge['mean'])} together with a neighbor."
+            f"{nuclei['num_predicted']} nuclei were predicted; the truth has {nuclei['num_true']}. Mean panoptic "
+            f"quality (PQ) is {format_score(pq['mean'], pq['low'], pq['high'])}. {_share(split['mean'])} of the true "
+            f"nuclei were split into several, {_share(merge['mean'])} were merged with a neighbor."
         )
     weakest = _weakest(summary)
     if weakest is not None:
         sentences.append(weakest)
-    return sentences + cautions(facts, part)
+    return sentences + cautions(run, evaluation)
 
 
-def cautions(facts: RunFacts, part: PartFacts) -> list[str]:
-    """Names what a reader should know before believing the figures."""
-    summary = part.summary
+def cautions(run: RunData, evaluation: Evaluation) -> list[str]:
+    """Returns what limits the scores, and what could improve them."""
+    summary = evaluation.summary
     found = []
-    if summary.get("num_trained_on"):
+    num_trained_on = summary.get("num_trained_on", 0)
+    if num_trained_on is None:
+        found.append("Caution: it is unknown which images these weights were trained on.")
+    elif num_trained_on:
         found.append(
-            f"Caution: the network was trained on {summary['num_trained_on']} of these images, so the scores say "
-            "little about others."
+            f"Caution: the network was trained on {num_trained_on} of these images; the scores do not show how it does "
+            "on new ones."
         )
-    if summary.get("num_trained_on", 0) is None:
-        found.append("Caution: nobody knows which images these weights were trained on.")
-    if part.name == "valid":
-        found.append("Caution: the best epoch was chosen on these images, which flatters the scores.")
+    if evaluation.name == "valid":
+        found.append("Caution: the best epoch was selected on these images, so the scores are optimistic.")
     if summary["num_sources"] < FEW_SOURCES:
-        found.append(f"Caution: {summary['num_sources']} sources are few; the intervals are rough themselves.")
-    if facts.contract is not None and facts.contract["weights_sha256"] not in summary["weights_sha256"]:
-        found.append("Caution: the best weights have changed since this evaluation; evaluate again.")
-    tuned = summary.get("tuned")
-    if tuned is not None and tuned["dice_mean"] - summary["dice_mean"] > 0.005:
         found.append(
-            f"A threshold of {tuned['threshold']:.2f}, chosen on validation images, gives Dice "
-            f"{scored(tuned['dice_mean'], tuned['low'], tuned['high'])} here: --set infer.threshold="
-            f"{tuned['threshold']:.2f}"
+            f"Caution: the images come from only {summary['num_sources']} sources; the intervals are imprecise."
         )
-    uncertainty = summary.get("doubt_against_dice")
-    if uncertainty is not None and not math.isnan(uncertainty):
-        useful = (
-            "images of high doubt are the ones to look at first"
-            if uncertainty < -0.3
-            else "doubt is no guide to errors"
-        )
-        found.append(f"The network's doubt goes with Dice by a rank correlation of {uncertainty:.2f}: {useful}.")
-    if facts.history.get("epoch") and facts.contract and facts.is_finished:
-        last = facts.history["epoch"][-1]
-        if facts.contract["epoch"] == last >= facts.config.train.epochs:
-            found.append("The last epoch was the best one; longer training may help.")
-    return found
+    if run.contract is not None and run.contract["weights_sha256"] not in summary["weights_sha256"]:
+        found.append("Caution: the best weights have changed since this evaluation. Run `cervseg-jax eval` again.")
+    return found + _threshold_advice(summary) + _uncertainty_note(summary) + _training_advice(run)
 
 
-def inference_verdict(facts: InferenceFacts) -> list[str]:
-    """Says what was inferred and where to look first."""
-    total = sum(int(row["num_nuclei"] or 0) for row in facts.rows)
-    sentences = [f"{len(facts.rows)} images, {total} nuclei."]
-    if facts.failed:
-        sentences.append(f"{len(facts.failed)} files could not be read; they are listed below.")
-    sentences.append(
-        "Images are sorted by the network's doubt: look at the first ones first. No truth is known here, so nothing "
-        "on this page says how good the masks are."
+def _threshold_advice(summary: dict[str, Any]) -> list[str]:
+    tuned, dice = summary.get("tuned"), summary["dice_mean"]
+    if tuned is None or is_undefined(dice) or is_undefined(tuned["dice_mean"]) or tuned["dice_mean"] - dice <= 0.005:
+        return []
+    score = format_score(tuned["dice_mean"], tuned["low"], tuned["high"])
+    threshold = f"{tuned['threshold']:.2f}"
+    return [
+        f"A threshold of {threshold}, selected on the validation split, gives a Dice of {score} here: "
+        f"--set infer.threshold={threshold}"
+    ]
+
+
+def _uncertainty_note(summary: dict[str, Any]) -> list[str]:
+    correlation = summary.get("uncertainty_against_dice")
+    if correlation is None or math.isnan(correlation):
+        return []
+    advice = (
+        "review the images of highest uncertainty first"
+        if correlation < USEFUL_CORRELATION
+        else "uncertainty does not point to errors on these images"
     )
+    return [f"Rank correlation of uncertainty and Dice: {correlation:.2f}; {advice}."]
+
+
+def _training_advice(run: RunData) -> list[str]:
+    epochs = run.history.get("epoch")
+    if not epochs or run.contract is None or not run.is_finished:
+        return []
+    if run.contract["epoch"] == epochs[-1] >= run.config.train.epochs:
+        return ["The last epoch was the best one; training for longer may help."]
+    return []
+
+
+def inference_verdict(inference: InferenceData) -> list[str]:
+    """Returns how much was segmented, and which images to review first."""
+    counts = [number(row.get("num_nuclei")) for row in inference.rows]
+    known = [round(count) for count in counts if count is not None]
+    nuclei = f", {sum(known)} nuclei" if known else "; nuclei were not counted, as no chosen output needs them"
+    sentences = [f"{len(inference.rows)} images{nuclei}."]
+    if inference.failed:
+        sentences.append(f"{len(inference.failed)} images failed; they are listed below.")
+    if inference.rows:
+        sentences.append(
+            "Images are sorted by uncertainty, highest first: review those first. There is no ground truth for these "
+            "images, so this page does not say how good the masks are."
+        )
     return sentences
 
 
 def _weakest(summary: dict[str, Any]) -> str | None:
-    rows = [row for row in summary.get("subsets", []) if row["dice"]["mean"] is not None]
+    rows = [row for row in summary.get("subsets", []) if not is_undefined(row["dice"]["mean"])]
     if not rows:
         return None
     worst = min(rows, key=lambda row: row["dice"]["mean"])
-    dice = worst["dice"]
-    return (
-        f"The weakest kind of images is {worst['kind']} {worst['value']}: Dice "
-        f"{scored(dice['mean'], dice['low'], dice['high'])} on {worst['num_images']} images."
-    )
+    dice = format_score(worst["dice"]["mean"], worst["dice"]["low"], worst["dice"]["high"])
+    return f"Lowest Dice by subset: {dice} on the {worst['num_images']} images with {worst['kind']} {worst['value']}."
 
 
 def _share(value: float | None) -> str:
-    return "an undefined share" if value is None else f"{value:.1%}"
+    return "an undefined share" if value is None or math.isnan(value) else f"{value:.1%}"

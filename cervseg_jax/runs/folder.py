@@ -18,9 +18,10 @@ from cervseg_jax.choices import BitDepth
 from cervseg_jax.config import config_differences, dump_config, load_config
 from cervseg_jax.data.checks import PairStats
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
-from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
+from cervseg_jax.files import make_folder, read_text, write_json, write_text
 from cervseg_jax.runs.bucket import exists, is_address
 from cervseg_jax.schema import Config
+from cervseg_jax.tables import csv_text
 
 REPORTED_PACKAGES = (
     "cervseg-jax",

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cervseg_jax.files import csv_text, write_json, write_text
+from cervseg_jax.files import write_json, write_text
 from cervseg_jax.plots import draw_curves
+from cervseg_jax.tables import csv_text
 
 History = list[dict[str, Any]]
 """One row per finished epoch, with equal keys."""

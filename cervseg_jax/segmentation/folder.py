@@ -12,7 +12,7 @@ from cervseg_jax.choices import BitDepth
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Advance, Reporter
 from cervseg_jax.errors import ConfigError, DataError, InterruptedRunError
-from cervseg_jax.files import csv_text, make_folder, read_text, write_json, write_text
+from cervseg_jax.files import make_folder, read_text, write_json, write_text
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runtime.mesh import require_devices
 from cervseg_jax.runtime.signals import StopRequest, stop_requests
@@ -32,6 +32,7 @@ from cervseg_jax.segmentation.outputs import (
 )
 from cervseg_jax.segmentation.result import Result, parse_colors
 from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
+from cervseg_jax.tables import csv_text
 
 MUCH_LARGER = 4
 """A whole image whose side is this many times the network's is worth a warning: nuclei shrink too far."""

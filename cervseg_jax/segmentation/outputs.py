@@ -11,8 +11,9 @@ from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_i
 from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
-from cervseg_jax.files import csv_text, make_folder, read_text, write_bytes, write_labels, write_png, write_text
+from cervseg_jax.files import make_folder, read_text, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.segmentation.result import BAND_ROWS, Result
+from cervseg_jax.tables import csv_text
 
 
 def _mask(folder: Path, result: Result) -> None:

@@ -129,7 +129,7 @@ def _train_one(
     """Trains in one run folder, and tunes the post-processing of new best weights."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
     from cervseg_jax.runs.trackers import viewing_advice
-    from cervseg_jax.runs.weights import POSTPROCESSING_FILE
+    from cervseg_jax.runs.weights import OLD_POSTPROCESSING_FILE, POSTPROCESSING_FILE
     from cervseg_jax.runtime.distributed import is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
@@ -150,7 +150,7 @@ def _train_one(
             reporter.info(advice)
         stop = stack.enter_context(stop_requests())
         result = train(config, run, files, reporter=reporter, stop=stop)
-    # New best weights take the parameters of the old ones away.
+    # Saving new best weights removes the tuned parameters of the old ones.
     is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
     if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
         from cervseg_jax.segmentation.tuning import tune_run

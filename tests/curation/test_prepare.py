@@ -20,7 +20,7 @@ from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.curation.reference_dataset import build_reference_dataset
 from cervseg_jax.curation.registration import registration
 from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
-from cervseg_jax.curation.statistics import touching_nuclei, write_statistics
+from cervseg_jax.curation.statistics import write_statistics
 from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
@@ -344,12 +344,14 @@ def test_patchseg_masks_have_no_instances(tmp_path):
 
 def test_groups_folds_and_labels(drawn, tmp_path):
     names = sorted(path.stem for path in (drawn / "images").iterdir())
-    (tmp_path / "g.csv").write_text("stem,group\n" + "".join(f"{n},patient{i // 2}\n" for i, n in enumerate(names)))
+    lines = [f"{name}.png;patient{index // 2};{'HE' if index % 2 else 'Pap'}" for index, name in enumerate(names)]
+    (tmp_path / "g.csv").write_text("\n".join(["image;patient;stain", *lines]))
     recipe = Recipe(groups_csv=tmp_path / "g.csv", test=0.0, folds=4)
     valid = []
     for fold in range(4):
         make(drawn, tmp_path / f"f{fold}", recipe._replace(fold=fold))
         rows = manifest_of(tmp_path / f"f{fold}")
+        assert {row["stem"]: row["stain"] for row in rows} == dict(zip(names, ["Pap", "HE"] * 4, strict=True))
         for group in {row["group"] for row in rows}:
             assert len({row["split"] for row in rows if row["group"] == group}) == 1
         valid += [row["stem"] for row in rows if row["split"] == "valid"]
@@ -629,17 +631,6 @@ def test_the_overview_shows_the_dataset_without_a_network(drawn, tmp_path):
     assert len(page.fetched) == 3
     assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
     assert "http" not in text
-
-
-def test_touching_equals_a_loop_over_pixels(rng):
-    for _ in range(20):
-        labels = rng.integers(0, 9, (9, 11)) * (rng.random((9, 11)) < 0.25)
-        want = set()
-        for y, x in np.argwhere(labels > 0):
-            around = labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-            if ((around > 0) & (around != labels[y, x])).any():
-                want.add(int(labels[y, x]))
-        assert touching_nuclei(labels) == len(want)
 
 
 def test_commands(drawn, tmp_path):

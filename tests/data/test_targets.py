@@ -10,14 +10,14 @@ from cervseg_jax.data.targets import target_maps, touching_pixels
 @pytest.fixture
 def labels(rng):
     rows, columns = np.mgrid[:60, :80]
-    drawn = np.zeros((60, 80), np.int32)
+    labels = np.zeros((60, 80), np.int32)
     for label in (3, 70_000, 9, 12):
         row, column = rng.uniform(10, 50), rng.uniform(10, 70)
-        drawn[np.hypot(rows - row, columns - column) < rng.uniform(8, 14)] = label
-    return drawn
+        labels[np.hypot(rows - row, columns - column) < rng.uniform(8, 14)] = label
+    return labels
 
 
-def on_progress(labels):
+def nuclei_of(labels):
     return [labels == label for label in np.unique(labels[labels > 0])]
 
 
@@ -28,7 +28,7 @@ def depth_of(nucleus):
 
 def test_boundary_is_what_lies_within_two_pixels_of_something_else(labels):
     (boundary,) = np.moveaxis(target_maps(labels, ("mask", "boundary")), 2, 0)
-    for nucleus in on_progress(labels):
+    for nucleus in nuclei_of(labels):
         depth = depth_of(nucleus)
         assert (boundary[nucleus & (depth <= 1)] == 255).all()
         assert (boundary[nucleus & (depth > 3)] == 0).all()
@@ -37,7 +37,7 @@ def test_boundary_is_what_lies_within_two_pixels_of_something_else(labels):
 
 def test_distance_rises_to_one_in_every_nucleus(labels):
     (distance,) = np.moveaxis(target_maps(labels, ("mask", "distance")), 2, 0) / 255
-    for nucleus in on_progress(labels):
+    for nucleus in nuclei_of(labels):
         depth = depth_of(nucleus)
         np.testing.assert_allclose(distance[nucleus], depth[nucleus] / depth.max(), atol=0.13)
         assert distance[nucleus].max() == 1
@@ -46,7 +46,7 @@ def test_distance_rises_to_one_in_every_nucleus(labels):
 
 def test_hover_is_the_place_within_the_nucleus(labels):
     across, down = np.moveaxis(target_maps(labels, ("mask", "hover")) / 255 * 2 - 1, 2, 0)
-    for nucleus in on_progress(labels):
+    for nucleus in nuclei_of(labels):
         rows, columns = np.nonzero(nucleus)
         for got, places in ((across, columns), (down, rows)):
             offset = places - places.mean()
@@ -55,7 +55,7 @@ def test_hover_is_the_place_within_the_nucleus(labels):
 
 
 def test_touching_pixels_are_near_two_nuclei(labels):
-    near = [binary_dilation(nucleus, np.ones((5, 5), bool)) for nucleus in on_progress(labels)]
+    near = [binary_dilation(nucleus, np.ones((5, 5), bool)) for nucleus in nuclei_of(labels)]
     np.testing.assert_array_equal(touching_pixels(labels) > 0, np.sum(near, axis=0) >= 2)
 
 

@@ -49,6 +49,11 @@ def test_undefined_values_are_left_out_and_one_source_has_no_interval():
     assert np.isnan(bootstrap_mean(np.array([np.nan]))).all()
 
 
+def test_a_ratio_that_is_undefined_for_every_resample_has_no_interval_and_no_warning():
+    interval = bootstrap_sums(lambda sums: sums[..., 0] * np.nan, np.ones((4, 1)), range(4))
+    assert np.isnan(interval).all()
+
+
 def test_pooled_ratios_are_resampled_whole():
     rng = np.random.default_rng(5)
     whole = rng.integers(50, 500, 40)

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_erosion, center_of_mass, distance_transform_edt
+from jaxtyping import TypeCheckError
+from scipy.ndimage import center_of_mass
 
 from cervseg_jax import label_maps
 from cervseg_jax.metrics import instance
@@ -162,14 +163,6 @@ def test_merged_pair_and_split_nucleus():
     assert instance.split_rate(near)[0] == 0.0
 
 
-def test_touching_at_a_corner_counts():
-    labels = np.zeros((6, 6), int)
-    labels[:2, 3:5], labels[2:4, 1:3], labels[5, 5] = 1, 2, 3
-    np.testing.assert_array_equal(label_maps.touching(labels), [True, True, False])
-    np.testing.assert_array_equal(label_maps.touching(labels.T), [True, True, False])
-    assert not label_maps.touching(np.zeros((4, 4), int)).any()
-
-
 @pytest.mark.parametrize("filled", ["truth", "prediction"])
 def test_one_side_empty_scores_zero(filled):
     labels = np.zeros((8, 8), int)
@@ -193,25 +186,6 @@ def test_undefined_images_are_nan_and_pooled_scores_take_sums():
     assert instance.aji(total)[0] == 0.5
 
 
-def test_surface_distances_equal_a_plain_computation(rng):
-    for _ in range(30):
-        truth = np.zeros((50, 60), int)
-        rows, columns = np.mgrid[:50, :60]
-        radii = rng.uniform(8, 14, 2)
-        truth[np.hypot((rows - 24) / radii[0], (columns - 30) / radii[1]) <= 1] = 4
-        prediction = np.roll(truth, tuple(rng.integers(-3, 4, 2)), (0, 1)) * 2
-        distances = label_maps.surface_distances(truth, prediction)
-        edges = [
-            m & ~binary_erosion(m, np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool))
-            for m in (truth > 0, prediction > 0)
-        ]
-        there = distance_transform_edt(~edges[1])[edges[0]]
-        back = distance_transform_edt(~edges[0])[edges[1]]
-        want = max(np.percentile(there, 95), np.percentile(back, 95))
-        np.testing.assert_allclose(distances.hd95, [want], atol=1e-4)
-        np.testing.assert_allclose(distances.assd, [np.concatenate([there, back]).mean()], atol=1e-4)
-
-
 def test_different_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"shapes must be equal, got \(2, 2\) and \(2, 3\)"):
+    with pytest.raises(TypeCheckError, match="'prediction'.*\n.*i64\\[2,3\\]"):
         count_instances(np.zeros((2, 2), int), np.zeros((2, 3), int))

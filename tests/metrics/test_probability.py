@@ -6,7 +6,7 @@ import pytest
 from cervseg_jax.metrics.pixel import Counts, dice
 from cervseg_jax.metrics.probability import (
     NUM_CALIBRATION_BINS,
-    THRESHOLDS,
+    THRESHOLD_BINS,
     best_threshold,
     brier,
     calibration_error,
@@ -74,7 +74,7 @@ def test_counts_at_a_threshold_are_those_of_the_cut_mask(images, counts, number)
 
 def test_the_best_threshold_is_that_of_the_highest_mean_dice(images, counts):
     means = {}
-    for number in THRESHOLDS:
+    for number in THRESHOLD_BINS:
         scores = []
         for probs, mask in images:
             predicted = probs.astype(float) * 100 >= number

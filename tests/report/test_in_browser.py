@@ -11,7 +11,10 @@ PROGRAM = find_chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 
 NAMES = "[...document.querySelectorAll('.cards b')].map((node) => node.textContent)"
-VALUES = "[...document.querySelectorAll('.cards span')].map((node) => Number(node.textContent.split(' ')[1]))"
+VALUES = "[...document.querySelectorAll('.cards span')].map((node) => Number(node.textContent.split(' ').pop()))"
+UNREACHABLE = """[...document.querySelectorAll('main *')].filter((node) =>
+    ['auto', 'scroll'].includes(getComputedStyle(node).overflowX) && node.scrollWidth > node.clientWidth
+    && node.tabIndex < 0 && !node.querySelector('a, button, input')).map((node) => node.outerHTML.slice(0, 80))"""
 SHOWN_LAYERS = "[...document.querySelectorAll('.stack img')].filter((n) => !n.hidden).map((n) => n.dataset.layer)"
 
 
@@ -46,7 +49,11 @@ def test_the_gallery_sorts_filters_and_searches(browser):
     assert browser.run(VALUES) == sorted(values, reverse=True)
     set_field(browser, "#gallery select", "recall", "change")
     recalls = browser.run(VALUES)
-    assert recalls == sorted(recalls, reverse=True)
+    assert recalls == sorted(recalls)
+    set_field(browser, "#gallery select", "brier", "change")
+    errors = browser.run(VALUES)
+    assert errors == sorted(errors, reverse=True)  # the worst first, where lower is better
+    set_field(browser, "#gallery select", "recall", "change")
     middle = sorted(recalls)[2]
     set_field(browser, "#gallery input[aria-label='at least']", str(middle))
     assert all(value >= middle for value in browser.run(VALUES))
@@ -116,14 +123,14 @@ def test_the_slider_shows_each_epoch(browser):
 
 
 def test_curves_zoom_by_numbers_and_by_dragging(browser):
-    labels = "[...document.querySelectorAll('.chart svg')].map((node) => node.getAttribute('aria-label'))"
+    labels = "[...document.querySelectorAll('#curves svg')].map((node) => node.getAttribute('aria-label'))"
     assert browser.run(labels) == [f"{name} over epochs 1 to 3" for name in ("loss", "metrics", "learning rate")]
     set_field(browser, "#curves input", "2", "change")
     assert all(label.endswith("2 to 3") for label in browser.run(labels))
     browser.run("document.querySelector('#curves button').click()")
     browser.run("document.querySelector('#curves').scrollIntoView()")
     box = browser.run("(({left, top, width, height}) => [left, top, width, height])"
-                      "(document.querySelector('.chart svg').getBoundingClientRect())")  # fmt: skip
+                      "(document.querySelector('#curves svg').getBoundingClientRect())")  # fmt: skip
     y = box[1] + box[3] / 2
     browser.drag((box[0] + 0.14 * box[2], y), (box[0] + 0.58 * box[2], y))
     assert all(label.endswith("1 to 2") for label in browser.run(labels))
@@ -135,6 +142,9 @@ def test_it_fits_a_phone_in_the_dark(scored, page):
         assert browser.run("document.documentElement.scrollWidth") <= 390
         color = browser.run("getComputedStyle(document.body).backgroundColor")
         assert max(map(int, color[4:-1].split(","))) < 60
+        assert browser.run(UNREACHABLE) == []
+        chart = "getComputedStyle(document.querySelector('.chart.static text')).fill"
+        assert min(map(int, browser.run(chart)[4:-1].split(","))) > 120  # light on dark
         assert browser.errors == []
 
 
@@ -146,3 +156,4 @@ def test_every_control_has_a_name(browser):
         ".map((node) => node.outerHTML.slice(0, 80))"
     )
     assert nameless == []
+    assert browser.run("[...document.querySelectorAll('th')].filter((node) => !node.textContent.trim()).length") == 0

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cervseg_jax.report import gallery
-from cervseg_jax.report.facts import PartFacts
 from cervseg_jax.report.gallery import embedded, evaluated_images
+from cervseg_jax.report.run_data import Evaluation
 from tests.helpers import draw_discs, refused, rows_of, run
 
 
-def embedded_facts(page):
-    return json.loads(re.search(r'<script type="application/json" id="facts">(.*?)</script>', page)[1])
+def embedded_data(page):
+    return json.loads(re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page)[1])
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +46,20 @@ def test_the_page_says_what_the_evaluation_found(scored, page):
     summary = json.loads((scored / "eval" / "test" / "summary.json").read_text())
     low, high = summary["intervals"]["dice_mean"]
     assert f"{summary['dice_mean']:.3f} [{low:.3f}, {high:.3f}]" in page
-    assert "5 sources are few" in page
-    assert "not a medical device" in page
-    assert "No image file is in more than one part. Patients and slides are not known" in page
+    assert "the images come from only 5 sources" in page
+    assert "Not a medical device" in page
+    assert "No image file is in more than one split. Patients and slides are unknown" in page
     assert summary["command"].split()[1] == "eval"
     assert summary["command"] in page
-    facts = embedded_facts(page)
+    data = embedded_data(page)
     dices = {row["stem"]: float(row["dice"]) for row in rows_of(scored / "eval" / "test" / "per_image.csv")}
-    assert {image["name"]: image["scores"]["dice"] for image in facts["images"]} == pytest.approx(dices)
-    assert all(image["thumbnail"].startswith("data:image/jpeg;base64,") for image in facts["images"])
+    assert {image["name"]: image["scores"]["dice"] for image in data["images"]} == pytest.approx(dices)
+    assert all(image["thumbnail"].startswith("data:image/jpeg;base64,") for image in data["images"])
     layers = {"image", "truth", "prediction", "difference", "probability"}
-    assert all(set(image["layers"]) == layers for image in facts["images"])
-    assert facts["history"]["epoch"] == [1, 2, 3]
-    assert facts["epochs"]["epochs"] == [1, 2, 3]
-    assert [len(image["masks"]) for image in facts["epochs"]["images"]] == [3, 3]
+    assert all(set(image["layers"]) == layers for image in data["images"])
+    assert data["history"]["epoch"] == [1, 2, 3]
+    assert data["epochs"]["epochs"] == [1, 2, 3]
+    assert [len(image["masks"]) for image in data["epochs"]["images"]] == [3, 3]
 
 
 def test_cards_carry_the_same_figures(scored, page):
@@ -69,14 +69,14 @@ def test_cards_carry_the_same_figures(scored, page):
     assert summary["weights_sha256"][0] in model
     assert "| train | 6 | 6 |" in data
     for card in (model, data):
-        assert "not a medical device" in card
+        assert "Not a medical device" in card
 
 
 def test_layers_are_bounded_and_the_worst_images_have_them(scored):
     code, stdout, _ = run("report", scored, "--layers", 2, "--out", scored / "small.html")
     assert code == 0
     assert "MiB" in stdout
-    images = embedded_facts((scored / "small.html").read_text())["images"]
+    images = embedded_data((scored / "small.html").read_text())["images"]
     assert [image["layers"] is not None for image in images] == [True, False, False, False, True]
     assert "2 open in layers" in (scored / "small.html").read_text()
 
@@ -87,7 +87,7 @@ def test_an_unfinished_run_has_a_page(finished, tmp_path):
     shutil.copy(folder / "config.yaml", tmp_path / "young")
     assert run("report", tmp_path / "young")[0] == 0
     text = (tmp_path / "young" / "report.html").read_text()
-    assert "The training is under way" in text
+    assert "Training is in progress" in text
     assert "No epoch is finished yet" in text
     (tmp_path / "young" / "log.jsonl").write_text('{"event": "resumed", "step": 2, "time": 1}\n{"event": "ste')
     for name in ("metrics.csv", "history.json"):
@@ -95,28 +95,28 @@ def test_an_unfinished_run_has_a_page(finished, tmp_path):
     assert run("report", tmp_path / "young")[0] == 0
     text = (tmp_path / "young" / "report.html").read_text()
     assert "resumed" in text
-    assert embedded_facts(text)["history"]["epoch"] == [1, 2, 3]
+    assert embedded_data(text)["history"]["epoch"] == [1, 2, 3]
 
 
-def test_an_inference_folder_has_a_page_sorted_by_doubt(finished, tmp_path):
+def test_an_inference_folder_has_a_page_sorted_by_uncertainty(finished, tmp_path):
     _, folder, _ = finished
     draw_discs(tmp_path / "in", count=3, size=(60, 50), seed=50)
     (tmp_path / "in" / "images" / "broken.png").write_bytes(b"no image")
     assert run("infer", folder, "--images", tmp_path / "in" / "images", "--out", tmp_path / "out")[0] == 1
     assert run("report", tmp_path / "out")[0] == 0
     text = (tmp_path / "out" / "report.html").read_text()
-    uncertainties = [image["scores"]["doubt"] for image in embedded_facts(text)["images"]]
+    uncertainties = [image["scores"]["uncertainty"] for image in embedded_data(text)["images"]]
     assert len(uncertainties) == 3
     assert uncertainties == sorted(uncertainties, reverse=True)
     assert "broken.png" in text
-    assert set(embedded_facts(text)["images"][0]["layers"]) == {"image", "prediction", "instances"}
-    assert "says how good the masks are" in text
+    assert set(embedded_data(text)["images"][0]["layers"]) == {"image", "prediction", "instances"}
+    assert "does not say how good the masks are" in text
 
 
 def test_wrong_folders_and_damaged_files_end_in_one_message(scored, tmp_path):
     assert "no such folder" in refused(2, "report", tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    assert "holds neither a run" in refused(2, "report", tmp_path / "empty")
+    assert "is neither a run folder" in refused(2, "report", tmp_path / "empty")
     copy = tmp_path / "copy"
     shutil.copytree(scored, copy)
     (copy / "eval" / "test" / "summary.json").write_text("{")
@@ -132,13 +132,13 @@ def test_images_that_have_moved_keep_their_scores(scored, tmp_path):
     table.write_text(table.read_text().replace("/test/images/disc_00", "/elsewhere/disc_00"))
     assert run("report", copy)[0] == 0
     text = (copy / "report.html").read_text()
-    assert "5 files are no longer where they were" in text
-    assert all(image["scores"]["dice"] >= 0 for image in embedded_facts(text)["images"])
+    assert "The files of 5 images were moved or deleted" in text
+    assert all(image["scores"]["dice"] >= 0 for image in embedded_data(text)["images"])
 
 
 def test_no_name_can_break_out_of_the_page(tmp_path):
     evil = "</script><script>alert(1)</script>"
-    text = embedded("facts", [{"name": evil}])
+    text = embedded("page-data", [{"name": evil}])
     assert text.count("</script>") == 1
     assert json.loads(text[text.index(">") + 1 : text.rindex("<")])[0]["name"] == evil
 
@@ -152,7 +152,7 @@ def test_thousands_of_images_stay_bounded(tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "part" / "probabilities" / "disc_000.png"), np.full((300, 300), 128, np.uint8))
     row = {"stem": "disc_000", "group": "g", "dice": "0.5", "mask_path": str(tmp_path / "masks" / "disc_000.png")}
     row["image_path"] = str(tmp_path / "images" / "disc_000.png")
-    part = PartFacts("test", tmp_path / "part", {}, [row] * 205)
+    part = Evaluation("test", tmp_path / "part", {}, [row] * 205)
     images = evaluated_images(part, "half_range", num_layered=3, on_progress=lambda: None)
     assert len(images) == 200
     assert sum(image["layers"] is not None for image in images) <= 3

@@ -1,0 +1,190 @@
+"""Reads run folders and inference folders for the page and the cards."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cervseg_jax.data.pairs import SPLITS
+from cervseg_jax.errors import CheckpointError, ConfigError
+from cervseg_jax.files import read_text
+from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.schema import Config
+from cervseg_jax.tables import read_csv
+
+REQUIRED_SUMMARY_KEYS = ("command", "num_images", "num_sources", "intervals", "dice_mean", "weights_sha256")
+RENAMED = {
+    "doubt": "uncertainty",
+    "doubt_against_dice": "uncertainty_against_dice",
+    "doubt_against_pq": "uncertainty_against_pq",
+}
+"""Columns and keys in files of earlier versions: old name to new one."""
+
+
+class Evaluation(NamedTuple):
+    """What one call of `eval` wrote."""
+
+    name: str
+    """The split, or the dataset and split, with the way of predicting where it differs from the run's own."""
+    folder: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, str]]
+    """One per image, the lowest Dice first; scores of nuclei are joined where there are any."""
+
+
+class RunData(NamedTuple):
+    """The contents of a run folder."""
+
+    folder: Path
+    config: Config
+    config_text: str
+    environment: dict[str, Any]
+    contract: dict[str, Any] | None
+    """Preprocessing contract of the best weights; None before the first epoch is finished."""
+    history: dict[str, list[Any]]
+    """One value per finished epoch, by column."""
+    events: list[dict[str, Any]]
+    evaluations: list[Evaluation]
+    """The test split first."""
+    files: list[dict[str, str]]
+    """One row per image of the dataset: split, stem, group, paths and hash."""
+    dataset: dict[str, Any]
+    """Contents of the dataset's `dataset.json` and `audit.json`, by stem, where they exist."""
+    address: str | None = None
+    """Address of a run in a bucket."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training has reached its last epoch or stopped early."""
+        epochs = len(self.history.get("epoch", []))
+        best = (self.contract or {}).get("epoch", 0)
+        patience = self.config.train.early_stop_patience
+        return epochs >= self.config.train.epochs or (patience is not None and epochs - best >= patience > 0)
+
+
+class InferenceData(NamedTuple):
+    """The contents of a folder written by `infer`."""
+
+    folder: Path
+    rows: list[dict[str, str]]
+    """One per image, the most uncertain first."""
+    failed: list[dict[str, str]]
+    """File and reason of each image that failed."""
+
+
+def load_run(folder: Path) -> RunData:
+    """Reads a run folder, finished or not.
+
+    Raises:
+      ConfigError: if there is no such folder.
+      CheckpointError: if it is not a run folder, or a file in it is damaged.
+    """
+    config = load_run_config(folder)
+    evaluated = sorted((folder / "eval").glob("*/summary.json"), key=_test_first)
+    root = config.data.root
+    return RunData(
+        folder.absolute(),
+        config,
+        read_text(folder / "config.yaml"),
+        _load_object(folder / "env.json") or {},
+        _load_object(folder / "best" / "contract.json"),
+        _load_object(folder / "history.json") or {},
+        _load_events(folder / "log.jsonl"),
+        [_load_evaluation(path.parent) for path in evaluated],
+        load_table(folder / "data.csv", columns=("split", "stem", "group", "image_path", "image_sha256")),
+        {name: content for name in ("dataset", "audit") if (content := _load_object(root / f"{name}.json"))},
+    )
+
+
+def load_inference(folder: Path) -> InferenceData:
+    """Reads a folder written by `infer`.
+
+    Raises:
+      ConfigError: if it holds no images.csv.
+      CheckpointError: if a table is damaged.
+    """
+    path, failed = folder / "images.csv", load_table(folder / "failed.csv", columns=("file", "reason"))
+    rows = load_table(path, columns=("image", "file"))
+    if not rows and not failed:
+        raise ConfigError(f"{folder}: is neither a run folder (config.yaml) nor an inference folder (images.csv)")
+    rows.sort(key=lambda row: -(number(row.get("uncertainty")) or 0.0))
+    return InferenceData(folder.absolute(), rows, failed)
+
+
+def split_counts(files: Sequence[dict[str, str]]) -> list[tuple[str, int, int]]:
+    """Returns name, number of images and number of sources of each split."""
+    counts = []
+    for split in SPLITS:
+        rows = [row for row in files if row["split"] == split]
+        if rows:
+            counts.append((split, len(rows), len({row["group"] for row in rows})))
+    return counts
+
+
+def load_table(path: Path, *, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Reads a table, under today's column names; empty where there is no file.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+    if not path.is_file():
+        return []
+    rows = read_csv(path, columns=columns, error=CheckpointError)
+    return [{RENAMED.get(name, name): value for name, value in row.items()} for row in rows]
+
+
+def number(text: str | None) -> float | None:
+    """Returns a table's value, rounded to six decimals; None where it is empty, undefined or not a number."""
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return round(value, 6) if abs(value) < float("inf") else None
+
+
+def epoch_folders(folder: Path) -> list[tuple[int, Path]]:
+    """Returns the run's preview folders with their epochs, in order."""
+    matches = [(re.fullmatch(r"epoch_(\d+)", path.name), path) for path in (folder / "previews").glob("epoch_*")]
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _load_evaluation(folder: Path) -> Evaluation:
+    path = folder / "summary.json"
+    summary = {RENAMED.get(name, name): value for name, value in (_load_object(path) or {}).items()}
+    missing = [name for name in REQUIRED_SUMMARY_KEYS if name not in summary]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}; run `cervseg-jax eval` again")
+    nuclei = {row["stem"]: row for row in load_table(folder / "nuclei_per_image.csv", columns=("stem",))}
+    rows = load_table(folder / "per_image.csv", columns=("stem", "image_path", "mask_path"))
+    return Evaluation(folder.name, folder, summary, [row | nuclei.get(row["stem"], {}) for row in rows])
+
+
+def _test_first(path: Path) -> tuple[bool, str]:
+    return path.parent.name != "test", path.parent.name
+
+
+def _load_object(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is damaged: must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _load_events(path: Path) -> list[dict[str, Any]]:
+    """Reads a log, without a last line that is still being written."""
+    events = []
+    for line in read_text(path).splitlines() if path.is_file() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events

@@ -1,0 +1,44 @@
+"""Contacts and distances of nuclei, against loops over pixels and SciPy."""
+
+import numpy as np
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from cervseg_jax import label_maps
+
+
+def test_touching_at_a_corner_counts():
+    labels = np.zeros((6, 6), int)
+    labels[:2, 3:5], labels[2:4, 1:3], labels[5, 5] = 1, 2, 3
+    np.testing.assert_array_equal(label_maps.touching(labels), [True, True, False])
+    np.testing.assert_array_equal(label_maps.touching(labels.T), [True, True, False])
+    assert not label_maps.touching(np.zeros((4, 4), int)).any()
+
+
+def test_touching_equals_a_loop_over_pixels(rng):
+    for _ in range(20):
+        labels = rng.integers(0, 9, (9, 11)) * (rng.random((9, 11)) < 0.25)
+        want = set()
+        for y, x in np.argwhere(labels > 0):
+            around = labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+            if ((around > 0) & (around != labels[y, x])).any():
+                want.add(int(labels[y, x]))
+        assert label_maps.touching(labels).tolist() == [label in want for label in np.unique(labels[labels > 0])]
+
+
+def test_surface_distances_equal_a_plain_computation(rng):
+    for _ in range(30):
+        truth = np.zeros((50, 60), int)
+        rows, columns = np.mgrid[:50, :60]
+        radii = rng.uniform(8, 14, 2)
+        truth[np.hypot((rows - 24) / radii[0], (columns - 30) / radii[1]) <= 1] = 4
+        prediction = np.roll(truth, tuple(rng.integers(-3, 4, 2)), (0, 1)) * 2
+        distances = label_maps.surface_distances(truth, prediction)
+        edges = [
+            m & ~binary_erosion(m, np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool))
+            for m in (truth > 0, prediction > 0)
+        ]
+        there = distance_transform_edt(~edges[1])[edges[0]]
+        back = distance_transform_edt(~edges[0])[edges[1]]
+        want = max(np.percentile(there, 95), np.percentile(back, 95))
+        np.testing.assert_allclose(distances.hd95, [want], atol=1e-4)
+        np.testing.assert_allclose(distances.assd, [np.concatenate([there, back]).mean()], atol=1e-4)
