@@ -431,7 +431,7 @@ def test_audit_finds_planted_faults(reference_built, tmp_path):
     messages = " | ".join(message for _, message in found)
     assert {"unpaired", "copies", "misregistered"} <= {name for name, _ in found}
     assert "are shifted" in messages or "of another image" in messages
-    assert "images occur more than once, 1 of them across parts" in messages
+    assert "images occur more than once, 1 of them across splits" in messages
     assert json.loads(json.dumps(report.to_json()))["pairs"]["train"] == 3
 
 
