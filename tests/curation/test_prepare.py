@@ -660,7 +660,9 @@ def test_commands(drawn, tmp_path):
     assert "this very dataset" in refused(
         2, "prepare", drawn, "--out", tmp_path / "d", "--size", 64, 64, "--valid", 0.2
     )
-    assert "--fold: needs at least 2 --folds" in refused(2, "prepare", drawn, "--out", tmp_path / "x", "--folds", 3, "--fold", 3)
+    assert "--fold: needs at least 2 --folds" in refused(
+        2, "prepare", drawn, "--out", tmp_path / "x", "--folds", 3, "--fold", 3
+    )
 
 
 def test_a_full_disk_ends_in_one_message(small, tmp_path):
