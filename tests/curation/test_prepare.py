@@ -645,13 +645,15 @@ def test_commands(drawn, tmp_path):
     assert run("stats", tmp_path / "d", "--out", tmp_path / "stats")[0] == 0
     code, _, stderr = run("prepare", drawn, "--out", tmp_path / "r", "--style", "reference", "--quiet")
     assert code == 0
-    assert "sources are in several parts" in stderr
+    assert "splits share sources" in stderr
     (tmp_path / "d" / "train" / "images" / "alone.png").write_bytes(first(drawn).read_bytes())
     assert "1 findings" in refused(1, "audit", tmp_path / "d")
     assert "this very dataset" in refused(
         2, "prepare", drawn, "--out", tmp_path / "d", "--size", 64, 64, "--valid", 0.2
     )
-    assert "--fold: must be one of" in refused(2, "prepare", drawn, "--out", tmp_path / "x", "--folds", 3, "--fold", 3)
+    assert "--fold: needs at least 2 --folds" in refused(
+        2, "prepare", drawn, "--out", tmp_path / "x", "--folds", 3, "--fold", 3
+    )
 
 
 def test_a_full_disk_ends_in_one_message(small, tmp_path):
