@@ -129,7 +129,7 @@ def _train_one(
     """Trains in one run folder, and tunes the post-processing of new best weights."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
     from cervseg_jax.runs.trackers import viewing_advice
-    from cervseg_jax.runs.weights import POSTPROCESSING_FILE
+    from cervseg_jax.runs.weights import OLD_POSTPROCESSING_FILE, POSTPROCESSING_FILE
     from cervseg_jax.runtime.distributed import is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
