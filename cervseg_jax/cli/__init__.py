@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -11,7 +12,7 @@ from cervseg_jax.cli.environment import set_compilation_cache
 from cervseg_jax.cli.failures import Failure, explain, explain_usage, is_distributed
 from cervseg_jax.errors import InterruptedRunError
 
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
 """Base class of Typer's errors about arguments, which Typer does not export."""
 
 

@@ -133,7 +133,10 @@ def _subsets(
         items, problems = [], []
         for name, images, annotations in subsets:
             pairs, unpaired = pair_by_stem(images_by_stem(images), annotation_files(annotations, suffixes))
-            items += [SourceImage(stem, image, name, is_test(name), kind, *rest) for stem, image, *rest in pairs]
+            items += [
+                SourceImage(stem, image, name, is_test(name), kind, path, annotation)
+                for stem, image, path, annotation in pairs
+            ]
             problems += unpaired
         return items, problems
 
@@ -154,7 +157,8 @@ def _side_folders(source: Path) -> list[_Layout]:
 def _plain(kind: AnnotationKind, images: Path, annotations: Path, suffixes: frozenset[str] | None) -> _Layout:
     def find() -> tuple[list[SourceImage], list[str]]:
         pairs, problems = pair_by_stem(images_by_stem(images), annotation_files(annotations, suffixes))
-        return [SourceImage(stem, image, "", False, kind, *rest) for stem, image, *rest in pairs], problems
+        found = [SourceImage(stem, image, "", False, kind, path, annotation) for stem, image, path, annotation in pairs]
+        return found, problems
 
     return _Layout(kind, annotations.name, find)
 
@@ -181,7 +185,10 @@ def _alone(source: Path) -> list[_Layout]:
 
     def find() -> tuple[list[SourceImage], list[str]]:
         pairs, problems = pair_named_images(source, files)
-        return [SourceImage(stem, image, "", False, kind, *rest) for stem, image, *rest in pairs], problems
+        images = [
+            SourceImage(stem, image, "", False, kind, path, annotation) for stem, image, path, annotation in pairs
+        ]
+        return images, problems
 
     return [_Layout(kind, source.name, find)]
 

@@ -60,7 +60,7 @@ def pair_by_stem(images: Mapping[str, Path], files: Sequence[Path]) -> tuple[lis
     for path in leftover:
         annotation = _read_for_name(path)
         stem = normalized(Path(annotation.image_name).stem) if annotation and annotation.image_name else None
-        if annotation is None or stem not in images:
+        if annotation is None or stem is None or stem not in images:
             problems.append(f"{path}: has no image")
         elif stem in taken:
             problems.append(f"{path}: {images[stem].name} has {taken[stem].name} already")

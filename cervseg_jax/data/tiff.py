@@ -93,11 +93,10 @@ def read_directory(data: bytes | mmap, start: int | None = None) -> Directory:
     # BigTIFF has wider offsets and counts.
     is_big = data[2:4] in (b"+\0", b"\0+")
     first, offset, count, entry = (8, "Q", "Q", 20) if is_big else (4, "I", "H", 12)
-    if start is None:
-        (start,) = struct.unpack_from(f"{order}{offset}", data, first)
-    (entries,) = struct.unpack_from(f"{order}{count}", data, start)
+    begin: int = struct.unpack_from(f"{order}{offset}", data, first)[0] if start is None else start
+    (entries,) = struct.unpack_from(f"{order}{count}", data, begin)
     directory = Directory(order, {}, {}, 0)
-    at = start + struct.calcsize(count)
+    at = begin + struct.calcsize(count)
     for index in range(min(entries, MAX_ENTRIES)):
         _read_entry(data, at + entry * index, directory, offset)
     (following,) = struct.unpack_from(f"{order}{offset}", data, at + entry * entries)
