@@ -86,7 +86,7 @@ def test_the_command_shows_notices_of_renamed_keys_once(finished, tmp_path):
         "eval", folder, "--split", "valid", "--set", "eval.threshold=0.4", "--set", "infer.colours=[red, blue]"
     )
     assert code == 0, stderr
-    notices = [line for line in stderr.splitlines() if "renamed keys" in line]
+    notices = [line for line in stderr.splitlines() if "uses old names" in line]
     assert len(notices) == 1
-    assert notices[0].startswith("warning: ")
+    assert notices[0].startswith("notice: --set")
     assert "eval.threshold is now infer.threshold, infer.colours is now infer.colors" in notices[0]

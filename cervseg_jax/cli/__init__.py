@@ -25,6 +25,7 @@ def main() -> None:
     set_compilation_cache()
     logger, notices = logging.getLogger("cervseg_jax"), _NoticeHandler(logging.WARNING)
     logger.addHandler(notices)
+    logger.propagate = False  # libraries install handlers of the root logger, which would print notices again
     try:
         exit_code = _run_command()
     except BrokenPipeError:
@@ -36,6 +37,7 @@ def main() -> None:
             raise
         exit_code = _exit_code(failure)
     finally:
+        logger.propagate = True
         logger.removeHandler(notices)
     if exit_code:
         raise SystemExit(exit_code)
