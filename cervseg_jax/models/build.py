@@ -140,17 +140,17 @@ def build_abstract(
     bound = check_model_args(name, image_size, args)
     if "encoder_weights" in bound:
         bound["encoder_weights"] = None
-    applies = []
+    built: list[tuple[Apply, Params, ModelState]] = []
 
-    def build() -> tuple[Params, ModelState]:
+    def build() -> None:
         net = Layers(dtype, backend=backend)
         model = build_with_layers(name, net, image_size, bound, num_maps=num_maps, initializers=ZERO_INITIALIZERS)
-        apply, params, model_state = functionalize(model)
-        applies.append(apply)
-        return params, model_state
+        apply, *values = functionalize(model)
+        shapes: Any = [{path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in tree.items()} for tree in values]
+        built.append((apply, *shapes))
 
-    shapes: Any = jax.eval_shape(build)
-    return applies[0], *shapes
+    jax.eval_shape(build)
+    return built[0]
 
 
 def build_with_layers(
