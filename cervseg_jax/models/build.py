@@ -12,6 +12,7 @@ from cervseg_jax.models.functional import Apply, functionalize
 from cervseg_jax.models.initial import NUMPY_INITIALIZERS, ZERO_INITIALIZERS
 from cervseg_jax.models.layers.backend import Backend
 from cervseg_jax.models.layers.blocks import Layers
+from cervseg_jax.models.layers.packed_layers import layers_for
 from cervseg_jax.models.table import MODELS
 from cervseg_jax.typing import ModelState, Params
 
@@ -108,7 +109,7 @@ def build_model(
       ConfigError: as `check_model_args`.
     """
     bound = check_model_args(name, image_size, args)
-    net = Layers(dtype, backend=backend)
+    net = layers_for(dtype, backend)
     return build_with_layers(name, net, image_size, bound, num_channels=num_channels, num_maps=num_maps)
 
 
@@ -143,7 +144,7 @@ def build_abstract(
     built: list[tuple[Apply, Params, ModelState]] = []
 
     def build() -> None:
-        net = Layers(dtype, backend=backend)
+        net = layers_for(dtype, backend)
         model = build_with_layers(name, net, image_size, bound, num_maps=num_maps, initializers=ZERO_INITIALIZERS)
         apply, *values = functionalize(model)
         shapes: Any = [{path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in tree.items()} for tree in values]
