@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 from keras import ops
 
@@ -102,18 +101,20 @@ def _forward(packed: jax.Array, layout: Layout) -> tuple[jax.Array, tuple[jax.Ar
 
 
 def _backward(layout: Layout, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
-    # Behind barriers and without booleans: the compiler for TPUs fails where it moves dilated convolutions past both.
-    packed, maxima, cotangent = lax.optimization_barrier((*residuals, cotangent))
+    packed, maxima = residuals
     even, odd = _column_selections(layout)
-    to_both, even_to_odd = (even + odd).T, even @ odd.T
+    to_both, swap = (even + odd).T, even @ odd.T + odd @ even.T
+    is_odd = odd.any(1)
     maxima, cotangent = _select(maxima, to_both), _select(cotangent, to_both)
-    is_free = jnp.ones((), packed.dtype)  # 1 where no row above has the maximum
+    is_free = jnp.ones(maxima.shape, bool)
     gradients = []
     for row in _rows(packed):
-        is_maximum = (row == maxima).astype(packed.dtype)
-        gradients.append(cotangent * is_maximum * (1 - _select(is_maximum, even_to_odd)) * is_free)
-        is_free = 1 - jnp.minimum(_select(is_maximum, (even + odd) @ to_both), 1)
-    return (lax.optimization_barrier(jnp.stack(gradients, 2).reshape(packed.shape)),)
+        # Values are compared again at their neighbor: the compiler for TPUs fails on products of comparisons.
+        neighbor = _select(row, swap)
+        is_first = (row == maxima) & ~(is_odd & (neighbor == maxima))
+        gradients.append(jnp.where(is_first & is_free, cotangent, 0))
+        is_free &= jnp.maximum(row, neighbor) != maxima
+    return (jnp.stack(gradients, 2).reshape(packed.shape),)
 
 
 max_pool_packed.defvjp(_forward, _backward)
