@@ -76,23 +76,18 @@ def halved(layout: Layout) -> Layout:
     return layout._replace(block=layout.block // 2)
 
 
-# Slices of lanes are slow on TPUs, products with matrices of zeros and ones are not. Such products are exact.
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool_packed(packed: Float[Array, "b h n p"], layout: Layout) -> Float[Array, "b y n q"]:
     """Takes the maximum of 2x2 pixels; the gradient goes to the first pixel that has it, as XLA's does.
 
     Args:
-      packed: a finite packed tensor of even height and an even number of pixels per block.
+      packed: a packed tensor of even height and an even number of pixels per block.
       layout: its layout.
 
     Returns:
       The packed maxima; their layout is `halved(layout)`.
     """
-    maxima = jnp.maximum(*_rows(packed))
-    even, odd = _column_selections(layout)
-    return jnp.maximum(_select(maxima, even), _select(maxima, odd))
+    return functools.reduce(jnp.maximum, _quarters(packed, layout))
 
 
 def _forward(packed: jax.Array, layout: Layout) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -102,40 +97,30 @@ def _forward(packed: jax.Array, layout: Layout) -> tuple[jax.Array, tuple[jax.Ar
 
 def _backward(layout: Layout, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
     packed, maxima = residuals
-    even, odd = _column_selections(layout)
-    to_both, swap = (even + odd).T, even @ odd.T + odd @ even.T
-    is_odd = odd.any(1)
-    maxima, cotangent = _select(maxima, to_both), _select(cotangent, to_both)
     is_free = jnp.ones(maxima.shape, bool)
     gradients = []
-    for row in _rows(packed):
-        # Values are compared again at their neighbor: the compiler for TPUs fails on products of comparisons.
-        neighbor = _select(row, swap)
-        is_first = (row == maxima) & ~(is_odd & (neighbor == maxima))
-        gradients.append(jnp.where(is_first & is_free, cotangent, 0))
-        is_free &= jnp.maximum(row, neighbor) != maxima
-    return (jnp.stack(gradients, 2).reshape(packed.shape),)
+    for quarter in _quarters(packed, layout):
+        is_first = is_free & (quarter == maxima)
+        is_free = is_free & ~is_first
+        gradients.append(jnp.where(is_first, cotangent, 0))
+    (gradient,) = jax.linear_transpose(lambda values: _quarters(values, layout), packed)(gradients)
+    return (gradient,)
 
 
 max_pool_packed.defvjp(_forward, _backward)
 
 
-def _rows(packed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _quarters(packed: jax.Array, layout: Layout) -> list[jax.Array]:
+    """Returns the pixels of each 2x2 block as four packed tensors, row by row."""
     num_images, height, columns, lanes = packed.shape
     rows = packed.reshape(num_images, height // 2, 2, columns, lanes)
-    return rows[:, :, 0], rows[:, :, 1]
 
+    def pixels(row: int, column: int) -> jax.Array:
+        slices = [
+            rows[:, :, row, :, start + pixel * channels : start + (pixel + 1) * channels]
+            for (start, _), channels in zip(layout.bounds, layout.groups, strict=True)
+            for pixel in range(column, layout.block, 2)
+        ]
+        return jnp.concatenate(slices, -1)
 
-def _column_selections(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the matrices from a block to its even and to its odd pixels."""
-    even, odd = np.zeros((2, layout.block * layout.channels, layout.block // 2 * layout.channels), np.float32)
-    for (start, _), channels in zip(layout.bounds, layout.groups, strict=True):
-        for lane in range(layout.block // 2 * channels):
-            pixel, channel = divmod(lane, channels)
-            first = start + 2 * pixel * channels + channel
-            even[first, start // 2 + lane] = odd[first + channels, start // 2 + lane] = 1
-    return even, odd
-
-
-def _select(values: jax.Array, matrix: np.ndarray) -> jax.Array:
-    return jnp.einsum("bhni,ij->bhnj", values, jnp.asarray(matrix, values.dtype), precision="highest")
+    return [pixels(row, column) for row in (0, 1) for column in (0, 1)]

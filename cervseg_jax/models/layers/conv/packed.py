@@ -29,7 +29,7 @@ def convolve_packed(
       The packed result, of one group.
     """
     margin, (before, after) = dilation * (kernel.shape[0] // 2), _margins(kernel.shape[1], layout.block, dilation)
-    return lax.conv_general_dilated(
+    result = lax.conv_general_dilated(
         packed,
         pack_kernel(kernel, layout, dilation),
         window_strides=(1, 1),
@@ -37,6 +37,8 @@ def convolve_packed(
         rhs_dilation=(dilation, 1),
         dimension_numbers=LAYOUT,
     )
+    # The TPU compiler divides the columns of small batches into images, and aborts where it carries that on past here.
+    return lax.optimization_barrier(result)
 
 
 def pack_kernel(kernel: Float[Array, "k k c f"], layout: Layout, dilation: int) -> Float[Array, "k m p q"]:
