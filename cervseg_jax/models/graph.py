@@ -1,4 +1,4 @@
-"""A network as a picture would show it: runs of layers at one resolution, and what feeds what."""
+"""The graph of a network for drawing: stages of layers at one resolution, and their connections."""
 
 from typing import Any, NamedTuple
 
@@ -6,32 +6,32 @@ import keras
 
 
 class Stage(NamedTuple):
-    """Layers that follow each other at one resolution."""
+    """Consecutive layers at one resolution."""
 
     name: str
-    """Of the first layer."""
+    """Name of its first layer."""
     size: tuple[int, int]
     """Height and width of the result in pixels."""
     channels: int
-    """Of the result."""
+    """Channels of the result."""
     num_layers: int
-    """0 for the outputs of a nested model."""
+    """Number of layers; 0 for an output of a nested model."""
     feeds: tuple[int, ...]
-    """Positions of the stages that it reads."""
+    """Indices of its input stages."""
 
 
 def stages_of(model: keras.Model) -> list[Stage]:
-    """Joins the operations of a functional model into stages, in order of computation.
+    """Groups the operations of a functional model into stages, in order of computation.
 
-    An operation belongs to the stage of its inputs if they come from one stage and it keeps height and width;
-    operations of one kind that read the same and make the same shape are one stage; the outputs of a nested model,
-    such as an encoder, are a stage each.
+    An operation joins the stage of its inputs if these come from a single stage and it keeps height and width.
+    Operations of the same type, inputs and output shape share a stage. Each output of a nested model, such as an
+    encoder, is a stage of its own.
 
     Args:
       model: a functional model on images.
 
     Returns:
-      The stages; the first one is the input.
+      The stages, the input first.
 
     Example:
       >>> from cervseg_jax.models import build_model
@@ -40,12 +40,12 @@ def stages_of(model: keras.Model) -> list[Stage]:
       [((32, 32), 4, ()), ((16, 16), 8, (0,)), ((32, 32), 4, (1,)), ((32, 32), 1, (0, 2))]
     """
     stages: list[Stage] = []
-    place: dict[int, int] = {}
-    alike: dict[tuple[Any, ...], int] = {}
+    stage_of: dict[int, int] = {}
+    similar: dict[tuple[Any, ...], int] = {}
     nested: dict[tuple[Any, ...], int] = {}
     for operation in model.operations:
         if isinstance(operation, keras.Model):
-            # What others read of it are other tensors than its own outputs, but of the same shapes.
+            # Later layers read other tensors than `operation.outputs`, but tensors of the same shapes.
             for tensor in operation.outputs:
                 feeds = (len(stages) - 1,)
                 stages.append(Stage(operation.name, _size(tensor), tensor.shape[-1], 0, feeds))
@@ -53,25 +53,25 @@ def stages_of(model: keras.Model) -> list[Stage]:
             continue
         # A layer may be called on one tensor or on a list of them.
         sources = {
-            place.get(id(tensor), nested.get(_shape(tensor)))
+            stage_of.get(id(tensor), nested.get(_shape(tensor)))
             for tensor in _list(operation.input)
-            if id(tensor) in place or _shape(tensor) in nested
+            if id(tensor) in stage_of or _shape(tensor) in nested
         }
         feeds = tuple(sorted(source for source in sources if source is not None))
         for tensor in _list(operation.output):
-            # Sequences and windows are the same image in another order.
+            # Tensors that are not 4-D are sequences or windows of the same image.
             size = stages[feeds[0]].size if feeds and len(tensor.shape) != 4 else _size(tensor)
             channels = tensor.shape[-1]
             key = (type(operation), feeds, size, channels)
             follows = len(feeds) == 1 and stages[feeds[0]].size == size and stages[feeds[0]].num_layers > 0
-            if follows or key in alike:
-                number = feeds[0] if follows else alike[key]
-                stage = stages[number]
-                stages[number] = stage._replace(channels=channels, num_layers=stage.num_layers + 1)
+            if follows or key in similar:
+                index = feeds[0] if follows else similar[key]
+                stage = stages[index]
+                stages[index] = stage._replace(channels=channels, num_layers=stage.num_layers + 1)
             else:
-                number = alike[key] = len(stages)
+                index = similar[key] = len(stages)
                 stages.append(Stage(operation.name, size, channels, 1, feeds))
-            place[id(tensor)] = number
+            stage_of[id(tensor)] = index
     return stages
 
 

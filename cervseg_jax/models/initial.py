@@ -72,7 +72,8 @@ def _by_keras_name(scaling: type, glorot_uniform: type, he_normal: type) -> dict
 
 
 INITIALIZERS = (NumpyVarianceScaling, NumpyGlorotUniform, NumpyHeNormal)
+_ZERO_INITIALIZERS = (ZeroVarianceScaling, ZeroGlorotUniform, ZeroHeNormal)
 NUMPY_INITIALIZERS = {kind.__name__: kind for kind in INITIALIZERS} | _by_keras_name(*INITIALIZERS)
 """For `keras.utils.custom_object_scope`: replaces Keras' own initializers by name."""
-ZERO_INITIALIZERS = _by_keras_name(ZeroVarianceScaling, ZeroGlorotUniform, ZeroHeNormal)
+ZERO_INITIALIZERS = {kind.__name__: kind for kind in _ZERO_INITIALIZERS} | _by_keras_name(*_ZERO_INITIALIZERS)
 """Likewise."""

@@ -1,4 +1,4 @@
-"""Attention U-Net: the decoder decides where each skip counts.
+"""Attention U-Net: attention gates weight the skip connections.
 
 Reference: Oktay et al. 2018, arXiv:1804.03999.
 """
@@ -30,14 +30,14 @@ def attention_unet(
     """Builds the Attention U-Net.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       base_filters: filters at full resolution (the paper: 64, or a quarter of it).
       levels: resolutions, the bottom one included.
-      dropout_rate: between the convolutions of each block, and in the reference's gates.
-      variant: "paper" gates with the coarse decoder features, on a grid of half the skip's size, one coefficient per
-        place; "reference" gates at the skip's size with the enlarged features, one coefficient per channel.
+      dropout_rate: dropout between the convolutions of a block, and in the gates of the "reference" variant.
+      variant: "paper" gates with the coarse decoder features at half the skip's size, one coefficient per pixel;
+        "reference" gates at the skip's size with the upsampled features, one coefficient per channel.
       input_range: "unit" or "raw".
 
     Returns:

@@ -1,4 +1,4 @@
-"""BASNet: a coarse prediction at several scales, and a second network that refines it.
+"""BASNet: a predict-and-refine network with deep supervision.
 
 Reference: Qin et al. 2021, arXiv:2101.04704.
 """
@@ -31,11 +31,11 @@ def basnet(
     """Builds the BASNet.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       base_filters: filters of the first stage; eight times as many at the bottom.
-      deep_supervision: whether the coarse predictions are outputs too.
+      deep_supervision: whether to return the coarse predictions as well.
       variant: "paper" normalizes the first convolution and narrows the decoder with the encoder; "reference" does
         neither, and takes skips before their last activation.
       input_range: "unit" or "raw".
@@ -58,27 +58,27 @@ def basnet(
     skips = []
     for stage, blocks in enumerate(RESNET34):
         before = x
-        for number in range(1, blocks + 1):
-            stride = 2 if stage and number == 1 else 1
+        for index in range(1, blocks + 1):
+            stride = 2 if stage and index == 1 else 1
             before, x = _basic(
-                net, x, base_filters * 2**stage, f"encoder_stack{stage}_block{number}", stride=stride, epsilon=1.001e-5
+                net, x, base_filters * 2**stage, f"encoder_stack{stage}_block{index}", stride=stride, epsilon=1.001e-5
             )
         skips.append(x if is_paper else before)
     for stage in (4, 5):
         x = net.max_pool(x, 2, f"encoder{stage}_pool")
-        for number in (1, 2, 3):
-            _, x = _basic(net, x, widest, f"encoder{stage}_{number}")
+        for index in (1, 2, 3):
+            _, x = _basic(net, x, widest, f"encoder{stage}_{index}")
         skips.append(x)
-    for number in (1, 2, 3):
-        x = conv(x, widest, f"bridge{number}", dilation=2)
+    for index in (1, 2, 3):
+        x = conv(x, widest, f"bridge{index}", dilation=2)
     decoded = [x]
     for stage in reversed(range(6)):
         x = net.upsample(x, 2, f"decoder{stage}_up") if stage < 5 else x
         x = net.concat([skips[stage], x], f"decoder{stage}_concat")
         filters = skips[stage].shape[-1] if is_paper else widest
         after = skips[max(0, stage - 1)].shape[-1] if is_paper else widest
-        for number, count in enumerate((filters, filters, after), start=1):
-            x = conv(x, count, f"decoder{stage}_{number}")
+        for index, count in enumerate((filters, filters, after), start=1):
+            x = conv(x, count, f"decoder{stage}_{index}")
         decoded.insert(0, x)
     sides = []
     for stage, x in enumerate(decoded):
@@ -89,7 +89,7 @@ def basnet(
 
 
 def _basic(net: Layers, x: Any, filters: int, name: str, *, stride: int = 1, epsilon: float = 1e-3) -> tuple[Any, Any]:
-    """Two convolutions and a sum; before and after the last activation."""
+    """Residual block; returns the features before and after its last activation."""
     shortcut = x
     if stride > 1:
         shortcut = net.conv(
@@ -106,14 +106,14 @@ def _basic(net: Layers, x: Any, filters: int, name: str, *, stride: int = 1, eps
 def _refine(net: Layers, conv: Any, logits: Any, filters: int) -> Any:
     """The residual refinement module (section 3.3): a U-Net on the coarse logits, whose result is added to them."""
     x = net.conv(logits, filters, 3, "refine_in", initializer="glorot_uniform")
-    kept = []
+    refine_skips = []
     for level in range(4):
         x = conv(x, filters, f"refine_down{level}")
-        kept.append(x)
+        refine_skips.append(x)
         x = net.max_pool(x, 2, f"refine_down{level}_pool")
     x = conv(x, filters, "refine_bottom")
     for level in reversed(range(4)):
-        x = net.concat([kept[level], net.upsample(x, 2, f"refine_up{level}_up")], f"refine_up{level}_concat")
+        x = net.concat([refine_skips[level], net.upsample(x, 2, f"refine_up{level}_up")], f"refine_up{level}_concat")
         x = conv(x, filters, f"refine_up{level}")
     correction = net.head(x, logits.shape[-1], "refine_out", kernel_size=3)
     return correction + logits

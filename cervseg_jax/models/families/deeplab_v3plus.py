@@ -31,12 +31,12 @@ def deeplab_v3plus(
     """Builds the DeepLabV3+ with output stride 16.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       encoder: its name.
-      encoder_weights: a local file of ImageNet weights.
-      frozen_levels: levels of the encoder that keep their values: 0 none, 5 all.
+      encoder_weights: path of a local file with ImageNet weights.
+      frozen_levels: number of encoder levels that are not trained, 0 to 5.
       variant: "paper" takes the dilated fifth stage and uses separable convolutions; "reference" takes layers inside
         the last blocks of the fourth and second stages, plain convolutions activated twice, and images in 0..255 as
         they are.
@@ -92,4 +92,4 @@ def _depthwise(net: Layers, x: Any, name: str, dilation: int) -> Any:
     layer = keras.layers.DepthwiseConv2D(
         3, padding="same", dilation_rate=dilation, use_bias=False, dtype=net.policy, name=name
     )
-    return net.record(layer)(x)
+    return net.apply(layer, x)

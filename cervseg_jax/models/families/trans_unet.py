@@ -47,12 +47,12 @@ def trans_unet(
     """Builds the TransUNet.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       encoder: encoder of the paper's variant, with the transformer at 1/16.
-      encoder_weights: a local file of ImageNet weights.
-      frozen_levels: levels of the encoder that keep their values: 0 none, 5 all.
+      encoder_weights: path of a local file with ImageNet weights.
+      frozen_levels: number of encoder levels that are not trained, 0 to 5.
       filters: of the decoder, the finest first; in the reference variant of encoder and decoder.
       embed_width: channels of the transformer.
       mlp_width: hidden width of its perceptrons.
@@ -70,16 +70,16 @@ def trans_unet(
     is_paper = variant == "paper"
 
     def stack(x: Any, count: int, name: str, *, repeats: int = 2) -> Any:
-        for part in range(repeats):
+        for index in range(repeats):
             if is_paper:
-                x = net.conv(x, count, 3, f"{name}_{part}_conv", use_bias=False)
-                x = net.relu(net.norm(x, f"{name}_{part}_norm"), f"{name}_{part}_relu")
+                x = net.conv(x, count, 3, f"{name}_{index}_conv", use_bias=False)
+                x = net.relu(net.norm(x, f"{name}_{index}_norm"), f"{name}_{index}_relu")
             else:
-                x = net.conv(x, count, 3, f"{name}_{part}_conv", activation="relu", initializer="glorot_uniform")
+                x = net.conv(x, count, 3, f"{name}_{index}_conv", activation="relu", initializer="glorot_uniform")
         return x
 
     if is_paper:
-        # P5 would have parameters that nothing reads.
+        # P5 would only add parameters that are never used.
         levels = encode(net, images, encoder, weights=encoder_weights, frozen_levels=frozen_levels, num_levels=4)
         *skips, x = levels
         skips = [None, *skips]
@@ -90,12 +90,12 @@ def trans_unet(
             skips.append(x)
         *skips, _ = skips
         x = net.conv(x, filters[-1], 1, "before_transformer", use_bias=False, initializer="glorot_uniform")
-    x = net.record(PatchEmbedding(embed_width, dtype=net.policy, name="embed"))(x)
+    x = net.apply(PatchEmbedding(embed_width, dtype=net.policy, name="embed"), x)
     grid = x.shape[1:3]
     x = ops.reshape(x, (-1, grid[0] * grid[1], embed_width))
     rate = dropout_rate if is_paper else 0.0
-    for number in range(num_blocks):
-        x = _block(net, x, num_heads, mlp_width, rate, is_paper, f"transformer{number}")
+    for index in range(num_blocks):
+        x = _block(net, x, num_heads, mlp_width, rate, is_paper, f"transformer{index}")
     if is_paper:
         x = net.layer_norm(x, "transformer_norm", epsilon=1e-6)
     x = ops.reshape(x, (-1, *grid, embed_width))

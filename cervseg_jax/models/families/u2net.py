@@ -40,7 +40,7 @@ def u2net(
     """Builds the U2-Net.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       base_filters: filters of the first level (the paper: 64).
@@ -102,23 +102,23 @@ def _shapes(base: int, levels: int, is_paper: bool) -> tuple[list[_Block], list[
 
 def _pooled(net: Layers, conv: Any, first: Any, shape: _Block, name: str) -> Any:
     start = x = conv(first, shape.inner, f"{name}_down0")
-    kept = []
-    for number in range(1, shape.depth + 1):
-        x = conv(net.max_pool(x, 2, f"{name}_pool{number}"), shape.inner, f"{name}_down{number}")
-        kept.append(x)
+    skips = []
+    for index in range(1, shape.depth + 1):
+        x = conv(net.max_pool(x, 2, f"{name}_pool{index}"), shape.inner, f"{name}_down{index}")
+        skips.append(x)
     x = conv(x, shape.inner, f"{name}_bottom", dilation=2)
-    for number in reversed(range(shape.depth)):
-        x = conv(net.concat([x, kept[number]], f"{name}_concat{number}"), shape.inner, f"{name}_up{number}")
-        x = net.upsample(x, 2, f"{name}_enlarge{number}")
+    for index in reversed(range(shape.depth)):
+        x = conv(net.concat([x, skips[index]], f"{name}_concat{index}"), shape.inner, f"{name}_up{index}")
+        x = net.upsample(x, 2, f"{name}_enlarge{index}")
     return conv(net.concat([x, start], f"{name}_concat"), shape.filters, f"{name}_out")
 
 
 def _dilated(net: Layers, conv: Any, first: Any, shape: _Block, name: str) -> Any:
-    x, kept = first, []
-    for number in range(4):
-        x = conv(x, shape.inner, f"{name}_down{number}", dilation=2**number)
-        kept.append(x)
-    for number in (2, 1):
-        x = net.concat([x, kept[number]], f"{name}_concat{number}")
-        x = conv(x, shape.inner, f"{name}_up{number}", dilation=2**number)
-    return conv(net.concat([x, kept[0]], f"{name}_concat0"), shape.filters, f"{name}_out")
+    x, skips = first, []
+    for index in range(4):
+        x = conv(x, shape.inner, f"{name}_down{index}", dilation=2**index)
+        skips.append(x)
+    for index in (2, 1):
+        x = net.concat([x, skips[index]], f"{name}_concat{index}")
+        x = conv(x, shape.inner, f"{name}_up{index}", dilation=2**index)
+    return conv(net.concat([x, skips[0]], f"{name}_concat0"), shape.filters, f"{name}_out")

@@ -53,7 +53,7 @@ def unet(
     `max(1, dilation - i)` and dropout `dropout_rate * i`; the decoder repeats the encoder's values.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255, height and width multiples of `2**(levels - 1)`.
       num_maps: channels of the output.
       base_filters: filters at full resolution.

@@ -1,7 +1,7 @@
-"""UNet 3+: every decoder level sees all scales.
+"""UNet 3+: full-scale skip connections.
 
-Reference: Huang et al. 2020, arXiv:2004.08790. The classification-guided module is left out: nearly every field of
-view holds nuclei, and nothing in the data says which do not.
+Reference: Huang et al. 2020, arXiv:2004.08790. The classification-guided module is omitted: nearly every field of
+view contains nuclei, and the data has no labels for those that do not.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def unet3plus(
     """Builds the UNet 3+ of five levels.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       base_filters: filters at full resolution, and of each branch of the decoder (the paper: 64).
@@ -50,9 +50,9 @@ def unet3plus(
     rate = dropout_rate if variant == "reference" else 0.0
 
     def block(x: Any, filters: int, name: str, *, repeats: int = 1) -> Any:
-        for number in range(1, repeats + 1):
-            at = f"{name}_{number}"
-            x = net.dropout(net.conv(x, filters, 3, f"{at}_conv"), rate * number, f"{at}_dropout")
+        for index in range(1, repeats + 1):
+            at = f"{name}_{index}"
+            x = net.dropout(net.conv(x, filters, 3, f"{at}_conv"), rate * index, f"{at}_dropout")
             x = net.relu(net.norm(x, f"{at}_norm"), f"{at}_relu")
         return x
 
@@ -69,12 +69,12 @@ def unet3plus(
         for source in range(LEVELS):
             name = f"decoder{level}_from{source}"
             if source < level:
-                part = net.max_pool(encoded[source], 2 ** (level - source), f"{name}_pool")
+                features = net.max_pool(encoded[source], 2 ** (level - source), f"{name}_pool")
             elif source == level:
-                part = encoded[level]
+                features = encoded[level]
             else:
-                part = net.upsample(decoded[source], 2 ** (source - level), f"{name}_up")
-            branches.append(block(part, base_filters, name))
+                features = net.upsample(decoded[source], 2 ** (source - level), f"{name}_up")
+            branches.append(block(features, base_filters, name))
         fused = net.concat(branches, f"decoder{level}_concat")
         decoded[level] = block(fused, base_filters * fused_width, f"decoder{level}")
     outputs = []

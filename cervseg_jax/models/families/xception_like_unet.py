@@ -29,7 +29,7 @@ def xception_like_unet(
     """Builds the network.
 
     Args:
-      net: maker of layers.
+      net: layer factory.
       images: [b, h, w, c] in 0..255.
       num_maps: channels of the output.
       base_filters: filters of the first level; doubled per level.
@@ -43,11 +43,11 @@ def xception_like_unet(
 
     def make(kind: Any, x: Any, filters: int, name: str) -> Any:
         layer = kind(filters, 3, padding="same", dtype=net.policy, name=name)
-        return net.norm(net.record(layer)(x), f"{name}_norm")
+        return net.norm(net.apply(layer, x), f"{name}_norm")
 
     def main_path(kind: Any, x: Any, filters: int, name: str) -> Any:
-        for part in ("1", "2"):
-            x = make(kind, net.relu(x, f"{name}_{part}_relu"), filters, f"{name}_{part}")
+        for index in (1, 2):
+            x = make(kind, net.relu(x, f"{name}_{index}_relu"), filters, f"{name}_{index}")
         return x
 
     def residual(x: Any, filters: int, name: str, *, stride: int = 1) -> Any:

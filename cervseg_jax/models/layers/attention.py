@@ -1,4 +1,4 @@
-"""Layers of transformers on grids: patches, windows, and the blocks of Swin networks."""
+"""Transformer layers on image grids: patch embedding, merging and expanding, and Swin blocks."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ ops: Any = keras.ops  # its annotations promise tensors of no type
 
 
 class PatchEmbedding(keras.layers.Layer):
-    """Maps patches linearly and adds a learned vector per place."""
+    """Linear embedding of patches with a learned position embedding."""
 
     def __init__(self, width: int, patch_size: int = 1, **kwargs: Any) -> None:
-        """Makes the layer.
+        """Creates the layer.
 
         Args:
           width: channels of the result.
@@ -28,19 +28,21 @@ class PatchEmbedding(keras.layers.Layer):
         return {**super().get_config(), "width": self.width, "patch_size": self.patch_size}
 
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
-        """Creates the map and the places for inputs [b, h, w, c]."""
+        """Creates the projection and the position embedding for inputs [b, h, w, c]."""
         _, height, width, channels = input_shape
-        places = (height // self.patch_size) * (width // self.patch_size)
+        num_patches = (height // self.patch_size) * (width // self.patch_size)
         inputs = self.patch_size**2 * channels
         self.kernel = self.add_weight(name="kernel", shape=(inputs, self.width), initializer="glorot_uniform")
         self.bias = self.add_weight(name="bias", shape=(self.width,), initializer="zeros")
-        self.places = self.add_weight(name="embeddings", shape=(places, self.width), initializer="random_uniform")
+        self.embeddings = self.add_weight(
+            name="embeddings", shape=(num_patches, self.width), initializer="random_uniform"
+        )
 
     def call(self, inputs: Any) -> Any:
         """Maps [b, h, w, c] to [b, h / patch_size, w / patch_size, width]."""
         patches = to_patches(inputs, self.patch_size)
         rows, columns = patches.shape[1:3]
-        return ops.matmul(patches, self.kernel) + self.bias + ops.reshape(self.places, (rows, columns, self.width))
+        return ops.matmul(patches, self.kernel) + self.bias + ops.reshape(self.embeddings, (rows, columns, self.width))
 
     def compute_output_shape(self, input_shape: tuple[int | None, int, int, int]) -> tuple[int | None, ...]:
         """Returns the shape of the grid of patches."""
@@ -49,10 +51,10 @@ class PatchEmbedding(keras.layers.Layer):
 
 
 class PatchMerging(keras.layers.Layer):
-    """Joins each 2x2 neighbors and maps them to twice the channels."""
+    """Projection of 2x2 concatenated neighbors to twice the channels."""
 
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
-        """Creates the map for [b, h, w, 4c]."""
+        """Creates the projection for [b, h, w, 4c]."""
         channels = input_shape[-1]
         self.kernel = self.add_weight(name="kernel", shape=(channels, channels // 2), initializer="glorot_uniform")
 
@@ -66,14 +68,14 @@ class PatchMerging(keras.layers.Layer):
 
 
 class PatchExpanding(keras.layers.Layer):
-    """Maps channels and spreads them over `factor` x `factor` places."""
+    """Projection of channels, rearranged to `factor` x `factor` pixels."""
 
     def __init__(self, filters: int, factor: int, **kwargs: Any) -> None:
-        """Makes the layer.
+        """Creates the layer.
 
         Args:
-          filters: channels after spreading.
-          factor: enlargement.
+          filters: output channels.
+          factor: enlargement of height and width.
           **kwargs: `name` and `dtype` of the Keras layer.
         """
         super().__init__(**kwargs)
@@ -85,7 +87,7 @@ class PatchExpanding(keras.layers.Layer):
         return {**super().get_config(), "filters": self.filters, "factor": self.factor}
 
     def build(self, input_shape: tuple[int, int, int, int]) -> None:
-        """Creates the map for [b, h, w, c]."""
+        """Creates the projection for [b, h, w, c]."""
         shape = (1, 1, input_shape[-1], self.factor**2 * self.filters)
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer="glorot_uniform")
 
@@ -103,7 +105,7 @@ class PatchExpanding(keras.layers.Layer):
 
 
 class SwinTransformerBlock(keras.layers.Layer):
-    """Attention within windows, shifted or not, and a two-layer perceptron, each after a normalization.
+    """Pre-norm transformer block with attention within windows, which may be shifted.
 
     Reference: Liu et al. 2021, arXiv:2103.14030, sections 3.1 and 3.2.
     """
@@ -119,15 +121,15 @@ class SwinTransformerBlock(keras.layers.Layer):
         drop_path: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        """Makes the layer.
+        """Creates the layer.
 
         Args:
           num_heads: attention heads; divides the channels.
-          window: side of a window; grids that it does not divide are padded with zeros.
-          shift: how far the windows are moved; 0 for none.
-          hidden: width of the perceptron.
-          is_masked: whether places that only a shift around the border brought together ignore each other.
-          drop_path: chance that a whole branch is left out for an image in training.
+          window: side of a window; grids are zero-padded to multiples of it.
+          shift: offset of the windows in pixels; 0 for none.
+          hidden: hidden width of the MLP.
+          is_masked: whether positions that are adjacent only because the shift wraps around are masked.
+          drop_path: probability of dropping a residual branch for an image in training.
           **kwargs: `name` and `dtype` of the Keras layer.
         """
         super().__init__(**kwargs)
@@ -220,30 +222,29 @@ def to_patches(x: Any, size: int) -> Any:
 
 def neighbors(x: Any) -> Any:
     """Turns [b, h, w, c] into [b, h / 2, w / 2, 4c]: top left, bottom left, top right, bottom right."""
-    parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-    return ops.concatenate(parts, axis=-1)
+    return ops.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
 
 
 def _layer_norm(x: Any, gamma: Any, beta: Any) -> Any:
     full = ops.cast(x, "float32")
-    centerd = full - ops.mean(full, axis=-1, keepdims=True)
-    normed = centerd / ops.sqrt(ops.mean(ops.square(centerd), axis=-1, keepdims=True) + 1e-5)
+    centered = full - ops.mean(full, axis=-1, keepdims=True)
+    normed = centered / ops.sqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + 1e-5)
     return ops.cast(normed, x.dtype) * gamma + beta
 
 
 def _position_index(window: int) -> np.ndarray:
-    """Row of the bias table for each pair of places, [window^2, window^2]."""
-    places = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
-    offset = places[:, :, None] - places[:, None, :] + window - 1
+    """Returns the row of the bias table for each pair of positions, [window^2, window^2]."""
+    positions = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
+    offset = positions[:, :, None] - positions[:, None, :] + window - 1
     return offset[0] * (2 * window - 1) + offset[1]
 
 
 def _shift_mask(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
-    """-100 for places of a window that do not lie side by side in the image, [windows, window^2, window^2]."""
+    """Returns -100 for pairs of positions that the shift wraps around, else 0, [windows, window^2, window^2]."""
     regions = np.zeros((rows, columns), np.int32)
-    parts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for number, (vertical, horizontal) in enumerate((v, h) for v in parts for h in parts):
-        regions[vertical, horizontal] = number
+    spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for index, (vertical, horizontal) in enumerate((v, h) for v in spans for h in spans):
+        regions[vertical, horizontal] = index
     windows = regions.reshape(rows // window, window, columns // window, window).transpose(0, 2, 1, 3)
     flat = windows.reshape(-1, window**2)
     return np.where(flat[:, None, :] != flat[:, :, None], np.float32(-100), np.float32(0))

@@ -46,6 +46,14 @@ class Layers:
         self.created.append(layer)
         return layer
 
+    def apply(self, layer: Any, x: Any) -> Any:
+        """Records a layer that a builder created itself, and applies it."""
+        return self.record(layer)(x)
+
+    def plain(self, x: Any) -> Any:
+        """Returns a tensor [b, h, w, c] for operations that are not layers of this factory."""
+        return x
+
     def scale_input(self, images: Any, input_range: InputRange) -> Any:
         """Applies the input range, in float32."""
         if input_range == "raw":
