@@ -38,13 +38,20 @@ def infer(
     ] = None,
     mpp: Annotated[
         float | None,
-        typer.Option(callback=positive, help="Micrometers per pixel; adds measurements in micrometers to the tables."),
+        typer.Option(
+            callback=positive,
+            help="Micrometers per pixel; adds measurements in micrometers to the tables. "
+            "Default: as TIFF files and slides state it.",
+        ),
     ] = None,
     tiled: Tiled = None,
     ensemble: Ensemble = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier call.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the results of earlier calls first.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted call; finished images are kept.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue an interrupted call; finished images are kept, changed ones done again."
+        ),
     ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -79,7 +86,7 @@ def infer(
     reporter.info(f"{num_done} images done: {', '.join(outputs)} and images.csv in {short_path(out)}")
     if num_failed:
         failed_csv = short_path(out / "failed.csv")
-        raise FindingsError(f"{num_failed} of {num_done + num_failed} files could not be read; see {failed_csv}")
+        raise FindingsError(f"{num_failed} of {num_done + num_failed} images failed; see {failed_csv}")
 
 
 def _output_names(given: list[str]) -> tuple[str, ...]:
