@@ -20,9 +20,6 @@ from cervseg_jax.errors import ConfigError, FindingsError
 
 EXAMPLE = "cervseg-jax infer runs/quickstart --images slides --out masks"
 
-RENAMED_OUTPUTS = {"colour": "color"}
-"""Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
-
 
 def infer(
     run: RunArgument,
@@ -92,6 +89,8 @@ def infer(
 def _output_names(given: list[str]) -> tuple[str, ...]:
     """Splits comma-separated values and translates old names."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    from cervseg_jax.segmentation.outputs import RENAMED_OUTPUTS
+
     for old, new in RENAMED_OUTPUTS.items():
         if old in names:
             logging.getLogger("cervseg_jax").warning("--output %s is now --output %s", old, new)

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,14 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, first_few
 from cervseg_jax.files import make_folder, read_text, temporary_name, write_json, write_text
 from cervseg_jax.segmentation.jobs import Job
-from cervseg_jax.segmentation.outputs import IMAGE_COLUMNS, OUTPUTS, TABLES, has_results, remove_results
+from cervseg_jax.segmentation.outputs import (
+    IMAGE_COLUMNS,
+    OUTPUTS,
+    RENAMED_OUTPUTS,
+    TABLES,
+    has_results,
+    remove_results,
+)
 from cervseg_jax.tables import csv_text
 
 DONE = ".done"
@@ -89,12 +96,12 @@ class Ledger:
         note = self._read_note()
         if resume:
             self._require_same(settings, note)
-        owned = {name for name in (note or {}).get("owned_outputs", (note or {}).get("outputs", ())) if name in OUTPUTS}
-        owned |= set(self._outputs)
+        owned = _owned_outputs(note or {})
         given = {job.name for job in jobs}
         if overwrite:
             self._remove_all(owned, given, reporter)
-            owned = set(self._outputs)
+            owned = set()
+        owned |= set(self._outputs)
         write_json(self._note, {**settings, "owned_outputs": sorted(owned)})
         if resume:
             return self._unfinished(jobs, owned, reporter)
@@ -146,7 +153,10 @@ class Ledger:
             raise ConfigError(f"--resume: {self._note} is damaged; start again with --overwrite")
         changed = ", ".join(key for key in settings if note.get(key) != settings[key]) if note else ""
         if changed:
-            raise ConfigError(f"--resume: {self._out} was made with other settings ({changed}); choose another folder")
+            raise ConfigError(
+                f"--resume: {self._out} was made with other settings ({changed}); choose another folder, "
+                "or start again with --overwrite"
+            )
 
     def _read_values(self, name: str) -> list[str] | None:
         try:
@@ -155,7 +165,7 @@ class Ledger:
             return None
         return values if len(values) >= len(IMAGE_COLUMNS) else None
 
-    def _unfinished(self, jobs: Sequence[Job], owned: Iterable[str], reporter: Reporter) -> list[Job]:
+    def _unfinished(self, jobs: Sequence[Job], owned: Collection[str], reporter: Reporter) -> list[Job]:
         todo, changed = [], []
         for job in jobs:
             values = self._read_values(job.name)
@@ -167,6 +177,7 @@ class Ledger:
                 continue
             todo.append(job)
         if changed:
+            self._remove_tables(owned)
             reporter.warn(f"{len(changed)} images have changed and are done again: {first_few(changed)}")
         left_over = sorted(self._names() - {job.name for job in jobs})
         if left_over:
@@ -176,21 +187,29 @@ class Ledger:
             )
         return todo
 
-    def _remove_all(self, owned: Iterable[str], given: Iterable[str], reporter: Reporter) -> None:
+    def _remove_all(self, owned: Collection[str], given: Iterable[str], reporter: Reporter) -> None:
         names = self._names()
         for name in names:
             remove_results(self._out, name, owned)
             self._row(name).unlink(missing_ok=True)
             self._started(name).unlink(missing_ok=True)
         if names or self._note.exists():
-            for table, output in TABLES.items():
-                if output is None or output in owned:
-                    (self._out / table).unlink(missing_ok=True)
-        left_over = sorted(names - set(given))
+            self._remove_tables(owned)
+        left_over = sorted(names - set(given)) if owned else []
         if left_over:
             reporter.warn(
                 f"removed the results of {len(left_over)} images that are no longer given: {first_few(left_over)}"
             )
+
+    def _remove_tables(self, owned: Collection[str]) -> None:
+        for table, output in TABLES.items():
+            if output is None or output in owned:
+                (self._out / table).unlink(missing_ok=True)
+
+
+def _owned_outputs(note: Mapping[str, Any]) -> set[str]:
+    names = note.get("owned_outputs", note.get("outputs"))  # release 0.1 noted the last call's only
+    return {name for name in (*OUTPUTS, *RENAMED_OUTPUTS) if isinstance(names, list) and name in names}
 
 
 def _is_same_file(path: Path, values: Sequence[str]) -> bool:

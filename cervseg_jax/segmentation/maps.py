@@ -1,6 +1,7 @@
 """Probability maps of images of any size: resized whole, or in tiles."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -126,8 +127,13 @@ def allocate(shape: tuple[int, ...], dtype: Any, scratch: Path | None = None) ->
       shape: shape of the array.
       dtype: NumPy type.
       scratch: folder whose disk holds a large array; None: the system's temporary folder.
+
+    Raises:
+      OSError: if the disk has too little space.
     """
     if math.prod(shape) <= MAX_ELEMENTS_IN_MEMORY:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(dir=scratch) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process with SIGBUS
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
         return np.memmap(file, dtype, "w+", shape=shape)

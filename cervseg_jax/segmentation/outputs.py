@@ -113,6 +113,8 @@ OUTPUTS: Mapping[str, Output] = {
     "rois": Output(_rois, (".zip",), is_optional=True),
 }
 """Outputs by name."""
+RENAMED_OUTPUTS: Mapping[str, str] = {"colour": "color"}
+"""Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
 DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei")
 MASK_OUTPUTS = frozenset({"masks", "probabilities", "color"})
 """Outputs that need no label map."""
@@ -144,7 +146,7 @@ def remove_results(out: Path, name: str, outputs: Iterable[str]) -> None:
     Args:
       out: folder with a folder per output.
       name: name of the results.
-      outputs: keys of `OUTPUTS`.
+      outputs: keys of `OUTPUTS` or `RENAMED_OUTPUTS`.
     """
     for path in (path for output in outputs for path in _paths(out, name, output)):
         if path.is_file() or path.is_symlink():
@@ -159,7 +161,7 @@ def has_results(out: Path, name: str, outputs: Iterable[str]) -> bool:
 
 
 def _paths(out: Path, name: str, output: str) -> list[Path]:
-    return [out / output / f"{name}{suffix}" for suffix in OUTPUTS[output].suffixes]
+    return [out / output / f"{name}{suffix}" for suffix in OUTPUTS[RENAMED_OUTPUTS.get(output, output)].suffixes]
 
 
 TABLES: Mapping[str, str | None] = {"images.csv": None, "failed.csv": None, "nuclei.csv": "nuclei", "coco.json": "coco"}
@@ -176,11 +178,13 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
 
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:
-    """Joins the measurements of all images into `nuclei.csv`."""
+    """Joins the measurements of all images into `nuclei.csv`; without images there is none."""
     texts = [read_text(out / "nuclei" / f"{name}.csv") for name in names]
     if texts:
         head = texts[0].partition("\n")[0] + "\n"
         write_text(out / "nuclei.csv", head + "".join(text.partition("\n")[2] for text in texts))
+    else:
+        (out / "nuclei.csv").unlink(missing_ok=True)
 
 
 def merge_coco(out: Path, names: Sequence[str]) -> None:

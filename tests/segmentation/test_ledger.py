@@ -66,6 +66,7 @@ def test_changed_images_are_done_again(folder, capsys):
     status = (folder.images / "a.png").stat()
     (folder.images / "a.png").write_bytes(b"A")  # of the same size
     os.utime(folder.images / "a.png", ns=(0, status.st_mtime_ns + 1))
+    (folder.out / "images.csv").touch()
     (folder.images / "b.png").write_bytes(b"longer")
     ledger, todo = folder.begin(resume=True)
     assert [job.name for job in todo] == ["a", "b"]
@@ -146,6 +147,34 @@ def test_outputs_of_several_calls_are_known(folder):
     (folder.images / "b.png").unlink()
     folder.call(outputs=("rois",), overwrite=True)
     assert folder.files() == ["rois/a.zip", "rois/c.zip"]
+
+
+def test_results_of_release_0_1_are_replaced(folder):
+    folder.call()
+    (folder.out / "colour").mkdir()
+    (folder.out / "colour" / "a.png").touch()
+    (folder.out / ".done" / "made_with.json").write_text('{"outputs": ["colour", "masks", "rois"]}')
+    with pytest.raises(ConfigError, match=r"other settings \(weights, infer\)"):
+        folder.call(resume=True)
+    folder.begin(overwrite=True)
+    assert folder.files() == []
+
+
+@pytest.mark.parametrize("owned", ["7", "null", "[[1], {}]"])
+def test_notes_that_make_no_sense_remove_nothing(folder, owned):
+    folder.call()
+    (folder.out / ".done" / "made_with.json").write_text(f'{{"owned_outputs": {owned}}}')
+    folder.begin(outputs=("masks",), overwrite=True)
+    assert len(folder.files()) == 6
+
+
+def test_files_that_were_there_before_an_output_was_first_written_are_kept(folder):
+    folder.call(outputs=("rois",))
+    (folder.out / "masks").mkdir()
+    (folder.out / "masks" / "b.png").touch()
+    (folder.images / "b.png").unlink()
+    folder.begin(outputs=("masks",), overwrite=True)
+    assert folder.files() == ["masks/b.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Images that fail alone, and errors that end the whole call."""
 
 import errno
+import os
 from pathlib import Path
 
 import cv2
@@ -181,6 +182,21 @@ def test_a_full_disk_ends_the_call_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"No space left on device; finished images are kept.*--resume"):
         call.run()
     assert call.done() == ["a", "b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space is reserved where the system can")
+def test_a_disk_without_space_for_the_maps_of_a_slide_ends_the_call_in_one_line(tmp_path, monkeypatch):
+    """Writing to a mapped file on a full disk would kill the process."""
+
+    def reserve(file, offset, num_bytes):
+        assert num_bytes == 48 * 40 * 2
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    call = Call(tmp_path, tiled=TiledConfig())
+    monkeypatch.setattr("cervseg_jax.segmentation.maps.MAX_ELEMENTS_IN_MEMORY", 1)
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    with pytest.raises(ConfigError, match="No space left on device; finished images are kept"):
+        call.run()
 
 
 def test_a_folder_that_became_unwritable_ends_the_call(tmp_path, monkeypatch):
