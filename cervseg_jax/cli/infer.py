@@ -58,7 +58,7 @@ def infer(
     Writes masks, single nuclei, measurements and exports for QuPath, ImageJ and other programs.
     """
     if overwrite and resume:
-        raise ConfigError("--overwrite and --resume exclude each other")
+        raise ConfigError("--overwrite and --resume cannot be used together")
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.runs.bucket import local_copies
     from cervseg_jax.segmentation.folder import InferRequest, infer_files

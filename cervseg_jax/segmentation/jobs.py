@@ -120,4 +120,7 @@ def require_safe_output(out: Path, outputs: Sequence[str], jobs: Sequence[Job], 
             raise ConfigError(f"--out: {folder} is a file")
     for name in outputs:
         if not overwrite and (out / name).is_dir() and any((out / name).iterdir()):
-            raise ConfigError(f"--out: {out / name} holds results already; choose another folder, or add --overwrite")
+            raise ConfigError(
+                f"--out: {out / name} holds results already; choose another folder, or add --overwrite, or --resume to "
+                "continue an interrupted call"
+            )

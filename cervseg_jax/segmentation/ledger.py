@@ -96,7 +96,8 @@ class Ledger:
         note = self._read_note()
         if resume:
             self._require_same(settings, note)
-        owned = _owned_outputs(note or {})
+        inputs = {job.path.parent.resolve() for job in jobs}
+        owned = {name for name in _owned_outputs(note or {}) if (self._out / name).resolve() not in inputs}
         given = {job.name for job in jobs}
         if overwrite:
             self._remove_all(owned, given, reporter)

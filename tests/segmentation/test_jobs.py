@@ -36,6 +36,11 @@ def test_missing_inputs_and_folders_of_inputs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         plan_jobs([tmp_path / "missing"])
     job = Job(tmp_path / "masks" / "a.png", "a")
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "a.png").touch()
+    require_safe_output(tmp_path / "out", ["masks"], [job], overwrite=True)
+    with pytest.raises(ConfigError, match=r"holds results already.*--overwrite.*--resume"):
+        require_safe_output(tmp_path / "out", ["masks"], [job], overwrite=False)
     with pytest.raises(ConfigError, match="is a folder of input images"):
         require_safe_output(tmp_path, ["masks"], [job], overwrite=True)
 

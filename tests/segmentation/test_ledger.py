@@ -168,6 +168,13 @@ def test_notes_that_make_no_sense_remove_nothing(folder, owned):
     assert len(folder.files()) == 6
 
 
+def test_results_that_are_the_images_of_this_call_are_kept(folder):
+    folder.call(outputs=("masks",))
+    folder.images = folder.out / "masks"
+    folder.call(outputs=("rois",), overwrite=True)
+    assert folder.files() == ["masks/a.png", "masks/b.png", "masks/c.png", "rois/a.zip", "rois/b.zip", "rois/c.zip"]
+
+
 def test_files_that_were_there_before_an_output_was_first_written_are_kept(folder):
     folder.call(outputs=("rois",))
     (folder.out / "masks").mkdir()
