@@ -26,17 +26,23 @@ def export(
     """
     from cervseg_jax.console import Reporter
     from cervseg_jax.runs.bucket import local_copy
+    from cervseg_jax.runs.folder import load_run_config
     from cervseg_jax.runs.weights import load_network
     from cervseg_jax.segmentation.export import export_network
+    from cervseg_jax.segmentation.postprocess import resolve_postprocessing
 
     with local_copy(run) as local_run:
-        network = load_network(local_run.folder / "best")
+        best = local_run.folder / "best"
+        network = load_network(best)
+        postprocessing = resolve_postprocessing(load_run_config(local_run.folder).infer, best)
         folder = (out or local_run.folder / "export" / format_name).absolute()
-        facts = export_network(network, folder, format_name)
+        metadata = export_network(network, folder, format_name, postprocessing=postprocessing)
     height, width = network.contract.image_size
-    sizes = f"{height}x{width}" if facts["divisor"] is None else f"height and width multiples of {facts['divisor']}"
+    sizes = (
+        f"{height}x{width}" if metadata["divisor"] is None else f"height and width multiples of {metadata['divisor']}"
+    )
     Reporter(quiet=quiet).info(
-        f"{local_run.display_path(folder / facts['file'])}: {facts['bytes'] / 2**20:.1f} MiB, for images of {sizes}; "
-        f"loaded again, largest difference in probability {facts['max_difference']:.1g}; "
+        f"{local_run.display_path(folder / metadata['file'])}: {metadata['bytes'] / 2**20:.1f} MiB, "
+        f"for images of {sizes}; loaded again, largest difference in probability {metadata['max_difference']:.1g}; "
         "contract.json and example.py beside it"
     )

@@ -20,9 +20,6 @@ from cervseg_jax.errors import ConfigError, FindingsError
 
 EXAMPLE = "cervseg-jax infer runs/quickstart --images slides --out masks"
 
-RENAMED_OUTPUTS = {"colour": "color"}
-"""Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
-
 
 def infer(
     run: RunArgument,
@@ -38,13 +35,20 @@ def infer(
     ] = None,
     mpp: Annotated[
         float | None,
-        typer.Option(callback=positive, help="Micrometers per pixel; adds measurements in micrometers to the tables."),
+        typer.Option(
+            callback=positive,
+            help="Micrometers per pixel; adds measurements in micrometers to the tables. "
+            "Default: as TIFF files and slides state it.",
+        ),
     ] = None,
     tiled: Tiled = None,
     ensemble: Ensemble = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier call.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the results of earlier calls first.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted call; finished images are kept.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue an interrupted call; finished images are kept, changed ones done again."
+        ),
     ] = False,
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -54,7 +58,7 @@ def infer(
     Writes masks, single nuclei, measurements and exports for QuPath, ImageJ and other programs.
     """
     if overwrite and resume:
-        raise ConfigError("--overwrite and --resume exclude each other")
+        raise ConfigError("--overwrite and --resume cannot be used together")
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.runs.bucket import local_copies
     from cervseg_jax.segmentation.folder import InferRequest, infer_files
@@ -79,12 +83,14 @@ def infer(
     reporter.info(f"{num_done} images done: {', '.join(outputs)} and images.csv in {short_path(out)}")
     if num_failed:
         failed_csv = short_path(out / "failed.csv")
-        raise FindingsError(f"{num_failed} of {num_done + num_failed} files could not be read; see {failed_csv}")
+        raise FindingsError(f"{num_failed} of {num_done + num_failed} images failed; see {failed_csv}")
 
 
 def _output_names(given: list[str]) -> tuple[str, ...]:
     """Splits comma-separated values and translates old names."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    from cervseg_jax.segmentation.outputs import RENAMED_OUTPUTS
+
     for old, new in RENAMED_OUTPUTS.items():
         if old in names:
             logging.getLogger("cervseg_jax").warning("--output %s is now --output %s", old, new)

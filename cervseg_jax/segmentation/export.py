@@ -16,9 +16,10 @@ from cervseg_jax.components import lookup
 from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.extras import install_command
 from cervseg_jax.files import make_folder, write_bytes, write_json, write_text
-from cervseg_jax.heads import num_maps
+from cervseg_jax.heads import NUM_MAPS, num_maps
 from cervseg_jax.models import CUSTOM_OBJECTS, MODELS, build_model, functionalize, padded_size, size_divisor
 from cervseg_jax.runs.weights import Contract, Network
+from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.predict import make_predictor
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -26,6 +27,8 @@ MAX_DIFFERENCE = 1e-5
 """Largest accepted difference of probabilities between the reloaded file and the run."""
 BATCH_SIZES = (1, 3)
 """Batch sizes that are compared."""
+
+OUTPUT = "probabilities in [0, 1], float32 [batch, height, width, maps]; not logits: the sigmoid is part of the file"
 
 Probabilities = Callable[[np.ndarray], Any]
 """From uint8 RGB images [b, h, w, 3] to probabilities [b, h, w, maps]."""
@@ -41,13 +44,16 @@ class Format(NamedTuple):
     """Source of a program that uses the file."""
 
 
-def export_network(network: Network, folder: Path, format_name: str) -> dict[str, Any]:
+def export_network(
+    network: Network, folder: Path, format_name: str, *, postprocessing: Postprocessing
+) -> dict[str, Any]:
     """Exports a network, reads the file back, and compares its predictions with those of `infer`.
 
     Args:
       network: network with its weights.
       folder: receives the file, `contract.json` and `example.py`.
       format_name: a key of `FORMATS`.
+      postprocessing: threshold and watershed parameters, which `contract.json` states.
 
     Returns:
       File name, bytes, largest difference of probabilities, and entries of the format.
@@ -73,9 +79,21 @@ def export_network(network: Network, folder: Path, format_name: str) -> dict[str
         "bytes": path.stat().st_size,
         "max_difference": difference,
         **metadata,
+        "output": OUTPUT,
+        "maps": [
+            f"{head}_{index}" if NUM_MAPS[head] > 1 else head
+            for head in network.contract.heads
+            for index in range(NUM_MAPS[head])
+        ],
+        "postprocessing": postprocessing.to_json(),
         "cervseg_jax_version": __version__,
     }
-    write_json(folder / "contract.json", {**json.loads(network.contract.model_dump_json()), "export": metadata})
+    contract = json.loads(network.contract.model_dump_json())
+    # The weights' contract describes the bare network, whose output are logits.
+    contract["preprocessing"] = "; ".join(
+        clause for clause in contract["preprocessing"].split("; ") if "logits" not in clause
+    )
+    write_json(folder / "contract.json", {**contract, "export": metadata})
     write_text(folder / "example.py", entry.example)
     return metadata
 
@@ -148,6 +166,7 @@ FORMATS: Mapping[str, Format] = {
         "model.stablehlo",
         _write_stablehlo,
         """\
+# Needs JAX and one package that JAX does not install by itself: pip install jax flatbuffers
 import json, jax, numpy as np
 from jax import export
 
@@ -155,7 +174,7 @@ contract = json.load(open("contract.json"))
 network = export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
 height, width = contract["image_size"]              # or any multiples of contract["export"]["divisor"], if it has one
 images = np.zeros((2, height, width, 3), np.uint8)  # RGB, any number of them
-probabilities = network.call(images)                # float32 [2, height, width, maps]; maps as in contract["heads"]
+probabilities = network.call(images)                # float32 [2, height, width, maps]; see contract["export"]["maps"]
 """,
     ),
     "keras": Format(
@@ -171,7 +190,7 @@ contract = json.load(open("contract.json"))
 network = keras.models.load_model("model.keras", custom_objects=CUSTOM_OBJECTS)
 height, width = contract["image_size"]
 images = np.zeros((2, height, width, 3), np.uint8)  # RGB, any number of them
-probabilities = network.predict(images)             # float32 [2, height, width, maps]; maps as in contract["heads"]
+probabilities = network.predict(images)             # float32 [2, height, width, maps]; see contract["export"]["maps"]
 """,
     ),
 }

@@ -1,7 +1,7 @@
 """Images as the segmentation takes them: arrays, files and slides."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -37,13 +37,20 @@ def is_single_image(images: ImageSource | Iterable[ImageSource]) -> TypeGuard[Im
     return isinstance(images, (str, os.PathLike)) or hasattr(images, "__array__")
 
 
-def open_image(path: Path, *, is_tiled: bool, bit_depth: BitDepth = "auto") -> ImageLike:
+def open_image(
+    path: Path,
+    *,
+    is_tiled: bool,
+    bit_depth: BitDepth = "auto",
+    on_narrow: Callable[[int], None] = lambda bits: None,
+) -> ImageLike:
     """Reads an image whole, or opens it as a slide.
 
     Args:
       path: the file.
       is_tiled: whether the image is to be predicted in tiles, as slides must be.
       bit_depth: bits that the values of a 16-bit file have.
+      on_narrow: called with the bits that the values use if a 16-bit file is read whole and uses fewer than 16.
 
     Returns:
       uint8 RGB [h, w, 3], or a slide.
@@ -52,7 +59,7 @@ def open_image(path: Path, *, is_tiled: bool, bit_depth: BitDepth = "auto") -> I
       DataError: if the file cannot be read, or is a slide and would have to be resized.
     """
     if not is_slide(path):
-        return read_image(path, bit_depth=bit_depth)
+        return read_image(path, bit_depth=bit_depth, on_narrow=on_narrow)
     if not is_tiled:
         raise DataError(f"{path}: is a slide, too large to be resized; add --tiled, or infer.tiled={{}} to the config")
     return Slide(path, bit_depth=bit_depth)

@@ -1,11 +1,14 @@
 """The input images of `infer` and the names of their results."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cervseg_jax.data.pairs import list_images
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.pairs import scan_folder
+from cervseg_jax.data.pixel_size import pixel_size_um
+from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import refuse_bucket
 
@@ -17,7 +20,9 @@ class Job(NamedTuple):
     name: str
 
 
-def plan_jobs(inputs: Sequence[Path]) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[Path], *, with_slides: bool = False, on_left_out: Callable[[str], None] = lambda message: None
+) -> list[Job]:
     """Lists the images and gives each a unique name.
 
     The name is the file's stem; where two files share one, it is the whole file name with `_` for the dot, then
@@ -25,6 +30,8 @@ def plan_jobs(inputs: Sequence[Path]) -> list[Job]:
 
     Args:
       inputs: files and folders.
+      with_slides: take slides in folders as well, for predictions in tiles.
+      on_left_out: called with a message for each folder that has other files besides images.
 
     Returns:
       Jobs in order, each file once.
@@ -36,10 +43,7 @@ def plan_jobs(inputs: Sequence[Path]) -> list[Job]:
     for given in inputs:
         refuse_bucket(given)
         if given.is_dir():
-            found = list_images(given)
-            if not found:
-                raise ConfigError(f"--images: {given} holds no images")
-            paths += found
+            paths += _images_in(given, with_slides=with_slides, on_left_out=on_left_out)
         elif given.exists():
             paths.append(given)
         else:
@@ -58,6 +62,42 @@ def plan_jobs(inputs: Sequence[Path]) -> list[Job]:
             taken.add(name)
         jobs.append(Job(path, name))
     return jobs
+
+
+def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], None]) -> list[Path]:
+    scan = scan_folder(folder, with_slides=with_slides)
+    left_out = f"left out: {scan.left_out_text()}" if scan.left_out else ""
+    if not with_slides and not SLIDE_SUFFIXES.isdisjoint(scan.left_out):
+        left_out += " (slides are read with --tiled)"
+    if not scan.images:
+        raise ConfigError(f"--images: {folder} holds no images{'; ' if left_out else ''}{left_out}")
+    if left_out:
+        on_left_out(f"{folder}: {left_out}")
+    return scan.images
+
+
+def stated_pixel_sizes(jobs: Sequence[Job], reporter: Reporter) -> dict[Job, float]:
+    """Returns the pixel sizes that TIFF files and slides state, and tells the user.
+
+    Args:
+      jobs: the images.
+      reporter: for messages.
+
+    Returns:
+      Micrometers per pixel by image; empty unless all images state it, because tables need one unit.
+    """
+    tiffs = [job for job in jobs if job.path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES]
+    stated = {job: size for job in tiffs if (size := pixel_size_um(job.path)) is not None}
+    if stated and len(stated) < len(jobs):
+        reporter.warn(
+            f"only {len(stated)} of {len(jobs)} images state a pixel size; it is not used, --mpp sets one for all"
+        )
+        return {}
+    if stated:
+        least, most = min(stated.values()), max(stated.values())
+        shown = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+        reporter.info(f"pixel size: {shown} micrometers, as the files state it; --mpp sets another one")
+    return stated
 
 
 def require_safe_output(out: Path, outputs: Sequence[str], jobs: Sequence[Job], *, overwrite: bool) -> None:
@@ -80,4 +120,7 @@ def require_safe_output(out: Path, outputs: Sequence[str], jobs: Sequence[Job], 
             raise ConfigError(f"--out: {folder} is a file")
     for name in outputs:
         if not overwrite and (out / name).is_dir() and any((out / name).iterdir()):
-            raise ConfigError(f"--out: {out / name} holds results already; choose another folder, or add --overwrite")
+            raise ConfigError(
+                f"--out: {out / name} holds results already; choose another folder, or add --overwrite, or --resume to "
+                "continue an interrupted call"
+            )

@@ -1,6 +1,7 @@
 """Probability maps of images of any size: resized whole, or in tiles."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.schema import TiledConfig
 from cervseg_jax.segmentation.images import ImageLike
@@ -28,6 +29,7 @@ def predict_maps(
     *,
     scratch: Path | None = None,
     on_progress: Callable[[], None] = lambda: None,
+    on_failure: Callable[[Tag, Exception], None] | None = None,
 ) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
     """Predicts images, whole or in tiles.
 
@@ -37,6 +39,7 @@ def predict_maps(
       images: images of any size, each with a tag that is yielded with its result.
       scratch: folder for the temporary files of large maps; None: the system's.
       on_progress: called after each image, and after each row of tiles.
+      on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
 
     Yields:
       Tag, image and probabilities [h, w, maps] in the image's size, in order; float16 if tiled, else float32.
@@ -57,29 +60,62 @@ def predict_maps(
             yield tag, image, maps
             on_progress()
         return
-    image_size = predictor.image_size
+    overlap_px = tile_overlap(tiled, predictor.image_size)
+    for tag, image in images:
+        try:
+            maps = _tiled_maps(predictor, tiled, image, overlap_px, scratch=scratch, on_progress=on_progress)
+        except (DataError, OSError, MemoryError) as error:
+            if on_failure is None:
+                raise
+            on_failure(tag, error)
+            continue
+        yield tag, image, maps
+
+
+def tile_overlap(tiled: TiledConfig, image_size: tuple[int, int]) -> int:
+    """Returns the overlap of neighboring tiles in pixels: as configured, or a quarter of the smaller side.
+
+    Args:
+      tiled: settings of the tiles.
+      image_size: height and width of a tile.
+
+    Raises:
+      ConfigError: if the overlap is not smaller than a tile.
+    """
     overlap_px = min(image_size) // 4 if tiled.overlap_px is None else tiled.overlap_px
     if overlap_px >= min(image_size):
         raise ConfigError(
             f"infer.tiled.overlap_px: must be less than the network's smaller side, {min(image_size)}, got {overlap_px}"
         )
-    for tag, image in images:
-        height, width = image.shape[:2]
-        maps = allocate((height, width, num_maps(predictor.heads)), np.float16, scratch)
-        rows_of_tiles = predict_tiled(
-            predictor.predict,
-            image,
-            tile_size=image_size,
-            overlap_px=overlap_px,
-            batch_size=predictor.batch_size,
-            on_progress=on_progress,
-        )
-        for first, rows in rows_of_tiles:
-            maps[first : first + len(rows)] = rows
-        if tiled.blend_whole:
-            (whole_image,) = predict_images(predictor, [np.asarray(image[:, :])])
-            np.minimum(maps[..., 0], whole_image[..., 0], out=maps[..., 0])
-        yield tag, image, maps
+    return overlap_px
+
+
+def _tiled_maps(
+    predictor: Predictor,
+    tiled: TiledConfig,
+    image: ImageLike,
+    overlap_px: int,
+    *,
+    scratch: Path | None,
+    on_progress: Callable[[], None],
+) -> np.ndarray:
+    """Returns the probabilities of one image, float16 [h, w, maps]."""
+    height, width = image.shape[:2]
+    maps = allocate((height, width, num_maps(predictor.heads)), np.float16, scratch)
+    rows_of_tiles = predict_tiled(
+        predictor.predict,
+        image,
+        tile_size=predictor.image_size,
+        overlap_px=overlap_px,
+        batch_size=predictor.batch_size,
+        on_progress=on_progress,
+    )
+    for first, rows in rows_of_tiles:
+        maps[first : first + len(rows)] = rows
+    if tiled.blend_whole:
+        (whole_image,) = predict_images(predictor, [np.asarray(image[:, :])])
+        np.minimum(maps[..., 0], whole_image[..., 0], out=maps[..., 0])
+    return maps
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, scratch: Path | None = None) -> np.ndarray:
@@ -91,8 +127,13 @@ def allocate(shape: tuple[int, ...], dtype: Any, scratch: Path | None = None) ->
       shape: shape of the array.
       dtype: NumPy type.
       scratch: folder whose disk holds a large array; None: the system's temporary folder.
+
+    Raises:
+      OSError: if the disk has too little space.
     """
     if math.prod(shape) <= MAX_ELEMENTS_IN_MEMORY:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(dir=scratch) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process with SIGBUS
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
         return np.memmap(file, dtype, "w+", shape=shape)

@@ -1,9 +1,9 @@
 """The files that `infer` writes for each image, by output name."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,19 +89,32 @@ def _number(value: Any) -> Any:
     return value
 
 
-OUTPUTS: Mapping[str, Callable[[Path, Result], None]] = {
-    "masks": _mask,
-    "overlays": _overlay,
-    "instances": _instances,
-    "nuclei": _measurements,
-    "probabilities": _probabilities,
-    "color": _color,
-    "geojson": _geojson,
-    "coco": _coco,
-    "labelme": _labelme,
-    "rois": _rois,
+class Output(NamedTuple):
+    """A kind of file; each image has one in the output's folder, `OUTPUT/NAME.SUFFIX`."""
+
+    write: Callable[[Path, Result], None]
+    """Writes the file of an image into a folder."""
+    suffixes: tuple[str, ...] = (".png",)
+    """Suffixes that the file may have."""
+    is_optional: bool = False
+    """Whether images without nuclei have no file."""
+
+
+OUTPUTS: Mapping[str, Output] = {
+    "masks": Output(_mask),
+    "overlays": Output(_overlay),
+    "instances": Output(_instances, (".png", ".tif")),
+    "nuclei": Output(_measurements, (".csv",)),
+    "probabilities": Output(_probabilities),
+    "color": Output(_color),
+    "geojson": Output(_geojson, (".geojson",)),
+    "coco": Output(_coco, (".json",)),
+    "labelme": Output(_labelme, (".json",)),
+    "rois": Output(_rois, (".zip",), is_optional=True),
 }
-"""Writers by output name. Each writes one file per image into a folder of that name."""
+"""Outputs by name."""
+RENAMED_OUTPUTS: Mapping[str, str] = {"colour": "color"}
+"""Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
 DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei")
 MASK_OUTPUTS = frozenset({"masks", "probabilities", "color"})
 """Outputs that need no label map."""
@@ -110,7 +123,7 @@ LABEL_OUTPUTS = frozenset({"overlays", "instances"})
 
 
 def write_results(out: Path, result: Result, outputs: Sequence[str]) -> None:
-    """Writes files of an image.
+    """Writes the files of an image; if one of them fails, those written before it are removed again.
 
     Args:
       out: receives a folder per output.
@@ -119,10 +132,40 @@ def write_results(out: Path, result: Result, outputs: Sequence[str]) -> None:
     """
     if not (MASK_OUTPUTS | LABEL_OUTPUTS).issuperset(outputs):
         _ = result.nuclei  # before `labels`, which would compute them a second time
-    for name in outputs:
-        OUTPUTS[name](make_folder(out / name), result)
+    for index, name in enumerate(outputs):
+        try:
+            OUTPUTS[name].write(make_folder(out / name), result)
+        except BaseException:
+            remove_results(out, result.name, outputs[:index])
+            raise
 
 
+def remove_results(out: Path, name: str, outputs: Iterable[str]) -> None:
+    """Removes the files of an image, where they are there.
+
+    Args:
+      out: folder with a folder per output.
+      name: name of the results.
+      outputs: keys of `OUTPUTS` or `RENAMED_OUTPUTS`.
+    """
+    for path in (path for output in outputs for path in _paths(out, name, output)):
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+
+
+def has_results(out: Path, name: str, outputs: Iterable[str]) -> bool:
+    """Whether all files of an image are there; see `remove_results`."""
+    return all(
+        OUTPUTS[output].is_optional or any(path.is_file() for path in _paths(out, name, output)) for output in outputs
+    )
+
+
+def _paths(out: Path, name: str, output: str) -> list[Path]:
+    return [out / output / f"{name}{suffix}" for suffix in OUTPUTS[RENAMED_OUTPUTS.get(output, output)].suffixes]
+
+
+TABLES: Mapping[str, str | None] = {"images.csv": None, "failed.csv": None, "nuclei.csv": "nuclei", "coco.json": "coco"}
+"""Files about all images, with the output that they need."""
 IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "uncertainty")
 
 
@@ -135,11 +178,13 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
 
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:
-    """Joins the measurements of all images into `nuclei.csv`."""
+    """Joins the measurements of all images into `nuclei.csv`; without images there is none."""
     texts = [read_text(out / "nuclei" / f"{name}.csv") for name in names]
     if texts:
         head = texts[0].partition("\n")[0] + "\n"
         write_text(out / "nuclei.csv", head + "".join(text.partition("\n")[2] for text in texts))
+    else:
+        (out / "nuclei.csv").unlink(missing_ok=True)
 
 
 def merge_coco(out: Path, names: Sequence[str]) -> None:

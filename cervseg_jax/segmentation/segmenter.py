@@ -100,6 +100,7 @@ class Segmenter:
         *,
         scratch: Path | None = None,
         on_progress: Callable[[], None] = lambda: None,
+        on_failure: Callable[[Tag, Exception], None] | None = None,
     ) -> Iterator[tuple[Tag, Result]]:
         """Segments opened images, each with a tag that is yielded with its result.
 
@@ -107,11 +108,14 @@ class Segmenter:
           images: uint8 RGB arrays [h, w, 3], or slides where `tiled` is set.
           scratch: folder for temporary files of large maps; None: the system's.
           on_progress: called after each image, and after each row of tiles.
+          on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
 
         Yields:
           Tag and result, in order.
         """
-        maps_of_images = predict_maps(self.predictor, self.tiled, images, scratch=scratch, on_progress=on_progress)
+        maps_of_images = predict_maps(
+            self.predictor, self.tiled, images, scratch=scratch, on_progress=on_progress, on_failure=on_failure
+        )
         for tag, image, maps in maps_of_images:
             yield (
                 tag,

@@ -45,7 +45,7 @@ def test_no_arguments_show_the_help():
         (["trian"], "no such command 'trian'. Did you mean 'train'?"),
         (["train", "x", "--sed", "1"], "no such option"),
         (["infer", "r"], "missing option '--images'"),
-        (["infer", "r", "--images", "i", "--out", "o", "--overwrite", "--resume"], "exclude each other"),
+        (["infer", "r", "--images", "i", "--out", "o", "--overwrite", "--resume"], "cannot be used together"),
         (["train", "quickstart", "--coordinator", "here"], "must be HOST:PORT"),
         (["train", "quickstart", "--num-processes", "2", "--process-id", "2"], "--process-id: must be less than"),
         (["prepare", "s", "--out", "o", "--folds", "1"], "--fold: needs at least 2 --folds"),

@@ -189,7 +189,7 @@ def test_infer_restores_sizes_and_keeps_equal_stems_apart(finished, tmp_path):
     (images / "broken.png").write_bytes(b"nonsense")
     code, _, stderr = run("infer", folder, "--images", images, "--out", tmp_path / "out", "--output", "all", *EAGER)
     assert code == 1
-    assert "1 of 4 files could not be read" in stderr
+    assert "1 of 4 images failed" in stderr
     sizes = {
         path.name: cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape for path in (tmp_path / "out" / "masks").iterdir()
     }
@@ -231,7 +231,7 @@ def check_every_output(out, images):
     features = json.loads((out / "geojson" / "disc_001.geojson").read_text())["features"]
     assert len(features) == len(own) == labels.max()
     (annotation,) = [read_labelme((out / "labelme" / "disc_001.json").read_bytes(), source=out)]
-    drawn = draw_instances([nucleus.rings for nucleus in annotation.nuclei], shape=labels.shape)
+    drawn = draw_instances([nucleus.rings for nucleus in annotation.objects], shape=labels.shape)
     np.testing.assert_array_equal(drawn, labels)
     assert annotation.image_name in {path.name for path in images.iterdir()}
 
@@ -399,7 +399,7 @@ def test_infer_stops_when_asked_and_goes_on(finished, tmp_path):
     if process.returncode == 0:
         pytest.skip("it was done before the signal came")
     assert process.returncode == 75, stderr
-    assert "--resume goes on" in stderr
+    assert "with --resume continues" in stderr
     assert not list(out.glob(".work-*"))
     assert run(*command, "--resume")[0] == 0
     assert len(list((out / "masks").iterdir())) == len(rows_of(out / "images.csv")) == 3

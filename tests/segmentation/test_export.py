@@ -10,6 +10,7 @@ from cervseg_jax.models import functionalize
 from cervseg_jax.runs.weights import Contract, Network
 from cervseg_jax.segmentation import export as export_model
 from cervseg_jax.segmentation.export import FORMATS, export_network
+from cervseg_jax.segmentation.postprocess import Postprocessing
 from tests.models.test_models import SHAPE_CASES, build
 
 FIXED = {"deeplab_v3plus", "swin_unet", "trans_unet"}
@@ -22,7 +23,7 @@ def network(name, args, size=(32, 64)):
         model_args=args,
         image_size=size,
         heads=("mask", "distance"),
-        preprocessing="",
+        preprocessing="RGB; the network scales inside; its output are logits",
         mask_rule="half_range",
         epoch=1,
         step=1,
@@ -32,6 +33,10 @@ def network(name, args, size=(32, 64)):
         weights_sha256="",
     )
     return Network(contract, apply, params, model_state)
+
+
+def export_to(folder, network, format_name):
+    return export_network(network, folder, format_name, postprocessing=Postprocessing(threshold=0.3))
 
 
 QUICK = ("unet-",)
@@ -52,25 +57,36 @@ CASES = [
 @pytest.mark.parametrize(("name", "args", "format_name"), CASES)
 def test_every_family_comes_back_the_same(name, args, format_name, tmp_path):
     """The function compares with networks that it builds for each size; free sizes are told in the contract."""
-    facts = export_network(network(name, args), tmp_path, format_name)
-    assert facts["max_difference"] <= 1e-5
-    assert (facts["divisor"] is None) == (format_name == "keras" or name in FIXED)
-    assert json.loads((tmp_path / "contract.json").read_text())["export"] == facts
-    assert (tmp_path / facts["file"]).stat().st_size == facts["bytes"]
+    metadata = export_to(tmp_path, network(name, args), format_name)
+    assert metadata["max_difference"] <= 1e-5
+    assert (metadata["divisor"] is None) == (format_name == "keras" or name in FIXED)
+    contract = json.loads((tmp_path / "contract.json").read_text())
+    assert contract["export"] == metadata
+    assert (tmp_path / metadata["file"]).stat().st_size == metadata["bytes"]
+
+
+def test_the_contract_describes_the_exported_file(tmp_path):
+    export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}), "stablehlo")
+    contract = json.loads((tmp_path / "contract.json").read_text())
+    assert contract["preprocessing"] == "RGB; the network scales inside"  # and nothing about logits
+    assert contract["export"]["output"].startswith("probabilities")
+    assert contract["export"]["maps"] == ["mask", "distance"]
+    assert contract["export"]["postprocessing"] == Postprocessing(threshold=0.3).to_json()
+    assert "pip install jax flatbuffers" in (tmp_path / "example.py").read_text().splitlines()[0]
 
 
 def test_networks_that_pad_keep_their_size(tmp_path):
-    facts = export_network(network("unet", {"base_filters": 4, "levels": 3}, size=(30, 51)), tmp_path, "stablehlo")
-    assert facts["divisor"] is None
+    metadata = export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}, size=(30, 51)), "stablehlo")
+    assert metadata["divisor"] is None
 
 
 def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     def write(network, path):
-        reloaded, facts = FORMATS["stablehlo"].write(network, path)
-        return lambda images: np.asarray(reloaded(images)) + 2e-5, facts
+        reloaded, metadata = FORMATS["stablehlo"].write(network, path)
+        return lambda images: np.asarray(reloaded(images)) + 2e-5, metadata
 
     monkeypatch.setattr(export_model, "FORMATS", {"wrong": FORMATS["stablehlo"]._replace(write=write)})
     with pytest.raises(CheckpointError, match=r"differs from the run by 2e-05"):
-        export_network(network("unet", {"base_filters": 4, "levels": 3}), tmp_path, "wrong")
+        export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}), "wrong")
     with pytest.raises(ConfigError, match="onnx"):
-        export_network(network("unet", {"base_filters": 4, "levels": 3}), tmp_path, "onnx")
+        export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}), "onnx")

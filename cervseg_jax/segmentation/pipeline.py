@@ -1,0 +1,225 @@
+"""The pipeline of `infer`: reads ahead, predicts, and writes images while the next ones are predicted."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cervseg_jax.console import Advance, Reporter
+from cervseg_jax.data.checks import bit_depth_warning
+from cervseg_jax.errors import CervsegError, ConfigError, InterruptedRunError
+from cervseg_jax.runtime.signals import StopRequest
+from cervseg_jax.segmentation.images import ImageLike, open_image
+from cervseg_jax.segmentation.jobs import Job
+from cervseg_jax.segmentation.ledger import DONE, Ledger, file_stamp, require_writable
+from cervseg_jax.segmentation.outputs import MASK_OUTPUTS, image_row, write_results
+from cervseg_jax.segmentation.result import Result
+from cervseg_jax.segmentation.segmenter import Segmenter
+
+MUCH_LARGER = 4
+"""A whole image whose side is this many times the network's is worth a warning: nuclei shrink too far."""
+MAX_PENDING_ELEMENTS = 50_000_000
+"""The results of larger maps are written before the next image is predicted."""
+SYSTEMIC_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
+"""Errors that the next image would meet as well."""
+
+
+class FailedJob(NamedTuple):
+    """An image without results, and why."""
+
+    job: Job
+    reason: str
+
+
+class _Opened(NamedTuple):
+    """An image that is being processed, with its `file_stamp` from before it was read."""
+
+    job: Job
+    stamp: list[str]
+
+
+class Pipeline:
+    """Processes images; an error that concerns one image fails that image, and the rest is processed."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        ledger: Ledger,
+        *,
+        out: Path,
+        outputs: Sequence[str],
+        pixel_sizes: Mapping[Job, float],
+        num_threads: int,
+        reporter: Reporter,
+        advance: Advance,
+        stop: StopRequest,
+    ) -> None:
+        """Keeps the settings.
+
+        Args:
+          segmenter: predicts the images.
+          ledger: notes which images are complete.
+          out: folder for the results.
+          outputs: keys of `OUTPUTS`.
+          pixel_sizes: micrometers per pixel of single images; others have the segmenter's.
+          num_threads: threads that read and write.
+          reporter: for warnings.
+          advance: called after each image.
+          stop: whether the user asked to stop.
+        """
+        self._segmenter = segmenter
+        self._ledger = ledger
+        self._out = out
+        self._outputs = tuple(outputs)
+        self._pixel_sizes = pixel_sizes
+        self._num_threads = num_threads
+        self._reporter = reporter
+        self._advance = advance
+        self._stop = stop
+        self._failed: list[FailedJob] = []
+        self._narrow: list[int] = []
+
+    def process(self, jobs: Sequence[Job]) -> list[FailedJob]:
+        """Reads, predicts and writes images.
+
+        Args:
+          jobs: the images.
+
+        Returns:
+          The images that failed.
+
+        Raises:
+          ConfigError: if nothing more can be written, such as on a full disk.
+          InterruptedRunError: if the user asked to stop.
+        """
+        segmenter = self._segmenter
+        # Whole images are read ahead by a batch and more; of tiled ones, which may be large, by one.
+        ahead = 1 if segmenter.tiled else max(2 * segmenter.predictor.batch_size, self._num_threads)
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            writes: list[tuple[Job, Future[Exception | None]]] = []
+            results = segmenter.predict(
+                self._readable(pool, jobs, ahead),
+                scratch=self._out,
+                on_progress=self._leave_if_asked,
+                on_failure=lambda opened, error: self._fail(opened.job, error),
+            )
+            for opened, result in results:
+                job = opened.job
+                result.name, result.path = job.name, job.path
+                if job in self._pixel_sizes:
+                    result.style = result.style._replace(mpp=self._pixel_sizes[job])
+                writes.append((job, pool.submit(self._write, opened, result)))
+                while len(writes) > (0 if result.maps.size > MAX_PENDING_ELEMENTS else ahead):
+                    self._finish(*writes.pop(0))
+            for job, write in writes:
+                self._finish(job, write)
+        warning = bit_depth_warning(self._narrow, segmenter.bit_depth, option="--set data.bit_depth=")
+        if warning:
+            self._reporter.warn(warning)
+        return self._failed
+
+    def _readable(
+        self, pool: ThreadPoolExecutor, jobs: Sequence[Job], ahead: int
+    ) -> Iterator[tuple[_Opened, ImageLike]]:
+        """Yields the images that could be opened."""
+        height, width = self._segmenter.predictor.image_size
+        has_warned = self._segmenter.tiled is not None
+        for job, opened in _read_ahead(pool, self._read, jobs, ahead=ahead):
+            if isinstance(opened, Exception):
+                self._fail(job, opened)
+                continue
+            stamp, image = opened
+            if not has_warned and (image.shape[0] >= MUCH_LARGER * height or image.shape[1] >= MUCH_LARGER * width):
+                has_warned = True
+                self._reporter.warn(
+                    f"{job.path}: is resized from {image.shape[0]}x{image.shape[1]} to the network's {height}x{width}; "
+                    "--tiled keeps the scale"
+                )
+            yield _Opened(job, stamp), image
+
+    def _read(self, job: Job) -> tuple[list[str], ImageLike] | Exception:
+        """Opens an image, or returns what is wrong with it."""
+        segmenter = self._segmenter
+        try:
+            stamp = file_stamp(job.path)
+            image = open_image(
+                job.path,
+                is_tiled=segmenter.tiled is not None,
+                bit_depth=segmenter.bit_depth,
+                on_narrow=self._narrow.append,
+            )
+        except Exception as error:  # one file must not end the call, whatever a decoder raises
+            return error
+        return stamp, image
+
+    def _write(self, opened: _Opened, result: Result) -> Exception | None:
+        """Writes the files of an image, and last the row that marks it as complete; returns what went wrong."""
+        name = opened.job.name
+        try:
+            self._ledger.start(name)
+            write_results(self._out, result, self._outputs)
+            row = image_row(result, with_nuclei=not MASK_OUTPUTS.issuperset(self._outputs))
+            self._ledger.complete(name, row, opened.stamp)
+        except Exception as error:  # nor may post-processing or a writer
+            return error
+        finally:
+            result.close()
+        return None
+
+    def _finish(self, job: Job, write: Future[Exception | None]) -> None:
+        error = write.result()
+        if error is None:
+            self._advance()  # an image counts when its files are written, or the time left would come out too short
+            return
+        if isinstance(error, OSError):
+            for name in (*self._outputs, DONE):
+                require_writable(self._out / name)
+        self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Notes that an image failed, unless the others would fail as well."""
+        if isinstance(error, OSError) and error.errno in SYSTEMIC_ERRORS:
+            raise ConfigError(
+                f"{self._out}: {error.strerror}; finished images are kept, the same command with --resume continues"
+            ) from None
+        reason = _describe(job, error)
+        logging.getLogger("cervseg_jax").debug("%s", reason, exc_info=error)
+        self._failed.append(FailedJob(job, reason))
+        self._reporter.warn(reason)
+        self._advance()
+
+    def _leave_if_asked(self) -> None:
+        if self._stop():
+            raise InterruptedRunError(
+                f"{self._stop.signal_name}: stopped; finished images are kept, the same command with --resume continues"
+            )
+
+
+def _describe(job: Job, error: Exception) -> str:
+    """Returns one line that names the image and says what went wrong."""
+    if isinstance(error, CervsegError):
+        text = str(error)
+        return text if str(job.path) in text else f"{job.path}: {text}"
+    if isinstance(error, OSError):
+        place = Path(error.filename).parent if isinstance(error.filename, str) else job.path.parent
+        shown = "" if place == job.path.parent else f" (in {place})"
+        return f"{job.path}: {error.strerror or error}{shown}"
+    if isinstance(error, MemoryError):
+        return f"{job.path}: too little memory for this image"
+    return f"{job.path}: {type(error).__name__}: {error}"
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Job], Any], jobs: Iterable[Job], *, ahead: int
+) -> Iterator[tuple[Job, Any]]:
+    """Calls `read` in threads, at most `ahead` jobs in advance, and yields jobs and results in order."""
+    pending: list[tuple[Job, Future]] = []
+    for job in jobs:
+        pending.append((job, pool.submit(read, job)))
+        if len(pending) > ahead:
+            first, result = pending.pop(0)
+            yield first, result.result()
+    for job, result in pending:
+        yield job, result.result()

@@ -1,0 +1,59 @@
+"""Input images and the names of their results."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from cervseg_jax.console import Reporter
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.segmentation.jobs import Job, plan_jobs, require_safe_output, stated_pixel_sizes
+
+
+def test_files_that_share_a_stem_get_names_of_their_own(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png", "a_png.png"):
+        (tmp_path / name).touch()
+    jobs = plan_jobs([tmp_path, tmp_path / "b.png"])
+    assert [job.name for job in jobs] == ["a_jpg", "a_png_2", "a_png", "b"]
+    assert {job.path.name for job in jobs} == {"a.jpg", "a.png", "a_png.png", "b.png"}
+
+
+def test_slides_of_a_folder_need_tiles_and_other_files_are_named(tmp_path):
+    for name in ("a.png", "b.svs", "c.NDPI", "d.jp2", ".hidden.png"):
+        (tmp_path / name).touch()
+    messages = []
+    jobs = plan_jobs([tmp_path], with_slides=True, on_left_out=messages.append)
+    assert [job.path.name for job in jobs] == ["a.png", "b.svs", "c.NDPI"]
+    assert messages == [f"{tmp_path}: left out: 1 .jp2"]
+    messages.clear()
+    assert [job.path.name for job in plan_jobs([tmp_path], on_left_out=messages.append)] == ["a.png"]
+    assert messages == [f"{tmp_path}: left out: 1 .jp2, 1 .ndpi, 1 .svs (slides are read with --tiled)"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ConfigError, match=r"holds no images; left out: .*--tiled"):
+        plan_jobs([tmp_path])
+
+
+def test_missing_inputs_and_folders_of_inputs_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        plan_jobs([tmp_path / "missing"])
+    job = Job(tmp_path / "masks" / "a.png", "a")
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "a.png").touch()
+    require_safe_output(tmp_path / "out", ["masks"], [job], overwrite=True)
+    with pytest.raises(ConfigError, match=r"holds results already.*--overwrite.*--resume"):
+        require_safe_output(tmp_path / "out", ["masks"], [job], overwrite=False)
+    with pytest.raises(ConfigError, match="is a folder of input images"):
+        require_safe_output(tmp_path, ["masks"], [job], overwrite=True)
+
+
+def test_stated_pixel_sizes_are_used_if_all_files_state_one(tmp_path, capsys):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for name, size in (("a.tif", 0.5), ("b.tif", 0.25)):
+        resolution = (1e4 / size, 1e4 / size)
+        tifffile.imwrite(tmp_path / name, pixels, resolution=resolution, resolutionunit="CENTIMETER")
+    jobs = plan_jobs([tmp_path])
+    assert stated_pixel_sizes(jobs, Reporter()) == {jobs[0]: pytest.approx(0.5), jobs[1]: pytest.approx(0.25)}
+    assert "pixel size: 0.25 to 0.5 micrometers" in capsys.readouterr().out
+    (tmp_path / "c.png").touch()
+    assert stated_pixel_sizes(plan_jobs([tmp_path]), Reporter()) == {}
+    assert "only 2 of 3 images state a pixel size" in capsys.readouterr().err
+    assert stated_pixel_sizes(plan_jobs([tmp_path / "c.png"]), Reporter()) == {}
