@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cervseg_jax.bench.cycles import estimated_cycles
 from cervseg_jax.components import lookup
 from cervseg_jax.engine.experiment import build_experiment
 from cervseg_jax.errors import ConfigError
@@ -64,7 +65,7 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
 
     Returns:
       A summary as JSON values: chips, hosts, mesh, bytes per chip by purpose, whether they fit, operations,
-      collectives.
+      collectives, estimated cycles in total and by layer.
 
     Raises:
       ConfigError: if the TPU compiler is not installed or does not know the topology.
@@ -98,6 +99,8 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
         "program_bytes": memory.generated_code_size_in_bytes,
     }
     total = sum(used.values())
+    program = compiled.as_text() or ""
+    layers = {path.split("/")[0] for path in experiment.params}
     # The TPU compiler does not count operations; the local backend does.
     local_mesh = make_mesh(MeshConfig(), batch_size=config.train.batch_size)
     return {
@@ -106,7 +109,8 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
         "total_bytes": total,
         "fits": total <= summary["chip_bytes"],
         "step_flops": replace(experiment, mesh=local_mesh).step_flops(),
-        "collectives": collectives(compiled.as_text() or ""),
+        "collectives": collectives(program),
+        "cycles": estimated_cycles(program, layers).to_json(),
         "compile_seconds": seconds,
     }
 

@@ -69,6 +69,7 @@ def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("program, results", _gib(facts["program_bytes"] + facts["outputs_bytes"])),
         ("total per chip", f"{_gib(facts['total_bytes'])} of {_gib(facts['chip_bytes'])} ({share:.1%}): {verdict}"),
         ("operations per step", f"{facts['step_flops'] / 1e12:.2f} TFLOP over all chips"),
+        ("estimated cycles per step", f"{facts['cycles']['total'] / 1e6:.1f} million per chip"),
         ("compiled in", f"{facts['compile_seconds']:.0f} s"),
     ]
     for kind, entry in facts["collectives"].items():

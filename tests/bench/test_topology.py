@@ -69,8 +69,11 @@ def test_the_verdict_follows_the_memory(total, verdict):
         **{"chips": 8, "hosts": 2, "mesh": {"data": 8}, "batch_size": 8, "image_size": [64, 64]},
         **{"precision": "float32", "total_bytes": total, "chip_bytes": 16 * 2**30, "fits": total <= 16 * 2**30},
         **{"step_flops": 1e12, "compile_seconds": 1.0, "collectives": {"large_gathers": {}}},
+        "cycles": {"total": 2_500_000, "by_layer": {}},
     }
-    assert dict(compile_command._rows(facts))["total per chip"].endswith(verdict)
+    rows = dict(compile_command._rows(facts))
+    assert rows["total per chip"].endswith(verdict)
+    assert rows["estimated cycles per step"] == "2.5 million per chip"
 
 
 @pytest.mark.tpu_compile
