@@ -342,7 +342,7 @@ def test_several_runs_are_averaged(finished, tmp_path):
     smaller = ("--set", "model.image_size=[32, 32]")
     assert run(*other[:2], "--run-dir", tmp_path / "small", *smaller, "--set", "train.epochs=1")[0] == 0
     message = refused(2, "infer", folder, "--with", tmp_path / "small", *ask, "--out", tmp_path / "no")
-    assert "do not belong together: mask at 32x48 and mask at 32x32" in message
+    assert "cannot be averaged, as their heads or image sizes differ: mask at 32x48 and mask at 32x32" in message
 
 
 def test_export_runs_without_the_package(finished, tmp_path):
