@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from cervseg_jax.config import RENAMED_KEYS, config_differences, dump_config, load_config
+from cervseg_jax.config import config_differences, dump_config, load_config
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.renamed_keys import RENAMED_KEYS
 from cervseg_jax.yaml12 import parse_yaml
 from tests.helpers import ROOT, TINY_CONFIG
 

@@ -81,6 +81,7 @@ def test_a_changed_config_is_refused_with_the_difference(finished):
     assert "--fresh" in message
 
 
+@pytest.mark.slow
 def test_what_changes_no_weight_may_change(finished, tmp_path):
     config, folder, _ = finished
     given = ("train", config, "--run-dir", tmp_path, "--set")
@@ -362,6 +363,7 @@ def test_export_runs_without_the_package(finished, tmp_path):
 
 
 # Keras' own reader of weights asks HDF5 in a way that NumPy is about to forget.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_exported_keras_file_with_its_example(finished, tmp_path):
     code, _, stderr = run("export", finished[1], "--format", "keras", "--out", tmp_path)
@@ -418,7 +420,7 @@ def test_sigkill_in_mid_epoch_then_the_same_command(straight, tmp_path):
     assert_same_run(tmp_path / "killed", reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_in_mid_epoch_and_exits_75(straight, tmp_path, number):
     arguments, reference = straight
     log = tmp_path / "stopped" / "log.jsonl"
@@ -567,7 +569,7 @@ def test_clustered_without_data_says_where_to_get_it(tmp_path):
 def test_synth_and_models(tmp_path):
     assert run("synth", tmp_path / "s", "--images", 2, "--seed", 3, "--size", 96, 128)[0] == 0
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["images", "instances", "labelme"]
-    assert "is there already" in refused(2, "synth", tmp_path / "s", "--images", 1)
+    assert "exists and is not an empty folder" in refused(2, "synth", tmp_path / "s", "--images", 1)
     code, stdout, _ = run("models")
     assert code == 0
     assert "arXiv:1505.04597" in stdout
@@ -608,6 +610,7 @@ def test_buckets_are_no_folders(finished, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
 def test_too_little_memory_ends_in_advice(tiny_config, tmp_path):
     """The step needs about 19 GiB and may have 9: the error comes when its results are read."""

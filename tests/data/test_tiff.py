@@ -54,7 +54,7 @@ def test_codecs_that_opencv_lacks_are_read_with_the_extra(photo, codec):
 def test_codecs_are_named_without_the_extra(photo, codec, name, monkeypatch):
     data = packed(photo, photometric="rgb", compression=codec)
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(DataError, match=rf"x\.tif: is compressed with {name}.*cervseg-jax\[formats\]"):
+    with pytest.raises(DataError, match=rf"x\.tif: is compressed with {name}.*needs the extra: pip install"):
         decoded(data)
 
 

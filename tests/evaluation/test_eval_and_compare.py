@@ -94,7 +94,7 @@ def test_images_without_nuclei_have_no_dice_and_are_counted(finished, tmp_path):
     summary = summary_of(folder / "eval" / "some")
     assert summary["undefined"]["dice"] >= 1
     assert summary["undefined"]["soft_dice"] == 1
-    assert f"dice: {summary['undefined']['dice']} of 4 images are without a value" in stdout
+    assert f"dice: {summary['undefined']['dice']} of 4 images have no value" in stdout
 
 
 def test_ways_to_predict_have_folders_of_their_own(finished):
@@ -124,7 +124,9 @@ def test_seeds_are_trained_scored_and_compared(finished, tmp_path):
     code, stdout, _ = run(*arguments)  # nothing is left to do
     assert code == 0
     assert stdout.count("finished: all 1 epochs are done") == 2
-    assert "holds a single run" in refused(2, "train", config, "--run-dir", folder, "--seeds", 2, *settings)
+    assert "is the run of a single training" in refused(
+        2, "train", config, "--run-dir", folder, "--seeds", 2, *settings
+    )
     code, stdout, _ = run("eval", tmp_path / "recipe")
     assert code == 0
     assert "2 seeds, mean and standard deviation" in stdout

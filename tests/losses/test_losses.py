@@ -64,7 +64,7 @@ def plain_lovasz(logits, mask):
 
 
 def plain_boundary(logits, mask):
-    gray = ndimage.gray_dilation(mask, size=5, mode="nearest") - ndimage.gray_erosion(mask, size=5, mode="nearest")
+    gray = ndimage.grey_dilation(mask, size=5, mode="nearest") - ndimage.grey_erosion(mask, size=5, mode="nearest")
     weights = 1 + 4 * gray
     losses = np.logaddexp(0, logits) - logits * mask
     return (weights * losses).sum() / weights.sum()

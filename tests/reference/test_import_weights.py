@@ -176,4 +176,4 @@ def test_an_imported_run_is_scored_infers_and_starts_a_training(attention, tiny_
     assert "not an empty folder" in refused(
         2, "import-weights", attention / "weights.h5", "--config", recipe, "--out", folder
     )
-    assert "is there already" in refused(2, "import-config", attention / "train_eval_infer.config", "-o", recipe)
+    assert "already exists" in refused(2, "import-config", attention / "train_eval_infer.config", "-o", recipe)

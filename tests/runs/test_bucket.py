@@ -119,6 +119,7 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(finished, alone, bucket, call,
         assert b"cervseg-jax-bucket" not in stored.data, name
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_exported_compared_and_started_from(finished, alone, bucket, call, tmp_path):
     for path in alone.rglob("*"):
         if path.is_file() and path.name != "run.lock":
@@ -213,6 +214,7 @@ def test_damage_in_the_bucket_is_seen(finished, bucket, call):
     assert f"error: {RUN}/checkpoints: no usable state:" in stderr
 
 
+@pytest.mark.slow
 def test_two_processes_share_nothing_but_the_bucket(finished, alone, bucket, tmp_path):
     given = ("train", finished[0], "--run-dir", RUN, "--set", "train.epochs=1")
     results = end_of(start(*given, more=bucket.environment))

@@ -36,7 +36,9 @@ def packed(images, layout):
     return jnp.concatenate([pack(group, layout.block) for group in groups], -1)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in TOLERANCE if name != "float32")]
+)
 @pytest.mark.parametrize(
     ("shape", "kernel_size", "dilation", "block", "groups", "filters"),
     [
@@ -153,7 +155,10 @@ def outputs_and_gradients(model, weights, images):
     return outputs, gradients
 
 
-@pytest.mark.parametrize("args", [SMALL["unet"][0], {**SMALL["unet"][0], "levels": 4, "activation": "mish"}])
+@pytest.mark.parametrize(
+    "args",
+    [SMALL["unet"][0], pytest.param({**SMALL["unet"][0], "levels": 4, "activation": "mish"}, marks=pytest.mark.slow)],
+)
 def test_gradients_of_a_whole_network_are_the_same(args, rng):
     args = {**args, "dropout_rate": 0.0}
     plain_model, packed_model = (network("unet", args, backend, "float64") for backend in ("xla", "tpu"))
@@ -194,5 +199,5 @@ def test_a_packed_network_has_the_weights_and_predictions_of_a_plain_one(name, a
         expected, actual = (jax.jit(forward)(*values, images, key=key) for forward in (apply, packed_apply))
         for value, expected_value in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             assert value.shape == expected_value.shape
-            atol = 1e-3 * float(jnp.abs(expected_value).max())
+            atol = 1e-3 * float(jnp.abs(expected_value).max()) + 1e-8  # statistics of centered maps are rounding alone
             np.testing.assert_allclose(value, expected_value, rtol=0, atol=atol)
