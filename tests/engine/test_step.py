@@ -155,6 +155,7 @@ def test_norms_are_those_of_optax(parts):
     assert float(metrics.param_norm) == pytest.approx(squares**0.5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_running_statistics_follow_fast_at_first(parts):
     apply, optimizer, state, batch = parts
     batch = jax.tree.map(jnp.asarray, batch)
@@ -352,6 +353,7 @@ def test_weight_decay_shrinks_kernels_alone(parts):
         np.testing.assert_allclose(after.params[path], want, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_l2_penalty_adds_twice_the_kernel_to_its_gradient(parts):
     apply, _, state, batch = parts
     batch = jax.tree.map(jnp.asarray, batch)

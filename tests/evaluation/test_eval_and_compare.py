@@ -144,7 +144,7 @@ def test_seeds_are_trained_scored_and_compared(finished, tmp_path):
     assert difference["mean"] == pytest.approx(expected, abs=1e-5)
     assert (tmp_path / "out" / "comparison.png").is_file()
     assert "run - recipe" in stdout
-    assert "two runs or more" in refused(2, "compare", folder)
+    assert "at least two runs" in refused(2, "compare", folder)
     assert "choose one of seed_3, seed_4" in refused(4, "report", tmp_path / "recipe")
 
 

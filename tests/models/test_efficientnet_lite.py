@@ -27,6 +27,7 @@ def state():
 
 
 @needs_package
+@pytest.mark.slow
 def test_published_weights_classify_photographs(state):
     model = efficientnet_lite0(include_top=True, weights=None, input_shape=(224, 224, 3))
     assign_torch_weights(model, state)

@@ -104,7 +104,11 @@ def three_steps(golden, name, file, dtype):
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("TensorflowUNet", "adam3.npz"), ("TensorflowUNet", "adam3_strongclip.npz"), ("TensorflowUNet_norm", "adam3.npz")],
+    [
+        ("TensorflowUNet", "adam3.npz"),
+        pytest.param("TensorflowUNet", "adam3_strongclip.npz", marks=pytest.mark.slow),
+        ("TensorflowUNet_norm", "adam3.npz"),
+    ],
 )
 def test_three_adam_steps(golden, name, file, monkeypatch):
     # In float64: Adam turns the rounding of a gradient near zero into a whole step, so that in float32 the sums'

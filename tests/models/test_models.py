@@ -66,12 +66,16 @@ CASES = [
     for number, args in enumerate(variants)
 ]
 GRADIENT_CASES = [
-    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) if case.id.startswith(DEEP) else case
+    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+    if case.id.startswith((*DEEP, "attention_unet-0", "swin_unet", "trans_unet-1"))
+    else case
     for case in CASES
 ]
 SHAPE_CASES = [
     pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
-    if case.id.startswith(("basnet", "efficient_unet", "efficientnet_b7_unet", "efficientnet_lite0_unet"))
+    if case.id.startswith(
+        ("basnet", "deeplab_v3plus", "efficient_unet", "efficientnet_b7_unet", "efficientnet_lite0_unet")
+    )
     else case
     for case in CASES
 ]
@@ -174,6 +178,7 @@ def test_frozen_levels_leave_the_trainable_variables():
     assert any(path.startswith("encoder_block1") and path.endswith("kernel") for path in model_state)
 
 
+@pytest.mark.slow
 def test_encoder_weights_come_from_a_local_file(tmp_path, rng):
     import keras
 

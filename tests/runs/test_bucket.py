@@ -88,6 +88,7 @@ def files_of(run: Path) -> set[str]:
     return {name for name in names if not name.startswith("checkpoints/") and name != "run.lock"}
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_of_a_folder(finished, alone, bucket, call, tmp_path):
     code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
     assert (code, stderr) == (0, "")

@@ -86,6 +86,7 @@ def test_two_processes_learn_as_one(arguments, alone, tmp_path, mesh):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_and_one_process_goes_on(arguments, tmp_path):
     folder = tmp_path / "run"
     straight = end_of(start(*arguments, "--run-dir", tmp_path / "straight"))

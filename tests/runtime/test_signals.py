@@ -29,9 +29,9 @@ def raise_within(monkeypatch, owner, name, *, call=1):
         (loop, "_compile", 1, 75),
         pytest.param(epochs, "train_batches", 1, 75, marks=pytest.mark.slow),
         (epochs, "evaluate", 2, 75),
-        (epochs, "write_previews", 1, 75),
+        pytest.param(epochs, "write_previews", 1, 75, marks=pytest.mark.slow),
         pytest.param(epochs, "save_weights", 1, 75, marks=pytest.mark.slow),
-        (checkpoint.Checkpoints, "save", 1, 75),
+        pytest.param(checkpoint.Checkpoints, "save", 1, 75, marks=pytest.mark.slow),
         (checkpoint.Checkpoints, "save", 3, 0),  # the last one
         (loop, "write_history", 1, 0),  # after the last epoch
     ],

@@ -37,7 +37,7 @@ def packed(images, layout):
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in TOLERANCE if name != "float32")]
+    "dtype", ["float64", *(pytest.param(name, marks=pytest.mark.slow) for name in TOLERANCE if name != "float64")]
 )
 @pytest.mark.parametrize(
     ("shape", "kernel_size", "dilation", "block", "groups", "filters"),
@@ -176,7 +176,7 @@ def test_gradients_of_a_whole_network_are_the_same(args, rng):
     ("name", "args", "num_plain"),
     [
         pytest.param("attention_unet", SMALL["attention_unet"][0], 2, id="attention_unet"),
-        pytest.param("multires_unet", SMALL["multires_unet"][0], 1, id="multires_unet"),
+        pytest.param("multires_unet", SMALL["multires_unet"][0], 1, id="multires_unet", marks=pytest.mark.slow),
         pytest.param("sharp_unet", SMALL["sharp_unet"][0], 0, id="sharp_unet"),
         pytest.param("unet", SMALL["unet"][1], 0, id="unet"),
         pytest.param("u2net", SMALL["u2net"][0], None, id="u2net", marks=pytest.mark.slow),
