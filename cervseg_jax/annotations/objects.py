@@ -20,13 +20,13 @@ class Note(NamedTuple):
     message: str
     subject: str
     """File and entry; of several entries with the same message, the first."""
-    count: int = 1
+    num_entries: int = 1
 
     def __str__(self) -> str:
         """Returns the remark as one line."""
-        if self.count == 1:
+        if self.num_entries == 1:
             return f"{self.subject}: {self.message}"
-        return f"{self.message} ({self.count} times, first in {self.subject})"
+        return f"{self.message} ({self.num_entries} times, first in {self.subject})"
 
 
 class AnnotatedObject(NamedTuple):
@@ -75,7 +75,8 @@ def tally(notes: Iterable[Note]) -> list[Note]:
     merged: dict[str, Note] = {}
     for note in notes:
         known = merged.get(note.message)
-        merged[note.message] = note if known is None else known._replace(count=known.count + note.count)
+        num_entries = note.num_entries + (0 if known is None else known.num_entries)
+        merged[note.message] = (known or note)._replace(num_entries=num_entries)
     return list(merged.values())
 
 

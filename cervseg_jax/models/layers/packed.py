@@ -43,7 +43,7 @@ class PackedConv2D(keras.layers.Conv2D):
             outputs = outputs + tile(bias, self.layout._replace(groups=(self.filters,)))
         return outputs if self.activation is None else self.activation(outputs)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Returns the packed shape of the result."""
         return (*input_shape[:3], self.layout.block * self.filters)
 
@@ -75,8 +75,9 @@ class PackedBatchNormalization(keras.layers.BatchNormalization):
             centered = values - tile(mean, self.layout)
             variance = mean_over_block(jnp.square(centered).mean((0, 1, 2)), self.layout)
             share = 1.0 - self.momentum
-            self.moving_mean.assign(moving[0] * self.momentum + mean * share)
-            self.moving_variance.assign(moving[1] * self.momentum + variance * share)
+            statistics: Any = (self.moving_mean, self.moving_variance)
+            statistics[0].assign(moving[0] * self.momentum + mean * share)
+            statistics[1].assign(moving[1] * self.momentum + variance * share)
         else:
             mean, variance = moving
         scale = jnp.asarray(self.gamma, values.dtype) / jnp.sqrt(variance + self.epsilon)
@@ -137,7 +138,8 @@ class PackedUpsampleConv2x2(UpsampleConv2x2):
         matrix = (diagonal * taps).reshape(lanes, 2, 2 * block * filters)
         rows = ops.einsum("bhni,ikj->bhknj", inputs, matrix)
         bias = jnp.tile(jnp.asarray(self.bias, inputs.dtype), 2 * block)
-        return ops.reshape(rows, (-1, 2 * height, columns, 2 * block * filters)) + bias
+        doubled: Any = ops.reshape(rows, (-1, 2 * height, columns, 2 * block * filters))
+        return doubled + bias
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Returns the packed shape of the result."""

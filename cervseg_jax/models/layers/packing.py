@@ -91,7 +91,7 @@ def max_pool_packed(packed: Float[Array, "b h n p"], layout: Layout) -> Float[Ar
 
 
 def _forward(packed: jax.Array, layout: Layout) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    maxima = max_pool_packed(packed, layout)
+    maxima: Any = max_pool_packed(packed, layout)
     return maxima, (packed, maxima)
 
 
