@@ -11,6 +11,9 @@ Padding = Literal["none", "square", "square_reference"]
 OnBadFile = Literal["fail", "skip"]
 """What becomes of files that cannot be used: the command ends, or they are left out."""
 
+NearDuplicates = Literal["together", "apart"]
+"""Whether images that look alike count as one source when a dataset is split."""
+
 Crowd = Literal["drop", "keep"]
 """Whether COCO entries with `iscrowd` are left out, or each is kept as one nucleus."""
 

@@ -99,3 +99,11 @@ def test_top_level_is_what_it_should_be():
     names = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     allowed = {"cervseg_jax", "configs", "scripts", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
     assert {name for name in names if not name.startswith(".")} <= allowed
+
+
+def test_readme_is_short_and_its_links_exist():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 9000
+    for page in (ROOT / "README.md", *(ROOT / ".readme").glob("*.md"), ROOT / "configs" / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, OnBadFile, Padding
+from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, NearDuplicates, OnBadFile, Padding
 from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, Quiet, fraction
 from cervseg_jax.errors import ConfigError
 
@@ -83,6 +83,9 @@ GroupsFile = Annotated[
     Path | None,
     typer.Option(metavar="CSV", help="CSV file with the columns stem and group, such as the patient or slide."),
 ]
+NearDuplicatesOption = Annotated[
+    NearDuplicates, typer.Option(help="Whether images that look alike count as one source in the split.")
+]
 NumFolds = Annotated[int, typer.Option(min=0, max=1000, help="Number of folds for cross-validation; 0: no folds.")]
 FoldIndex = Annotated[int, typer.Option(min=0, max=999, help="Index of the fold used for validation.")]
 NumVariants = Annotated[int, typer.Option(min=0, max=99, help="Number of augmented copies of each training image.")]
@@ -113,6 +116,7 @@ def prepare(
     seed: SeedOption = 0,
     group_pattern: GroupPattern = None,
     groups: GroupsFile = None,
+    near_duplicates: NearDuplicatesOption = "together",
     folds: NumFolds = 0,
     fold: FoldIndex = 0,
     variants: NumVariants = 0,
@@ -150,6 +154,7 @@ def prepare(
         seed=seed,
         group_pattern=group_pattern,
         groups_csv=groups,
+        keep_near_duplicates_together=near_duplicates == "together",
         folds=folds,
         fold=fold,
         variants=variants,

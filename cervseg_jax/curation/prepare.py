@@ -19,7 +19,7 @@ from cervseg_jax.curation.build import build_source
 from cervseg_jax.curation.collect import collect
 from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
 from cervseg_jax.curation.scan import check_labels, scan_image, tell_masks_from_labels
-from cervseg_jax.curation.similarity import join_groups, near_pairs
+from cervseg_jax.curation.similarity import describe_joins, join_groups, near_pairs
 from cervseg_jax.curation.workspace import Workspace
 from cervseg_jax.data.checks import bit_depth_warning, common_bit_depth
 from cervseg_jax.data.manifest import DATASET_FILE, Record, groups_from_csv, write_manifest
@@ -142,8 +142,11 @@ def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, 
         names = [row["group"] for row in groups_from_csv(stems, recipe.groups_csv)]
     else:
         names = groups_by_pattern(stems, recipe.group_pattern, key="--group-pattern")
+    joined = ""
     if recipe.keep_near_duplicates_together:
-        names = join_groups(names, near_pairs(np.stack([entry.hashes for entry in scanned])))
+        alike = near_pairs(np.stack([entry.hashes for entry in scanned]))
+        names = join_groups(names, alike)
+        joined = describe_joins(stems, alike, names)
     given_test = {name for name, entry in zip(names, scanned, strict=True) if entry.item.is_test}
     rest = sorted(set(names) - given_test)
     try:
@@ -159,7 +162,10 @@ def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, 
             folds |= assign_folds([name for name in rest if splits[name] != "test"], recipe.folds, seed=recipe.seed)
             splits |= {name: "valid" for name, fold in folds.items() if fold == recipe.fold}
     except ValueError as error:
-        raise DataError(f"{error}; a group is a source image, or what --group-pattern or --groups define") from None
+        advice = f"\n{joined}; --near-duplicates apart counts them as separate sources" if joined else ""
+        raise DataError(
+            f"{error}; a group is a source image, or what --group-pattern or --groups define{advice}"
+        ) from None
     return {stem: Assignment(splits[name], name, folds[name]) for stem, name in zip(stems, names, strict=True)}
 
 

@@ -669,3 +669,25 @@ def test_a_full_disk_ends_in_one_message(small, tmp_path):
     code, stdout, stderr = run_process("prepare", small, "--out", tmp_path / "d")
     assert code == 0, stderr
     assert "continuing an interrupted call" in stdout
+
+
+def test_joined_look_alikes_are_named_and_can_be_kept_apart(tmp_path, rng):
+    from tests.helpers import refused, run
+
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    for index in range(12):
+        image = np.clip(225 + rng.normal(0, 4, (128, 128, 3)), 0, 255).astype(np.uint8)
+        mask = np.zeros((128, 128), np.uint8)
+        center, radius = (64 + int(rng.integers(-6, 7)), 64 + int(rng.integers(-6, 7))), int(rng.integers(9, 24))
+        cv2.circle(image, center, radius, (90, 90, 90), -1)
+        cv2.circle(mask, center, radius, 255, -1)
+        cv2.imwrite(str(tmp_path / "in" / "images" / f"i{index}.png"), image)
+        cv2.imwrite(str(tmp_path / "in" / "masks" / f"i{index}.png"), mask)
+    message = refused(3, "prepare", tmp_path / "in", "--out", tmp_path / "out")
+    assert "look alike and count as" in message
+    assert "--near-duplicates apart" in message
+    apart = ("--near-duplicates", "apart", "--quiet")
+    code, _, stderr = run("prepare", tmp_path / "in", "--out", tmp_path / "out", *apart)
+    assert code == 0, stderr
+    assert len(list((tmp_path / "out").glob("*/images/*.png"))) == 12
