@@ -1,4 +1,4 @@
-"""Resolves `{name, args}` of a config to a function and its keyword arguments."""
+"""Lookup of named components, and validation of their arguments against function signatures."""
 
 import difflib
 import inspect
@@ -23,7 +23,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the nearest known word, then all known words.
+    """Returns the tail of an error message: the nearest known word, then all known words.
 
     Example:
       >>> suggestion("unett", ["unet", "swin_unet"])
@@ -38,9 +38,9 @@ def lookup(table: Mapping[str, T], name: str, *, key: str) -> T:
     """Returns `table[name]`.
 
     Args:
-      table: an explicit table such as `MODELS` or `LOSSES`.
-      name: the name given by the user.
-      key: config key or option that holds the name, for the message.
+      table: component table such as `MODELS` or `LOSSES`.
+      name: name given by the user.
+      key: config key or option that the name comes from, for the message.
 
     Raises:
       ConfigError: if the table has no such name.
@@ -55,13 +55,13 @@ def bind(
 ) -> dict[str, Any]:
     """Validates `args` against the signature of `function` and fills in defaults.
 
-    Values must match the annotations strictly: a quoted number is not a number.
+    Values are not coerced: a quoted number is rejected where a number is expected.
 
     Args:
       function: called with the result as keyword arguments.
       args: values given by the user.
       key: config key of `args`, for messages.
-      reserved: parameters supplied by the program, which a config must not set.
+      reserved: parameters supplied by the caller, which a config must not set.
 
     Returns:
       All keyword arguments except the reserved ones, converted to the annotated types.
@@ -95,7 +95,7 @@ def bind(
 
 def _checked(value: Any, annotation: Any, *, key: str) -> Any:
     """Converts `value` to `annotation` by strict JSON rules: lists become tuples, integers become floats."""
-    from pydantic import TypeAdapter, ValidationError  # slow to import, and `--help` does without
+    from pydantic import TypeAdapter, ValidationError  # slow to import and not needed for `--help`
 
     try:
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)

@@ -1,4 +1,4 @@
-"""What a network can predict besides the mask, and where each head's maps are among its outputs."""
+"""Output heads of a network and their channels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -6,12 +6,13 @@ from typing import Literal
 Head = Literal["mask", "boundary", "distance", "hover"]
 
 NUM_MAPS: Mapping[Head, int] = {"mask": 1, "boundary": 1, "distance": 1, "hover": 2}
-"""Output channels of each head: whether a pixel is nucleus; whether it is a nucleus' border; its distance to the border
-as a share of the nucleus' largest; its horizontal and vertical place within the nucleus, 0.5 at the centroid."""
+"""Output channels per head. mask: nucleus probability. boundary: probability of a nucleus border. distance: distance to
+the border, relative to the maximum within the nucleus. hover: horizontal and vertical position within the nucleus, 0.5
+at the centroid."""
 
 
 def num_maps(heads: Sequence[Head]) -> int:
-    """Returns the output channels of some heads.
+    """Returns the total number of output channels of some heads.
 
     Example:
       >>> num_maps(["mask", "hover"])
@@ -21,12 +22,12 @@ def num_maps(heads: Sequence[Head]) -> int:
 
 
 def needs_instances(heads: Sequence[Head]) -> bool:
-    """Whether some head is learned from instance labels."""
+    """Whether any head is trained on instance labels."""
     return tuple(heads) != ("mask",)
 
 
 def channels(heads: Sequence[Head], head: Head) -> slice:
-    """Returns which output channels belong to a head.
+    """Returns the output channels of a head as a slice.
 
     Example:
       >>> channels(["mask", "boundary", "hover"], "hover")

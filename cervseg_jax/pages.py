@@ -1,4 +1,4 @@
-"""Builds self-contained HTML pages: no network access, light and dark themes, for screens, phones and print."""
+"""Self-contained HTML pages: no network access, light and dark themes, layouts for desktop, mobile and print."""
 
 import base64
 import html
@@ -40,7 +40,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]], *, style: s
       title: heading, plain text.
       lead: a sentence below it, plain text.
       sections: heading (plain text) and content (HTML) of each section.
-      style: further CSS.
+      style: additional CSS.
       script: HTML of script elements, placed at the end of the page.
     """
     body = "\n".join(
@@ -61,10 +61,10 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]], *, style: s
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns an HTML table of plain values.
 
-    A wide table scrolls; its container can take the focus, so that the arrow keys scroll it.
+    A wide table scrolls horizontally; its container is focusable so that the arrow keys scroll it.
 
     Args:
-      header: column names, none of them empty: screen readers announce them with each value.
+      header: nonempty column names; screen readers announce them with each value.
       rows: values, one sequence per row.
     """
     head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in header)
@@ -75,7 +75,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def figure(path: Path, *, caption: str) -> str:
-    """Returns a figure with an embedded PNG file; the caption is its alternative text as well."""
+    """Returns an HTML figure with an embedded PNG file; the caption also serves as alternative text."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     text = html.escape(caption)
     return (

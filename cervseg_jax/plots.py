@@ -1,4 +1,4 @@
-"""Pictures: training curves, overlays, and sheets that show images beside truth and prediction."""
+"""Figures and images: training curves, reliability plots, overlays, and sheets of images, truth and predictions."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _CURVE_COLORS = ("#1b6ca8", "#d1495b", "#2a9d68", "#8a5cb5")
 
 
 def save_figure(path: Path, figure: Figure, *, bbox_inches: str | None = None) -> None:
-    """Writes a figure as PNG, whole or not at all; `bbox_inches` as in `Figure.savefig`."""
+    """Writes a figure to a PNG file atomically; `bbox_inches` as in `Figure.savefig`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches=bbox_inches)
     write_bytes(path, buffer.getvalue())
@@ -33,15 +33,15 @@ def draw_curves(
     rate_drops: Sequence[int],
     rates: Sequence[float],
 ) -> None:
-    """Draws values over epochs.
+    """Plots values over epochs.
 
     Args:
       path: the PNG to write.
       curves: values per epoch by name; names with the prefix `val_` are drawn solid, the others dashed.
       title: heading and label of the vertical axis.
       best_epoch: 1-based epoch to mark; 0 for none.
-      rate_drops: 1-based epochs from which a lower learning rate was in force.
-      rates: learning rate per epoch, drawn below.
+      rate_drops: 1-based epochs at which a reduced learning rate took effect.
+      rates: learning rate per epoch, drawn in a panel below.
     """
     figure = Figure(figsize=(8, 5.6), dpi=120, layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)
@@ -58,8 +58,8 @@ def draw_curves(
             linewidth=1.8,
             marker="o" if len(values) < 3 else None,
         )
-    for number, epoch in enumerate(rate_drops):
-        label = "learning rate reduced" if number == 0 else None
+    for index, epoch in enumerate(rate_drops):
+        label = "learning rate reduced" if index == 0 else None
         axes.axvline(epoch, color="0.6", linewidth=0.8, linestyle=":", label=label)
     if best_epoch:
         axes.axvline(best_epoch, color="0.25", linewidth=1.0, label=f"best epoch ({best_epoch})")
@@ -75,7 +75,7 @@ def draw_curves(
 
 
 def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """Draws training and validation losses of several networks, one small plot each with common axes.
+    """Plots training and validation losses of several networks as small multiples with shared axes.
 
     Args:
       path: the PNG to write.
@@ -102,18 +102,19 @@ def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], S
 
 
 def draw_reliability(path: Path, curve: Mapping[str, Sequence[float]], *, error: float) -> None:
-    """Draws how often pixels of a probability are nucleus, and how many pixels there are.
+    """Draws a reliability diagram, with a histogram of the predicted probabilities below.
 
     Args:
       path: the PNG to write.
-      curve: `predicted`, `observed` and `pixels` by bin; undefined places are NaN.
+      curve: `predicted`, `observed` and `pixels` per bin; NaN for empty bins.
       error: expected calibration error, for the title.
     """
     figure = Figure(figsize=(5, 5.6), dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="perfectly calibrated")
     upper.plot(curve["predicted"], curve["observed"], "o-", color=_CURVE_COLORS[0], markersize=4, label="this network")
-    upper.set(ylabel="share that is nucleus", xlim=(0, 1), ylim=(0, 1), title=f"expected calibration error {error:.4f}")
+    title = f"expected calibration error {error:.4f}"
+    upper.set(ylabel="observed fraction of nucleus pixels", xlim=(0, 1), ylim=(0, 1), title=title)
     upper.legend(frameon=False, loc="upper left")
     edges = np.linspace(0, 1, len(curve["pixels"]) + 1)
     lower.stairs(curve["pixels"], edges, fill=True, color=_CURVE_COLORS[0], alpha=0.5)
@@ -125,24 +126,23 @@ def draw_reliability(path: Path, curve: Mapping[str, Sequence[float]], *, error:
 
 
 def draw_scatter(path: Path, columns: Mapping[str, Sequence[np.ndarray]], *, names: Sequence[str]) -> None:
-    """Draws scores of several methods on the same images against those of the first one.
+    """Plots per-image scores of several methods against those of the first method.
 
     Args:
       path: the PNG to write.
-      columns: by score, an array [images] of each method.
-      names: of the methods.
+      columns: by score name, one array [images] per method.
+      names: method names.
     """
     figure = Figure(figsize=(4.4 * len(columns), 4.4), dpi=120, layout="constrained")
     grid = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, (score, values) in zip(grid, columns.items(), strict=True):
-        every = np.concatenate(values)
-        low = max(0.0, float(np.nanmin(every)) - 0.03)
+        low = max(0.0, float(np.nanmin(np.concatenate(values))) - 0.03)
         axes.plot([low, 1], [low, 1], color="0.6", linewidth=0.9, linestyle=":")
-        for number, (name, column) in enumerate(zip(names[1:], values[1:], strict=True)):
-            color = _CURVE_COLORS[number % len(_CURVE_COLORS)]
+        for index, (name, column) in enumerate(zip(names[1:], values[1:], strict=True)):
+            color = _CURVE_COLORS[index % len(_CURVE_COLORS)]
             axes.scatter(values[0], column, s=16, color=color, alpha=0.7, linewidths=0, label=name)
         axes.set(xlabel=f"{score} of {names[0]}", ylabel=score, xlim=(low, 1.005), ylim=(low, 1.005), aspect="equal")
-        axes.set_title("above the line: better than the first", fontsize=9)
+        axes.set_title("points above the line: better than the first", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
@@ -150,19 +150,19 @@ def draw_scatter(path: Path, columns: Mapping[str, Sequence[np.ndarray]], *, nam
 
 
 class Box(NamedTuple):
-    """A box of `draw_stages`."""
+    """A stage in the diagram of `draw_stages`."""
 
     label: str
     level: float
-    """How far down it is drawn."""
+    """Vertical position; larger values are further down."""
     side: str
-    """What is written at its level, such as the size in pixels."""
+    """Text at the left of the level, such as the size in pixels."""
     feeds: Sequence[int]
-    """Positions of the boxes that it reads."""
+    """Indices of the boxes that feed into it."""
 
 
 def draw_stages(path: Path, boxes: Sequence[Box], *, title: str) -> None:
-    """Draws a network: boxes in order of computation from left to right, coarser ones further down.
+    """Draws a network as boxes: in computation order from left to right, coarser resolutions further down.
 
     Args:
       path: the PNG to write.
@@ -172,10 +172,10 @@ def draw_stages(path: Path, boxes: Sequence[Box], *, title: str) -> None:
     depth = max(box.level for box in boxes)
     figure = Figure(figsize=(max(7, 0.62 * len(boxes) + 1.5), max(3, 0.75 * depth + 1.5)), dpi=110)
     axes = figure.subplots()
-    for number, box in enumerate(boxes):
+    for index, box in enumerate(boxes):
         for source in box.feeds:
-            start, end = (source + 0.28, -boxes[source].level), (number - 0.28, -box.level)
-            is_skip = number - source > 1
+            start, end = (source + 0.28, -boxes[source].level), (index - 0.28, -box.level)
+            is_skip = index - source > 1
             axes.annotate(
                 "",
                 xy=end,
@@ -191,7 +191,7 @@ def draw_stages(path: Path, boxes: Sequence[Box], *, title: str) -> None:
                 },
             )
         axes.text(
-            number,
+            index,
             -box.level,
             box.label,
             ha="center",
@@ -222,14 +222,14 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, 
 
 
 def tint(image: np.ndarray, inside: np.ndarray, *, color: tuple[int, int, int] = PREDICTION_COLOR) -> np.ndarray:
-    """Lays a quarter of a color over the pixels `inside`, bool [h, w], of a copy of the image."""
+    """Blends a color at 25 % opacity over the pixels `inside`, bool [h, w], of a copy of the image."""
     tinted = image.copy()
     tinted[inside] = (0.75 * image[inside] + 0.25 * np.array(color)).astype(np.uint8)
     return tinted
 
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, int]) -> np.ndarray:
-    """Draws the outline of a mask on a copy of the image; arguments as `draw_overlay`."""
+    """Draws the outline of a mask on a copy of the image; arguments as in `draw_overlay`."""
     outlined = image.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     thickness = max(1, round(min(image.shape[:2]) / 300))
@@ -238,7 +238,7 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, 
 
 
 def draw_instance_outlines(image: np.ndarray, labels: np.ndarray, *, color: tuple[int, int, int]) -> np.ndarray:
-    """Draws a line along the border of every nucleus, inside of it, on a copy of the image.
+    """Draws the inner border of every nucleus on a copy of the image.
 
     Args:
       image: uint8 [h, w, 3], RGB.
@@ -257,15 +257,15 @@ def draw_instance_outlines(image: np.ndarray, labels: np.ndarray, *, color: tupl
 
 
 def draw_sheet(rows: Sequence[Sequence[np.ndarray]], *, captions: Sequence[str], height_px: int = 256) -> np.ndarray:
-    """Arranges pictures in a table.
+    """Arranges images in a grid with column headings.
 
     Args:
-      rows: uint8 RGB pictures; each row holds as many as there are captions.
-      captions: headings of the columns.
+      rows: uint8 RGB images [h, w, 3]; each row has one image per caption.
+      captions: column headings.
       height_px: height of each row.
 
     Returns:
-      uint8 RGB.
+      uint8 RGB image [h, w, 3].
     """
     gap = 6
     lines = []
@@ -280,12 +280,10 @@ def draw_sheet(rows: Sequence[Sequence[np.ndarray]], *, captions: Sequence[str],
     lines.append(header)
     for row in rows:
         line = np.full((height_px + gap, header.shape[1], 3), 255, np.uint8)
-        for column, picture in enumerate(row):
-            width = round(picture.shape[1] * height_px / picture.shape[0])
-            shrinks = picture.shape[0] > height_px
-            cell = cv2.resize(
-                picture, (width, height_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
-            )
+        for column, image in enumerate(row):
+            width = round(image.shape[1] * height_px / image.shape[0])
+            interpolation = cv2.INTER_AREA if image.shape[0] > height_px else cv2.INTER_NEAREST
+            cell = cv2.resize(image, (width, height_px), interpolation=interpolation)
             left = gap + sum(widths[:column]) + gap * column
             line[:height_px, left : left + width] = cell
         lines.append(line)

@@ -1,4 +1,4 @@
-"""The sections of a config: frozen, with all defaults of the program that no named component has."""
+"""Config sections: frozen pydantic models with the defaults of every key outside of component `args`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,13 +17,13 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, values not converted."""
+    """Base class of all sections: immutable, strict types, unknown keys rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
-    """What network is built."""
+    """Network architecture, input size and heads."""
 
     name: str
     image_size: tuple[PositiveInt, PositiveInt]
@@ -31,54 +31,54 @@ class ModelConfig(Section):
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
     heads: tuple[Head, ...] = ("mask",)
-    """What it predicts: "mask", then any of "boundary", "distance" and "hover", learned from instance labels."""
+    """Predicted maps: "mask", then any of "boundary", "distance" and "hover", which are trained on instance labels."""
 
 
 class SyntheticConfig(Section):
-    """Dataset of drawn cells, made on first use under `data.root`."""
+    """Synthetic dataset, generated on first use under `data.root`."""
 
     train: PositiveInt
     valid: PositiveInt
     test: PositiveInt
     size: tuple[Annotated[int, Field(ge=64)], Annotated[int, Field(ge=64)]] = (512, 512)
-    """Height and width of the drawn images."""
+    """Height and width of the images, in pixels."""
     seed: Count = 0
 
 
 class SplitConfig(Section):
-    """How a folder with only `images` and `masks` is divided: whole groups, never single files."""
+    """Random split of a folder with only `images` and `masks`; groups of images are never divided."""
 
     valid: Fraction = 0.2
     test: Fraction = 0.2
     seed: Count = 0
     group_pattern: str | None = None
-    """Regular expression searched in the file stem; its first group names the source. None: each stem is its own."""
+    """Regular expression searched in the file stem; its first group names the source. None: one group per stem."""
 
 
 class DataConfig(Section):
-    """Where the images are and how they are read."""
+    """Dataset location and image reading."""
 
     root: Path
     """Folder with `{train,valid,test}/{images,masks}`, or with `images` and `masks` if `split` is given."""
     synthetic: SyntheticConfig | None = None
     split: SplitConfig | None = None
     origin: str | None = None
-    """Where to get the data; shown when `data.root` is missing."""
+    """Where to download the data; shown when `data.root` is missing."""
     mask_rule: MaskRule = "half_range"
     bit_depth: BitDepth = "auto"
-    """Bits that 16-bit image files use: 12 scales 0..4095 to 0..255. "auto": the training takes the least of 8, 10, 12,
-    14 and 16 that holds the values of all its images, and keeps it for inference."""
+    """Bits used in 16-bit image files: 12 scales 0..4095 to 0..255. "auto": training uses the smallest of 8, 10, 12, 14
+    and 16 that fits the values of all its images, and stores it for inference."""
     on_bad_file: OnBadFile = "fail"
     threads: PositiveInt | None = None
-    """Threads that read, augment and write images; None: one for each CPU core that the process may use, at most 16."""
+    """Threads that read, augment and write images; None: one per CPU core available to the process, at most 16."""
     prefetch_batches: PositiveInt = 4
-    """Batches that training reads ahead, or as many as there are threads, if these are more."""
+    """Batches that training prefetches; at least the number of threads."""
     cache_gib: NonNegative = 2.0
-    """Training keeps decoded images of the network's size in memory, up to so many GiB; 0: none."""
+    """Memory in GiB for caching decoded images at the network's size during training; 0: no cache."""
 
 
 class OperationConfig(Section):
-    """One augmentation, applied to a sample with a probability."""
+    """An augmentation, applied to each sample with `probability`."""
 
     name: str
     probability: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
@@ -86,13 +86,13 @@ class OperationConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Augmentation of the training part, in order."""
+    """Augmentations of the training split, in order of application."""
 
     operations: tuple[OperationConfig, ...] = ()
 
 
 class PlateauConfig(Section):
-    """Learning-rate reduction when `val_loss` stops improving, as Keras' ReduceLROnPlateau."""
+    """Learning-rate reduction when `val_loss` stops improving, as in `keras.callbacks.ReduceLROnPlateau`."""
 
     factor: Probability = 0.3
     patience: PositiveInt = 4
@@ -107,45 +107,45 @@ class CosineConfig(Section):
 
 
 class TrainConfig(Section):
-    """Training of the network."""
+    """Optimization, checkpoints and logging of a training."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
-    """Images per optimizer update on all devices of all hosts together."""
+    """Global batch size: images per optimizer update across all devices of all hosts."""
     grad_accum_steps: PositiveInt = 1
-    """Micro-batches per update, computed one after the other to save memory; each has `batch_size` divided by this."""
+    """Micro-batches per update, computed sequentially to save memory; each has `batch_size` divided by this."""
     steps_per_epoch: PositiveInt | None = None
-    """Updates per epoch, after which the validation images are scored; None: one pass over the training images."""
+    """Updates per epoch; validation follows each epoch. None: one pass over the training images."""
     learning_rate: Annotated[float, Field(gt=0.0)]
     clip_value: Annotated[float, Field(gt=0.0)] | None = None
     """Each gradient element is clipped to [-clip_value, clip_value]."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay (AdamW): each update subtracts `learning_rate * weight_decay` times every kernel."""
     l2_penalty: NonNegative = 0.0
-    """Weight of the sum of squares of all kernels in the loss."""
+    """Weight of the L2 penalty in the loss: the sum of squares of all kernels."""
     lr_multipliers: dict[str, NonNegative] = {}
-    """Factors of the learning rate by prefix of layer names, such as `encoder_`; 0 freezes the layers."""
+    """Learning-rate multipliers by layer name prefix, such as `encoder_`; 0 freezes the layers."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Decay of a moving average of the weights, which validation, previews and best weights then use; None: none."""
+    """Decay of a moving average of the weights that validation, previews and best weights use; None: off."""
     init_from: Path | None = None
-    """A run, in a folder or a bucket, whose best weights are the initial ones; ignored when a training resumes."""
+    """A run (folder or bucket URL) whose best weights initialize the network; ignored when a training resumes."""
     batch_norm_warmup: bool = True
-    """Let BatchNorm's running statistics adapt faster in the first thousand steps than with a momentum of 0.99."""
+    """Let the running statistics of BatchNorm adapt faster than a momentum of 0.99 does in the first thousand steps."""
     loss: str = "bce_soft_dice"
     loss_args: dict[str, Any] = {}
     head_weights: dict[Head, NonNegative] = {}
-    """Weights of the losses of heads other than the mask; 1 by default."""
+    """Loss weight per head other than the mask; 1 by default."""
     touching_weight: NonNegative = 0.0
-    """Weight of the mask's cross-entropy over the pixels between touching nuclei."""
+    """Weight of an additional cross-entropy of the mask over the pixels between touching nuclei."""
     deep_supervision_weight: NonNegative = 1.0
-    """Weight of the loss of each side output, for networks with deep supervision."""
+    """Loss weight of each side output, for networks with deep supervision."""
     metrics: tuple[str, ...] = ("dice_coef", "dice_mean")
     """Columns of metrics.csv: `dice_coef` or any `<pixel score>_mean|_pooled`."""
     plateau: PlateauConfig | None = PlateauConfig()
     cosine: CosineConfig | None = None
-    """Use it instead of `plateau`."""
+    """Cosine decay; replaces `plateau`."""
     warmup_steps: Count = 0
-    """Number of updates over which the learning rate grows linearly."""
+    """Updates of linear learning-rate warmup."""
     early_stop_patience: PositiveInt | None = 10
     """Number of epochs without a lower `val_loss` after which training stops; None: never."""
     seed: Count = 0
@@ -154,79 +154,79 @@ class TrainConfig(Section):
     keep_every_epochs: PositiveInt | None = None
     """Also keep the checkpoint at the end of every N-th epoch; None: none."""
     save_minutes: Annotated[float, Field(gt=0.0)] = 10.0
-    """Longest time between two checkpoints; within an epoch one is saved when it has passed."""
+    """Maximum minutes between checkpoints; one is also saved within an epoch when they have elapsed."""
     log_steps: PositiveInt = 50
-    """Steps between two `steps` events in `log.jsonl`, with loss, norms and rates."""
+    """Steps between `steps` events in `log.jsonl`, which record the loss, norms and rates."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Experiment trackers that get the values of `log.jsonl`; each needs the extra of its name."""
+    """Experiment trackers that receive the values of `log.jsonl`; each needs the extra of the same name."""
 
 
 class EvalConfig(Section):
-    """How `eval` scores. Masks and nuclei are made as `infer` says."""
+    """Evaluation. Masks and nuclei are computed with the settings of `infer`."""
 
     batch_size: PositiveInt = 4
     num_example_images: Count = 4
-    """Images on each of the sheets of the worst, median and best ones."""
+    """Images per example sheet; there is one sheet each for the worst, median and best images."""
 
 
 class PostprocessingConfig(Section):
-    """Parameters of the watershed that divides the mask into nuclei."""
+    """Parameters of the watershed that splits the mask into nuclei."""
 
     boundary_threshold: Probability = 0.5
-    """Boundary probability from which a pixel separates nuclei; used where the heads are mask and boundary alone."""
+    """Boundary probability from which a pixel separates nuclei; used only if the heads are mask and boundary."""
     min_saddle_depth: Fraction = 0.15
     """Two basins stay separate nuclei if the saddle between them lies at least this far below the lower peak, as a
     share of that peak's elevation."""
     smoothing_px: NonNegative = 1.0
     """Standard deviation of the Gaussian blur of the elevation, in pixels; 0: none."""
     min_area_px: Count = 30
-    """Smaller nuclei are dropped."""
+    """Minimum area of a nucleus, in pixels; smaller ones are removed."""
     max_hole_px: Count = 500
-    """Holes up to this area are filled."""
+    """Maximum area of holes that are filled, in pixels."""
 
 
 class TiledConfig(Section):
     """Inference in tiles of the network's size, at constant scale."""
 
     overlap_px: Count | None = None
-    """Overlap of neighboring tiles, over which they are blended; None: a quarter of the network's smaller side."""
+    """Overlap of neighboring tiles, blended, in pixels; None: a quarter of the network's smaller side."""
     blend_whole: bool = False
-    """Take the smaller of two mask probabilities: that of the tiles, and that of the whole image, resized."""
+    """Use the pixelwise minimum of the mask probabilities from the tiles and from the resized whole image."""
 
 
 ThresholdRule = Literal["fixed", "otsu", "triangle"]
 
 DEFAULT_THRESHOLD = 0.5
-"""Used where `infer.threshold` is not set and none was tuned, and during training."""
+"""Mask threshold during training, and wherever `infer.threshold` is unset and none was tuned."""
 
 
 class InferConfig(Section):
-    """How images are predicted, and how probabilities become masks and nuclei: in `infer`, `eval`, tuning, previews."""
+    """Prediction and postprocessing, as used by `infer`, `eval`, tuning and previews."""
 
     batch_size: PositiveInt = 4
     threshold: Probability | None = None
     """Mask probability from which a pixel belongs to a nucleus. None: the value tuned on the validation images and
-    stored with the weights, or 0.5 where there is none."""
+    stored with the weights, or 0.5 if there is none."""
     threshold_rule: ThresholdRule = "fixed"
-    """Use `threshold`, or choose one for each image from the histogram of its probabilities."""
+    """Use `threshold` ("fixed"), or compute one per image from the histogram of its probabilities."""
     num_infer_images: Count = 6
-    """Validation images whose masks are written after every epoch."""
+    """Number of validation images whose predicted masks are written after every epoch."""
     tiled: TiledConfig | None = None
-    """None: the whole image is resized to the network's size."""
+    """Tiled inference; None: the whole image is resized to the network's size."""
     test_time_augmentation: bool = False
-    """Average over flipped and transposed copies of each image."""
+    """Average predictions over flipped and transposed copies of each image."""
     colors: tuple[str, str] = ("black", "white")
-    """Background and nuclei in the masks of `--output color`; names or `#rrggbb`."""
+    """Colors of background and nuclei in the masks of `--output color`; names or `#rrggbb`."""
     postprocessing: PostprocessingConfig | None = None
-    """None: as tuned on the validation images at the end of the training, or the defaults."""
+    """Watershed parameters; None: those tuned on the validation images after training, or else the defaults."""
 
 
 class MeshConfig(Section):
-    """Devices along each axis of the mesh: over the images of a batch, the weights, and the rows of an image."""
+    """Devices along each mesh axis, which shard the images of a batch, the weights, and the rows of an image."""
 
     data: PositiveInt = 1
     fsdp: PositiveInt = 1
-    """Devices that weights and optimizer state are sharded over; the batch is sharded over them too."""
+    """Devices over which weights and optimizer state are sharded; the batch is sharded over them as well."""
     spatial: PositiveInt = 1
 
 
@@ -235,16 +235,16 @@ class RuntimeConfig(Section):
 
     precision: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshConfig | None = None
-    """Mesh of the training. None: as many devices along `data` as divide the batch, the rest along `spatial`."""
+    """Device mesh for training. None: as many devices along `data` as divide the batch, the rest along `spatial`."""
     require: Literal["any", "cpu", "gpu", "tpu"] = "any"
     remat: bool = False
-    """Keep only the outputs of convolutions and matmuls for the gradient and rematerialize the rest, to save memory."""
+    """Store only convolution and matmul outputs for the backward pass and rematerialize the rest, to save memory."""
     profile_steps: Count = 0
-    """Number of steps to profile with JAX's profiler into RUN/profile, from the sixth step on; 0: none."""
+    """Steps recorded by the JAX profiler into RUN/profile, starting with the sixth step; 0: off."""
 
 
 class Config(Section):
-    """One complete recipe."""
+    """A complete recipe."""
 
     model: ModelConfig
     data: DataConfig

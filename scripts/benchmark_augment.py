@@ -1,4 +1,4 @@
-"""How fast the data factory is: the reference's 20 variants per source, and augmentation during training.
+"""Benchmark of data preparation: the 20 variants per source of the reference recipe, and online augmentation.
 
 Run: python scripts/benchmark_augment.py
 """
@@ -23,11 +23,11 @@ from cervseg_jax.data.samples import Sample
 SIDE = 512
 NUM_SOURCES = 48
 REFERENCE_SECONDS = 2.7
-"""Of the reference implementation for 20 variants of one source's image and mask with files, on one core."""
+"""Time of the reference implementation for 20 variants of one image and mask, including files, on one core."""
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Returns the median time of some calls, after one that is not counted."""
+    """Returns the median time of `repeats` calls in seconds, after one warm-up call."""
     work()
     times = []
     for _ in range(repeats):
@@ -38,22 +38,22 @@ def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def loop_maps(side: int, center: tuple[float, float], radius: float, amount: float) -> np.ndarray:
-    """The radial warp's positions, one pixel after the other."""
+    """Returns the coordinate maps of the radial warp, float32 [2, side, side], computed pixel by pixel."""
     maps = np.empty((2, side, side), np.float32)
     for row in range(side):
         for column in range(side):
             dx, dy = column - side * center[0], row - side * center[1]
-            distance, reach = (dx * dx + dy * dy) ** 0.5, side * radius
+            distance, radius_px = (dx * dx + dy * dy) ** 0.5, side * radius
             factor = 1.0
-            if 0 < distance < reach:
-                factor = float(np.sin(np.pi * distance / reach / 2)) ** amount
-            maps[0, row, column] = factor * dx + side * center[0] if distance < reach else column
-            maps[1, row, column] = factor * dy + side * center[1] if distance < reach else row
+            if 0 < distance < radius_px:
+                factor = float(np.sin(np.pi * distance / radius_px / 2)) ** amount
+            maps[0, row, column] = factor * dx + side * center[0] if distance < radius_px else column
+            maps[1, row, column] = factor * dy + side * center[1] if distance < radius_px else row
     return maps
 
 
 def main() -> None:
-    """Measures, prints a table, and writes JSON where an argument names a file."""
+    """Runs the benchmark and prints a table; writes JSON to the file given as argument, if any."""
     scene = draw_scene(shape=(SIDE, SIDE), seed=0)
     labels = draw_instances(scene.outlines, shape=(SIDE, SIDE))
     sample = Sample(scene.image, (labels > 0).astype(np.uint8), labels)
@@ -66,20 +66,22 @@ def main() -> None:
         results["reference recipe, seconds per source, all cores, files included"] = (
             time.perf_counter() - start
         ) / NUM_SOURCES
-    picture = np.ascontiguousarray(scene.image[:, :, ::-1])
-    results["20 variants of one picture, seconds, one thread, no files"] = median_seconds(
-        lambda: list(reference_style.offline_variants(picture, is_mask=False, random=np.random.default_rng(0)))
+    image = np.ascontiguousarray(scene.image[:, :, ::-1])
+    results["20 variants of one image, seconds, one thread, no files"] = median_seconds(
+        lambda: list(reference_style.offline_variants(image, is_mask=False, random=np.random.default_rng(0)))
     )
-    results["radial maps, plain loop, seconds"] = median_seconds(lambda: loop_maps(SIDE, (0.3, 0.3), 0.3, 0.3), 1)
+    results["radial maps, pixel loop, seconds"] = median_seconds(lambda: loop_maps(SIDE, (0.3, 0.3), 0.3, 0.3), 1)
     uncached = reference_style._bulge_maps.__wrapped__
-    results["radial maps, ours, seconds"] = median_seconds(lambda: uncached(SIDE, SIDE, (0.3, 0.3), 0.3, 0.3))
+    results["radial maps, vectorized, seconds"] = median_seconds(lambda: uncached(SIDE, SIDE, (0.3, 0.3), 0.3, 0.3))
     for name, function in AUGMENTATIONS.items():
         seconds = median_seconds(lambda function=function: function(sample, np.random.default_rng(0)))
         results[f"online {name}, images per second per core"] = 1 / seconds
     for name, value in results.items():
         print(f"{name:<70}{value:12.4g}")
     ratio = REFERENCE_SECONDS / results["reference recipe, seconds per source, all cores, files included"]
-    print(f"the reference takes {REFERENCE_SECONDS} s per source on one core: {ratio:.1f} times ours")
+    print(
+        f"the reference takes {REFERENCE_SECONDS} s per source on one core, {ratio:.1f} times as long as this package"
+    )
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""Convolutions and pooling of the published U-Net as XLA computes them and in the formulation for CPUs, side by side.
+"""Benchmark of the convolutions and pooling of the published U-Net: XLA beside the CPU backend of this package.
 
 Run: python scripts/benchmark_convolution.py [--size 256] [--batch-size 2] [--rounds 5]
 """
@@ -19,13 +19,15 @@ LEVELS, BASE, KERNEL, DILATION = 6, 16, 9, 3
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Times and prints a table."""
+    """Runs the benchmark and prints two tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    print("| size | kernel | dilation | channels | forward, XLA / ours, GFLOP/s | gradients, XLA / ours, GFLOP/s |")
+    header = ["size", "kernel", "dilation", "channels"]
+    header += [f"{kind}, XLA / CPU backend, GFLOP/s" for kind in ("forward", "gradients")]
+    print(f"| {' | '.join(header)} |")
     print("|---|---|---|---|---|---|")
     for level in range(LEVELS):
         filters, size = BASE * 2**level, options.size >> level
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
             rates = _rates(shape, kernel, dilation, channels, filters, options.rounds)
             row = (f"{size}x{size}", f"{kernel}x{kernel}", dilation, f"{channels} to {filters}")
             print("| " + " | ".join(map(str, row)), *rates, "", sep=" | ")
-    print("\n| pooling of 2x2, with gradient | XLA / ours, ms |\n|---|---|")
+    print("\n| pooling of 2x2, with gradient | XLA / CPU backend, ms |\n|---|---|")
     for level in range(LEVELS - 1):
         shape = (options.batch_size, options.size >> level, options.size >> level, BASE * 2**level)
         print("| " + "x".join(map(str, shape)), _pooling(shape, options.rounds), "", sep=" | ")
@@ -56,7 +58,7 @@ def _pooling(shape: tuple[int, ...], rounds: int) -> str:
 
         return both
 
-    pools = {"xla": xla, "ours": lambda images: max_of_blocks(images, 2)}
+    pools = {"xla": xla, "cpu": lambda images: max_of_blocks(images, 2)}
     calls = {name: _call(with_gradient(pool), images, cotangent) for name, pool in pools.items()}
     times = time_in_turns(calls, rounds=rounds)
     return " / ".join(f"{1e3 * times[name].median:.1f}" for name in pools)
@@ -80,20 +82,20 @@ def _rates(
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    def ours(images: Any, kernel: Any) -> jax.Array:
+    def cpu(images: Any, kernel: Any) -> jax.Array:
         return convolve_on_cpu(images, kernel, dilation)
 
     def gradients(convolve: Callable[..., jax.Array]) -> Callable[..., Any]:
         return lambda images, kernel, cotangent: jax.vjp(convolve, images, kernel)[1](cotangent)
 
     calls = {}
-    for name, convolve in (("xla", xla), ("ours", ours)):
+    for name, convolve in (("xla", xla), ("cpu", cpu)):
         calls[f"{name} forward"] = _call(convolve, images, kernel)
         calls[f"{name} gradients"] = _call(gradients(convolve), images, kernel, cotangent)
     times = time_in_turns(calls, rounds=rounds)
     operations = 2 * np.prod(shape) * kernel.size / 1e9
     return [
-        " / ".join(f"{count * operations / times[f'{name} {kind}'].median:.0f}" for name in ("xla", "ours"))
+        " / ".join(f"{count * operations / times[f'{name} {kind}'].median:.0f}" for name in ("xla", "cpu"))
         for kind, count in (("forward", 1), ("gradients", 2))
     ]
 

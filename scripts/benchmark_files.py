@@ -1,4 +1,4 @@
-"""What files and starting cost: decoding beside OpenCV alone, `infer` on a folder beside its computation, cold starts.
+"""Benchmark of file handling and start-up: decoding, `infer` on a folder, and cold starts.
 
 Run: python scripts/benchmark_files.py RUN [--images 64] [--rounds 5]
 """
@@ -28,7 +28,7 @@ PROGRAM = str(Path(sys.executable).with_name("cervseg-jax"))
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures and prints."""
+    """Runs all benchmarks and prints the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("--images", type=int, default=64)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         (folder / "images").mkdir()
         for seed in range(options.images):
             image = draw_scene(shape=(SIDE, SIDE), seed=seed).image
-            cv2.imwrite(str(folder / "images" / f"drawn_{seed:03}.jpg"), image[:, :, ::-1])
+            cv2.imwrite(str(folder / "images" / f"synthetic_{seed:03}.jpg"), image[:, :, ::-1])
         _decoding(sorted((folder / "images").iterdir()), options.rounds)
         _inference(run, folder, options)
         _cold_starts(run, folder)
@@ -51,8 +51,8 @@ def _decoding(paths: Sequence[Path], rounds: int) -> None:
     cv2.setNumThreads(1)
     times = time_in_turns(
         {
-            "OpenCV": lambda: [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in data],
-            "ours": lambda: [decode_image(one, source=Path("a.jpg")) for one in data],
+            "OpenCV": lambda: [cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in data],
+            "cervseg-jax": lambda: [decode_image(content, source=Path("a.jpg")) for content in data],
         },
         rounds=rounds,
     )
@@ -61,36 +61,36 @@ def _decoding(paths: Sequence[Path], rounds: int) -> None:
 
 
 def _inference(run: Path, folder: Path, options: argparse.Namespace) -> None:
-    """Masks of a folder, beside the network alone on as many images that are in memory."""
+    """Times `infer` on a folder, and the network alone on as many images in memory."""
     config = load_run_config(run, [])
     predictor = load_segmenter([run], config).predictor
     batch = np.zeros((predictor.batch_size, *predictor.image_size, 3), np.uint8)
     num_batches = -(-options.images // predictor.batch_size)
 
-    def alone() -> None:
+    def network_only() -> None:
         for _ in range(num_batches):
             predictor.predict(batch)
 
-    def whole(outputs: Sequence[str], given: Path = folder / "images") -> Callable[[], None]:
+    def with_files(outputs: Sequence[str], source: Path = folder / "images") -> Callable[[], None]:
         def call() -> None:
-            request = InferRequest(run, (given,), folder / "out", outputs=tuple(outputs), overwrite=True)
+            request = InferRequest(run, (source,), folder / "out", outputs=tuple(outputs), overwrite=True)
             infer_files(request, reporter=Reporter(quiet=True))
 
         return call
 
     times = time_in_turns(
         {
-            "network alone": alone,
-            "infer, masks of one image": whole(["masks"], sorted((folder / "images").iterdir())[0]),
-            "infer, masks": whole(["masks"]),
-            "infer, masks and nuclei": whole(["masks", "nuclei"]),
+            "network alone": network_only,
+            "infer, masks of one image": with_files(["masks"], sorted((folder / "images").iterdir())[0]),
+            "infer, masks": with_files(["masks"]),
+            "infer, masks and nuclei": with_files(["masks", "nuclei"]),
         },
         rounds=options.rounds,
     )
-    # The one image is a batch as well, with all that is loaded and compiled before it.
-    started = times["infer, masks"].median - times["infer, masks of one image"].median
-    beside = started / (times["network alone"].median * (num_batches - 1) / num_batches) - 1
-    print(f"masks of a folder, once the network is loaded and compiled: {beside:+.0%} of the network alone")
+    # The run on one image covers loading, compilation and one batch; subtract it.
+    steady = times["infer, masks"].median - times["infer, masks of one image"].median
+    overhead = steady / (times["network alone"].median * (num_batches - 1) / num_batches) - 1
+    print(f"masks of a folder, after loading and compilation: {overhead:+.0%} relative to the network alone")
     for name, timing in times.items():
         print(
             f"{options.images} images, {name}: {timing.median:.2f} s "
@@ -104,26 +104,26 @@ def _cold_starts(run: Path, folder: Path) -> None:
     for name, command in (("--help", ["--help"]), ("infer on one image", infer)):
         print(f"{name}: {_seconds(command):.2f} s")
     seconds = []
-    for number in range(3):  # the first one may have to compile
+    for index in range(3):  # the first run may have to compile
         settings = ["train.epochs=1", "train.steps_per_epoch=1", "train.log_steps=1"]
-        command = ["train", str(run / "config.yaml"), "--run-dir", str(folder / f"run{number}"), "--quiet"]
-        process = subprocess.Popen([PROGRAM, *command, *(part for one in settings for part in ("--set", one))])
+        command = ["train", str(run / "config.yaml"), "--run-dir", str(folder / f"run{index}"), "--quiet"]
+        process = subprocess.Popen([PROGRAM, *command, *(word for setting in settings for word in ("--set", setting))])
         start = time.perf_counter()
-        log = folder / f"run{number}" / "log.jsonl"
+        log = folder / f"run{index}" / "log.jsonl"
         while process.poll() is None and not (log.is_file() and '"event": "steps"' in log.read_text()):
             time.sleep(0.02)
         seconds.append(time.perf_counter() - start)
         process.wait()
-    print(f"train to its first step: {seconds[0]:.1f} s, then {statistics.median(seconds[1:]):.1f} s")
+    print(f"train until its first step: {seconds[0]:.1f} s, repeated: {statistics.median(seconds[1:]):.1f} s")
 
 
 def _seconds(command: Sequence[str]) -> float:
-    found = []
+    times = []
     for _ in range(3):
         start = time.perf_counter()
         subprocess.run([PROGRAM, *command], check=True, stdout=subprocess.DEVNULL)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the host side of a training costs: input for 1 to 8 hosts, logging, and saving states.
+"""Benchmark of the host side of training: input for 1 to 8 hosts, logging, and checkpoints.
 
-Input: every host loads its share of a batch that grows with the number of hosts. The hosts are simulated one after the
-other, each with all cores, so the rate of a host must not fall as their number grows. Logging and saving: the same
-steps with a line for each and a state every second, and without.
+Input: every host loads its share of a global batch that grows with the number of hosts. Hosts are simulated one at a
+time, each with all cores, so the rate per host must not decrease with their number. Logging and checkpoints: the same
+training with a log line per step and a checkpoint per second, and without.
 
 Run: python scripts/benchmark_hosts.py configs/quickstart.yaml [--steps 60] [--repeats 3]
 """
@@ -29,7 +29,7 @@ WARM_BATCHES = 3
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures and prints two tables."""
+    """Runs the benchmarks and prints two tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--steps", type=int, default=60)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     config = load_config(options.config, options.overrides)
     if config.data.synthetic is not None:
         ensure_synthetic_dataset(config.data.root, config.data.synthetic)
-    print("| hosts | batch | images of a host | images/s of a host, slowest and fastest |\n|---|---|---|---|")
+    print("| hosts | batch | images per host | images/s per host, slowest and fastest |\n|---|---|---|---|")
     for hosts in HOSTS:
         share = config.train.batch_size
         rates = [_input_rate(config, hosts, host, options.steps) for host in range(hosts)]
@@ -48,20 +48,20 @@ def main(arguments: Sequence[str]) -> None:
     busy = ("train.log_steps=1", f"train.save_minutes={1 / 60}")
     seconds: dict[tuple[str, ...], list[float]] = {plain: [], busy: []}
     for _ in range(options.repeats):  # interleaved, so that machine load affects both equally
-        for settings, found in seconds.items():
-            found.append(_epoch_seconds(options, settings))
+        for settings, times in seconds.items():
+            times.append(_epoch_seconds(options, settings))
     print("\n| | seconds per step, median (range) |\n|---|---|")
-    for name, settings in (("without", plain), ("a line per step, a state per second", busy)):
-        found = [value / options.steps for value in seconds[settings]]
-        print(f"| {name} | {statistics.median(found):.4f} ({min(found):.4f}-{max(found):.4f}) |")
+    for name, settings in (("without", plain), ("a log line per step, a checkpoint per second", busy)):
+        per_step = [value / options.steps for value in seconds[settings]]
+        print(f"| {name} | {statistics.median(per_step):.4f} ({min(per_step):.4f}-{max(per_step):.4f}) |")
 
 
 def _input_rate(config: Config, hosts: int, host: int, steps: int) -> float:
     share = config.train.batch_size
-    wide = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": hosts * share})})
+    scaled = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": hosts * share})})
     pairs = find_pairs(config.data)[0]["train"]
     images = range(host * share, (host + 1) * share)
-    batches = train_batches(wide, pairs, start_step=0, load=sample_loader(config), images=images)
+    batches = train_batches(scaled, pairs, start_step=0, load=sample_loader(config), images=images)
     for _ in range(WARM_BATCHES):
         next(batches)
     start = time.perf_counter()
@@ -71,11 +71,11 @@ def _input_rate(config: Config, hosts: int, host: int, steps: int) -> float:
 
 
 def _epoch_seconds(options: argparse.Namespace, settings: Sequence[str]) -> float:
-    """Returns the time of the second of two epochs."""
-    given = [*options.overrides, *settings, "train.epochs=2", f"train.steps_per_epoch={options.steps}"]
+    """Trains for two epochs and returns the duration of the second one in seconds."""
+    assignments = [*options.overrides, *settings, "train.epochs=2", f"train.steps_per_epoch={options.steps}"]
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).with_name("cervseg-jax")), "train", str(options.config), "--quiet"]
-        command += ["--run-dir", f"{folder}/run", *(part for one in given for part in ("--set", one))]
+        command += ["--run-dir", f"{folder}/run", *(word for setting in assignments for word in ("--set", setting))]
         subprocess.run(command, check=True)
         with (Path(folder) / "run" / "metrics.csv").open() as file:
             return float(list(csv.DictReader(file))[-1]["seconds"])

@@ -1,6 +1,6 @@
-"""Tiled inference of a large drawn image, end to end, beside a plain loop over tiles that writes a mask alone.
+"""Benchmark of tiled inference on a large synthetic image, beside a plain loop over tiles that only writes a mask.
 
-With `--slide` the image is a tiled TIFF that is read window by window, which the plain loop cannot do.
+With `--slide` the image is a tiled TIFF that is read window by window; the plain loop is then omitted.
 
 Run: python scripts/benchmark_tiled.py RUN OUT [--side 10000] [--slide]
 """
@@ -34,24 +34,24 @@ predict, batch_size = predictor.predict, predictor.batch_size
 image = read_image(path)
 h, w = predictor.image_size
 mask = np.zeros(image.shape[:2], np.uint8)
-places = [(y, x) for y in range(0, image.shape[0] - h + 1, h) for x in range(0, image.shape[1] - w + 1, w)]
-for first in range(0, len(places), batch_size):
-    some = places[first : first + batch_size]
-    tiles = [image[y : y + h, x : x + w] for y, x in some]
+corners = [(y, x) for y in range(0, image.shape[0] - h + 1, h) for x in range(0, image.shape[1] - w + 1, w)]
+for first in range(0, len(corners), batch_size):
+    chunk = corners[first : first + batch_size]
+    tiles = [image[y : y + h, x : x + w] for y, x in chunk]
     probs = predict(np.stack(tiles + tiles[:1] * (batch_size - len(tiles))))
-    for (y, x), one in zip(some, probs):
-        mask[y : y + h, x : x + w] = one[..., 0] >= 0.5
+    for (y, x), tile in zip(chunk, probs):
+        mask[y : y + h, x : x + w] = tile[..., 0] >= 0.5
 cv2.imwrite(str(out), mask * 255)
 """
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draws, runs both, prints and writes the figures."""
+    """Generates the image, runs both, and prints and writes the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--side", type=int, default=10_000, help="of the image, in pixels")
-    parser.add_argument("--slide", action="store_true", help="needs the extra `slides`")
+    parser.add_argument("--side", type=int, default=10_000, help="side of the image in pixels")
+    parser.add_argument("--slide", action="store_true", help="use a tiled TIFF; needs the extra `slides`")
     options = parser.parse_args(arguments)
     out = make_folder(options.out.absolute())
     image, num_nuclei = _draw(options.side)
@@ -62,35 +62,35 @@ def main(arguments: Sequence[str]) -> None:
         tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb", compression="deflate", bigtiff=True)
     else:
         write_png(path, image)
-    del image  # the figures are those of the commands alone, whatever the memory
+    del image  # frees memory before the commands are measured
     program = str(Path(sys.executable).with_name("cervseg-jax"))
     infer = [program, "infer", str(options.run), "--images", str(path), "--out", str(out / "found")]
     plain = [sys.executable, "-c", PLAIN_LOOP, str(options.run), str(path), str(out / "plain.png")]
-    figures = {
+    results = {
         "side": options.side,
         "drawn_nuclei": num_nuclei,
         "tiled": _timed([*infer, "--tiled", "--output", OUTPUTS, "--overwrite", "--quiet"]),
         "tiled_mask_only": _timed([*infer, "--tiled", "--output", "masks", "--overwrite", "--quiet"]),
     }
     if not options.slide:
-        figures["plain_loop"] = _timed(plain)
+        results["plain_loop"] = _timed(plain)
     with (out / "found" / "nuclei.csv").open(encoding="utf-8") as lines:
-        figures["found_nuclei"] = sum(1 for _ in lines) - 1
-    (out / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+        results["found_nuclei"] = sum(1 for _ in lines) - 1
+    (out / "figures.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    print(json.dumps(results, indent=2))
 
 
 def _draw(side: int) -> tuple[np.ndarray, int]:
-    """Fields of drawn cells side by side; returns the image and how many nuclei it shows."""
+    """Returns an image of adjacent synthetic fields, and its number of nuclei."""
     fields = []
     for seed in range(NUM_FIELDS):
         scene = draw_scene(shape=(FIELD, FIELD), seed=seed)
         fields.append((scene.image, int(draw_instances(scene.outlines, shape=(FIELD, FIELD)).max())))
     image = np.zeros((side, side, 3), np.uint8)
     count = 0
-    for number, top in enumerate(range(0, side, FIELD)):
-        for other, left in enumerate(range(0, side, FIELD)):
-            field, nuclei = fields[(number + 3 * other) % NUM_FIELDS]
+    for row, top in enumerate(range(0, side, FIELD)):
+        for column, left in enumerate(range(0, side, FIELD)):
+            field, nuclei = fields[(row + 3 * column) % NUM_FIELDS]
             height, width = min(FIELD, side - top), min(FIELD, side - left)
             image[top : top + height, left : left + width] = field[:height, :width]
             count += nuclei
@@ -102,7 +102,7 @@ def _timed(command: Sequence[str]) -> dict[str, float]:
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
-        sys.exit(f"ended with {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
+        sys.exit(f"exit code {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
     return {"seconds": round(time.perf_counter() - start, 1), "peak_gib": round(usage.ru_maxrss / 2**20, 2)}
 
 

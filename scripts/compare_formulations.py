@@ -1,8 +1,8 @@
 """Compiles implementations of the dilated convolutions of the published U-Net for a TPU topology, without hardware.
 
-For each layer with a large kernel the compiler's own estimate of cycles, the bytes that are touched and the temporary
-memory, forward and backward: as XLA's dilated convolution, taken apart into images of every d-th pixel ("space to
-batch"), and with the taps of a row as channels ("shifted"). Needs the extra tpu-compile.
+Prints the compiler's estimate of cycles, bytes accessed and temporary memory for each layer with a large kernel, in the
+forward and backward pass. Implementations: XLA's dilated convolution, a plain convolution of images of every d-th pixel
+("space to batch"), and one with the taps of a row as channels ("shifted"). Needs the extra tpu-compile.
 
 Run: python scripts/compare_formulations.py [--topology v5e:1x1] [--precision float32] [--size 512] [--batch-size 2]
 """
@@ -27,7 +27,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compiles everything and prints a table."""
+    """Compiles all implementations and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--topology", default="v5e:1x1")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     options = parser.parse_args(arguments)
     placement = SingleDeviceSharding(topology_devices(options.topology)[1][0])
-    print("| size | kernel | dilation | channels | formulation | pass | 10^6 cycles | MiB touched | MiB temporary |")
+    print(
+        "| size | kernel | dilation | channels | implementation | pass | 10^6 cycles | MiB accessed | MiB temporary |"
+    )
     print("|---" * 9 + "|")
     for level in range(LEVELS):
         filters, size = BASE * 2**level, options.size >> level
@@ -46,12 +48,12 @@ def main(arguments: Sequence[str]) -> None:
                 (kernel_size, kernel_size, channels, filters),
                 (options.batch_size, size, size, filters),
             )
-            given = [jax.ShapeDtypeStruct(shape, options.precision, sharding=placement) for shape in shapes]
-            for name, convolve in FORMULATIONS.items():
+            specs = [jax.ShapeDtypeStruct(shape, options.precision, sharding=placement) for shape in shapes]
+            for name, convolve in IMPLEMENTATIONS.items():
                 for title, function in _passes(convolve, dilation).items():
                     layer = (f"{size}x{size}", f"{kernel_size}x{kernel_size}", dilation, f"{channels} to {filters}")
                     print(
-                        "| " + " | ".join(map(str, (*layer, name, title, *_cost(function, given)))) + " |", flush=True
+                        "| " + " | ".join(map(str, (*layer, name, title, *_cost(function, specs)))) + " |", flush=True
                     )
 
 
@@ -60,39 +62,39 @@ def _passes(convolve: Callable[..., jax.Array], dilation: int) -> dict[str, Call
         return convolve(images, kernel, dilation)
 
     def backward(images: Any, kernel: Any, cotangent: Any) -> Any:
-        return jax.vjp(lambda *given: convolve(*given, dilation), images, kernel)[1](cotangent)
+        return jax.vjp(lambda *inputs: convolve(*inputs, dilation), images, kernel)[1](cotangent)
 
     return {"forward": forward, "gradients": backward}
 
 
-def _cost(function: Callable[..., Any], given: Sequence[Any]) -> tuple[str, str, str]:
-    compiled = jax.jit(function).lower(*given).compile()
+def _cost(function: Callable[..., Any], specs: Sequence[Any]) -> tuple[str, str, str]:
+    compiled = jax.jit(function).lower(*specs).compile()
     cycles = sum(int(count) for count in _CYCLES.findall(compiled.as_text() or ""))
-    memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
-    touched = (counted or {}).get("bytes accessed", float("nan"))
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    accessed = (cost or {}).get("bytes accessed", float("nan"))
     temporary = getattr(memory, "temp_size_in_bytes", 0)
-    return f"{cycles / 1e6:.2f}", f"{touched / 2**20:.0f}", f"{temporary / 2**20:.0f}"
+    return f"{cycles / 1e6:.2f}", f"{accessed / 2**20:.0f}", f"{temporary / 2**20:.0f}"
 
 
 def dilated(images: Any, kernel: Any, dilation: int) -> jax.Array:
-    """XLA's own."""
+    """Dilated convolution of XLA."""
     steps = (dilation, dilation)
     return lax.conv_general_dilated(images, kernel, (1, 1), "SAME", rhs_dilation=steps, dimension_numbers=NHWC)
 
 
 def space_to_batch(images: Any, kernel: Any, dilation: int) -> jax.Array:
-    """The plain convolution of dilation**2 times as many images of every d-th pixel."""
+    """Undilated convolution of `dilation**2` subsampled images per image, each with every `dilation`-th pixel."""
     num_images, height, width, channels = images.shape
     rows, columns = -(-height // dilation), -(-width // dilation)
     images = jnp.pad(images, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
-    parts = images.reshape(num_images, rows, dilation, columns, dilation, channels).transpose(2, 4, 0, 1, 3, 5)
-    found = dilated(parts.reshape(-1, rows, columns, channels), kernel, 1)
-    found = found.reshape(dilation, dilation, num_images, rows, columns, -1).transpose(2, 3, 0, 4, 1, 5)
-    return found.reshape(num_images, rows * dilation, columns * dilation, -1)[:, :height, :width]
+    subsampled = images.reshape(num_images, rows, dilation, columns, dilation, channels).transpose(2, 4, 0, 1, 3, 5)
+    outputs = dilated(subsampled.reshape(-1, rows, columns, channels), kernel, 1)
+    outputs = outputs.reshape(dilation, dilation, num_images, rows, columns, -1).transpose(2, 3, 0, 4, 1, 5)
+    return outputs.reshape(num_images, rows * dilation, columns * dilation, -1)[:, :height, :width]
 
 
 def shifted(images: Any, kernel: Any, dilation: int) -> jax.Array:
-    """A convolution with one column of taps on images whose channels are those of all taps of a row."""
+    """Convolution with one column of taps over images whose channels hold all taps of a row."""
     size, _, channels, filters = kernel.shape
     margin, width = dilation * (size // 2), images.shape[2]
     padded = jnp.pad(images, ((0, 0), (0, 0), (margin, margin), (0, 0)))
@@ -102,7 +104,7 @@ def shifted(images: Any, kernel: Any, dilation: int) -> jax.Array:
     return lax.conv_general_dilated(across, column, (1, 1), margins, rhs_dilation=steps, dimension_numbers=NHWC)
 
 
-FORMULATIONS = {"dilated": dilated, "space to batch": space_to_batch, "shifted": shifted}
+IMPLEMENTATIONS = {"dilated": dilated, "space to batch": space_to_batch, "shifted": shifted}
 
 
 if __name__ == "__main__":

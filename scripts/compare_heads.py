@@ -1,8 +1,7 @@
-"""Compares ways to tell nuclei apart: the same network and budget, with and without heads besides the mask.
+"""Compares methods of instance separation: the same network and budget with different heads.
 
-Connected components and the distance within the mask start from one network that predicts the mask alone. The
-parameters of each way are tuned on validation images, the scores are those of the test images. Runs that are finished
-are kept.
+Connected components and the distance within the mask use the same network, which predicts only the mask. Parameters
+are tuned on the validation images, scores are computed on the test images. Finished runs are reused.
 
 Run: python scripts/compare_heads.py configs/nuclei_small.yaml OUT --set data.root=DATASET [--seeds 0 1 2]
 """
@@ -33,78 +32,80 @@ from cervseg_jax.segmentation.tuning import MIN_SADDLE_DEPTHS, tune
 from cervseg_jax.segmentation.watershed import label_instances
 
 
-class Way(NamedTuple):
-    """One way to tell nuclei apart."""
+class Method(NamedTuple):
+    """A method of instance separation: heads of the network and candidates for the saddle depth."""
 
     heads: tuple[str, ...]
     min_saddle_depths: tuple[float, ...] = MIN_SADDLE_DEPTHS
 
 
-WAYS = {
-    # No pass is ever low enough.
-    "connected components": Way(("mask",), (0.999,)),
-    "mask, distance within it": Way(("mask",)),
-    "mask and boundary": Way(("mask", "boundary")),
-    "mask and distance": Way(("mask", "distance")),
-    "mask, boundary, distance": Way(("mask", "boundary", "distance")),
-    "mask and hover": Way(("mask", "hover")),
+METHODS = {
+    # The saddle depth is so large that touching basins always merge.
+    "connected components": Method(("mask",), (0.999,)),
+    "mask, distance within it": Method(("mask",)),
+    "mask and boundary": Method(("mask", "boundary")),
+    "mask and distance": Method(("mask", "distance")),
+    "mask, boundary, distance": Method(("mask", "boundary", "distance")),
+    "mask and hover": Method(("mask", "hover")),
 }
 SHOWN = ("aji", "pq", "f1_50", "split_rate", "merge_rate", "pq_touching", "f1_50_touching", "merge_rate_touching")
-NUM_PICTURES = 6
+NUM_EXAMPLES = 6
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains, tunes, scores; prints a table and draws the first test images."""
+    """Trains, tunes and scores all methods; prints a table and draws the first test images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("out", type=Path, help="folder for runs, scores.json and nuclei.png")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="section.key=value")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--methods", "--ways", nargs="*", default=list(METHODS), choices=METHODS)
     options = parser.parse_args(arguments)
     out: Path = options.out.absolute()
     scores: dict[str, dict[str, list[float]]] = {}
-    pictures: dict[str, list[np.ndarray]] = {}
+    examples: dict[str, list[np.ndarray]] = {}
     pairs: dict[str, list[Pair]] = {}
     for seed in options.seeds:
-        for name in options.ways:
-            way = WAYS[name]
-            run = _train(options.config, out / "runs" / f"{'-'.join(way.heads)}-{seed}", way, seed, options.overrides)
+        for name in options.methods:
+            method = METHODS[name]
+            run = _train(
+                options.config, out / "runs" / f"{'-'.join(method.heads)}-{seed}", method, seed, options.overrides
+            )
             config, network = load_run_config(run, []), load_network(run / "best")
             pairs, _ = find_pairs(config.data)
             postprocessing, _ = tune(
                 *_maps_and_truths(config, network, pairs["valid"]),
                 network.contract.heads,
-                min_saddle_depths=way.min_saddle_depths,
+                min_saddle_depths=method.min_saddle_depths,
             )
             maps, truths = _maps_and_truths(config, network, pairs["test"])
             masks = [make_mask(image[..., 0], postprocessing.threshold) for image in maps]
-            found = [
+            predictions = [
                 label_instances(image, mask, network.contract.heads, postprocessing.params)
                 for image, mask in zip(maps, masks, strict=True)
             ]
-            columns = columns_of(join_nucleus_scores(list(map(score_nuclei, truths, found))))
+            columns = columns_of(join_nucleus_scores(list(map(score_nuclei, truths, predictions))))
             rows = scores.setdefault(name, {key: [] for key in columns})
             for key, values in columns.items():
                 rows[key] += values.tolist()
-            pictures.setdefault(name, found[:NUM_PICTURES])
+            examples.setdefault(name, predictions[:NUM_EXAMPLES])
     groups = [pair.group for pair in pairs["test"]] * len(options.seeds)
     print(f"{len(pairs['test'])} test images, seeds {options.seeds}; means with 95 % intervals")
-    print("| way | " + " | ".join(SHOWN) + " |\n|" + "---|" * (len(SHOWN) + 1))
+    print("| method | " + " | ".join(SHOWN) + " |\n|" + "---|" * (len(SHOWN) + 1))
     for name, rows in scores.items():
         intervals = [bootstrap_mean(np.array(rows[key]), groups) for key in SHOWN]
         cells = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in intervals]
         print(f"| {name} | " + " | ".join(cells) + " |")
     (out / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
-    _draw(out / "nuclei.png", pairs["test"][:NUM_PICTURES], pictures)
+    _draw(out / "nuclei.png", pairs["test"][:NUM_EXAMPLES], examples)
 
 
-def _train(config: Path, run: Path, way: Way, seed: int, overrides: Sequence[str]) -> Path:
+def _train(config: Path, run: Path, method: Method, seed: int, overrides: Sequence[str]) -> Path:
     if not (run / "best" / "postprocessing.json").is_file():
-        settings = [*overrides, f"model.heads=[{', '.join(way.heads)}]", f"train.seed={seed}"]
-        if way.heads == ("mask",):
+        settings = [*overrides, f"model.heads=[{', '.join(method.heads)}]", f"train.seed={seed}"]
+        if method.heads == ("mask",):
             settings.append("train.touching_weight=0")
-        options = [part for setting in settings for part in ("--set", setting)]
+        options = [word for setting in settings for word in ("--set", setting)]
         program = str(Path(sys.executable).with_name("cervseg-jax"))
         subprocess.run([program, "train", str(config), "--run-dir", str(run), "--quiet", *options], check=True)
     return run
@@ -120,14 +121,16 @@ def _maps_and_truths(
     return list(maps), truths
 
 
-def _draw(path: Path, pairs: Sequence[Pair], found: dict[str, list[np.ndarray]]) -> None:
+def _draw(path: Path, pairs: Sequence[Pair], predictions: dict[str, list[np.ndarray]]) -> None:
     rows = []
-    for number, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs):
         image = read_image(pair.image_path)
         truth = read_instances(pair, image.shape[:2])
-        outlined = [draw_instance_outlines(image, labels[number], color=PREDICTION_COLOR) for labels in found.values()]
+        outlined = [
+            draw_instance_outlines(image, labels[index], color=PREDICTION_COLOR) for labels in predictions.values()
+        ]
         rows.append([image, draw_instance_outlines(image, truth, color=TRUTH_COLOR), *outlined])
-    write_png(path, draw_sheet(rows, captions=["image", "truth", *found]))
+    write_png(path, draw_sheet(rows, captions=["image", "truth", *predictions]))
 
 
 if __name__ == "__main__":

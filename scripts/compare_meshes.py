@@ -1,7 +1,7 @@
-"""Compares loss and gradients of a train step on several meshes of eight simulated devices with those of one device.
+"""Compares loss and gradients of a train step on several meshes of up to eight simulated devices with a single device.
 
-Gradients are compared in float64, where differences are errors and not rounding; the loss in float32 and float64.
-Collectives are counted in the compiled float32 program.
+Gradients are compared in float64, where rounding does not hide errors; the loss in float32 and float64. Collectives are
+counted in the compiled float32 program.
 
 Run: python scripts/compare_meshes.py [--size 48 72] [--filters 4] [--levels 4]
 """
@@ -14,22 +14,26 @@ from collections.abc import Sequence
 from typing import Any
 
 MESHES = ((1, 1, 1), (8, 1, 1), (4, 1, 2), (2, 1, 4), (1, 1, 8), (1, 8, 1), (2, 2, 2))
-"""Devices along data, fsdp and spatial."""
+"""Devices along the axes data, fsdp and spatial."""
 BATCH_SIZE = 8
 ZERO = 1e-6
-"""Gradients that are smaller than this times the largest one are zero but for rounding: biases before BatchNorm."""
+"""Gradients below this fraction of the largest one are zero up to rounding; for example biases before BatchNorm."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures in a process for each precision, and prints the table of both."""
+    """Measures each precision in a process of its own and prints a combined table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(48, 72), help="height and width; eight divides the height"
+        "--size", type=int, nargs=2, default=(48, 72), help="height and width; the height must be a multiple of 8"
     )
     parser.add_argument("--filters", type=int, default=4)
     parser.add_argument("--levels", type=int, default=4)
-    parser.add_argument("--batch-norm", action="store_true", help="whose statistics Keras keeps in float32")
-    parser.add_argument("--precision", choices=("float32", "float64"), help="measure in this process")
+    parser.add_argument(
+        "--batch-norm", action="store_true", help="use BatchNorm; Keras keeps its statistics in float32"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "float64"), help="measure only this precision, in this process"
+    )
     options = parser.parse_args(arguments)
     if options.precision:
         _measure(options)
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _measure(options: Any) -> None:
-    """Prints for each mesh: differences of loss and gradients from one device, and what is exchanged."""
+    """Prints for each mesh the relative differences from one device, and the collectives."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -67,7 +71,7 @@ def _measure(options: Any) -> None:
     from cervseg_jax.runtime.mesh import make_mesh, state_sharding
     from cervseg_jax.schema import MeshConfig
 
-    if options.precision == "float64":  # all that is float32 otherwise
+    if options.precision == "float64":  # replaces every use of float32
         jnp.float32, KERAS_DTYPES["float32"] = jnp.float64, "float64"
     import keras  # after the package, which selects the backend
 
@@ -83,8 +87,8 @@ def _measure(options: Any) -> None:
     }
     model = build_model("unet", image_size=size, args=args | {"dropout_rate": 0.1})
     apply, params, model_state = functionalize(model)
-    wide = np.dtype(options.precision)
-    params, model_state = jax.tree.map(lambda leaf: np.asarray(leaf, wide), (params, model_state))
+    dtype = np.dtype(options.precision)
+    params, model_state = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), (params, model_state))
     batch = Batch(
         rng.integers(0, 256, (BATCH_SIZE, *size, 3), np.uint8),
         (rng.random((BATCH_SIZE, *size, 1)) < 0.3).astype(np.uint8),
@@ -98,25 +102,27 @@ def _measure(options: Any) -> None:
 
         return jax.value_and_grad(value)(params)
 
-    first: Any = None
+    reference: Any = None
     for data, fsdp, spatial in MESHES:
         mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, spatial=spatial), batch_size=BATCH_SIZE)
-        places = state_sharding(mesh, params)
-        step = jax.jit(loss_and_gradients, in_shardings=(places, batch_sharding(mesh)), out_shardings=(None, places))
+        sharding = state_sharding(mesh, params)
+        step = jax.jit(
+            loss_and_gradients, in_shardings=(sharding, batch_sharding(mesh)), out_shardings=(None, sharding)
+        )
         compiled = step.lower(params, batch).compile()
         loss, gradients = jax.device_get(
-            compiled(jax.device_put(params, places), jax.device_put(batch, batch_sharding(mesh)))
+            compiled(jax.device_put(params, sharding), jax.device_put(batch, batch_sharding(mesh)))
         )
-        first = first or (loss, gradients)
-        scale = {path: np.abs(other).max() for path, other in first[1].items()}
+        reference = reference or (loss, gradients)
+        scale = {path: np.abs(gradient).max() for path, gradient in reference[1].items()}
         differences = [
-            np.abs(gradients[path] - other).max() / scale[path]
-            for path, other in first[1].items()
+            np.abs(gradients[path] - gradient).max() / scale[path]
+            for path, gradient in reference[1].items()
             if scale[path] > ZERO * max(scale.values())
         ]
         exchanged = collectives(compiled.as_text() or "")
         halos, gathered = exchanged.get("collective-permute", {}), exchanged.get("all-gather", {})
-        relative = abs(float(loss) - float(first[0])) / abs(float(first[0]))
+        relative = abs(float(loss) - float(reference[0])) / abs(float(reference[0]))
         print(
             f"{data}x{fsdp}x{spatial} {relative:.1e} {max(differences):.1e} {halos.get('count', 0)} "
             f"{gathered.get('bytes', 0) / 2**20:.2f}"

@@ -1,8 +1,8 @@
-"""Trains every network family on one set of drawn images and puts the learning curves in one picture.
+"""Trains every network family on one synthetic dataset and plots the learning curves in one figure.
 
-The heaviest networks are trained in narrower versions (`NARROWER`), so that two CPU cores finish within about two
-hours; everything else is as in configs/clustered_<family>.yaml. What is finished already is kept, so that an
-interrupted run goes on where it was.
+The largest networks are trained in narrower versions (`NARROWER`), so that two CPU cores finish within about two hours;
+all other settings are those of configs/clustered_<family>.yaml. Finished families are reused, so an interrupted run
+continues where it stopped.
 
 Run: python scripts/family_curves.py OUT
 """
@@ -37,11 +37,11 @@ COMMON = [
     "train.plateau=",
     "train.cosine={final_factor: 0.05}",
 ]
-"""Ten epochs of 30 steps."""
+"""Settings of all families: ten epochs of 30 steps."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains, scores, draws; prints a table."""
+    """Trains and scores all families, draws their curves and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for data, runs, curves.png and families.json")
     parser.add_argument("--only", nargs="*", default=sorted(MODELS), help="families")
@@ -50,12 +50,12 @@ def main(arguments: Sequence[str]) -> None:
     rows = []
     for name in options.only:
         run = out / "runs" / name
-        facts = run / "family.json"
-        if not facts.is_file():
+        summary = run / "family.json"
+        if not summary.is_file():
             settings = [*COMMON, *NARROWER.get(name, []), f"data.root={out / 'data'}"]
             peak = _train(name, run, settings)
-            facts.write_text(json.dumps(_facts(name, run) | {"peak_bytes": peak}), encoding="utf-8")
-        rows.append(json.loads(facts.read_text(encoding="utf-8")))
+            summary.write_text(json.dumps(_summary(name, run) | {"peak_bytes": peak}), encoding="utf-8")
+        rows.append(json.loads(summary.read_text(encoding="utf-8")))
     draw_family_curves(out / "curves.png", {row["name"]: (row["loss"], row["val_loss"]) for row in rows})
     (out / "families.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
     print("| family | parameters | first, last loss | Dice on test images | s per step | peak memory |")
@@ -68,9 +68,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _train(name: str, run: Path, settings: Sequence[str]) -> int:
-    """Trains and scores; returns the largest memory that the training held, in bytes."""
+    """Trains and evaluates a family; returns the peak memory of the training in bytes."""
     config = Path("configs") / ("clustered.yaml" if name == "unet" else f"clustered_{name}.yaml")
-    overrides = [part for setting in settings for part in ("--set", setting)]
+    overrides = [word for setting in settings for word in ("--set", setting)]
     program = str(Path(sys.executable).with_name("cervseg-jax"))
     process = subprocess.Popen([program, "train", str(config), "--run-dir", str(run), "--quiet", *overrides])
     _, status, usage = os.wait4(process.pid, 0)
@@ -80,7 +80,7 @@ def _train(name: str, run: Path, settings: Sequence[str]) -> int:
     return usage.ru_maxrss * 1024
 
 
-def _facts(name: str, run: Path) -> dict[str, object]:
+def _summary(name: str, run: Path) -> dict[str, object]:
     history = json.loads((run / "history.json").read_text(encoding="utf-8"))
     contract = json.loads((run / "best" / "contract.json").read_text(encoding="utf-8"))
     summary = json.loads((run / "eval" / "test" / "summary.json").read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def _facts(name: str, run: Path) -> dict[str, object]:
         "loss": history["loss"],
         "val_loss": history["val_loss"],
         "dice_mean": summary["dice_mean"],
-        # The first epoch compiles; the others contain the validation.
+        # Excludes the first epoch, which compiles; the others include validation.
         "step_seconds": statistics.median(history["seconds"][1:]) / history["step"][0],
     }
 

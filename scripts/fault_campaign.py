@@ -1,11 +1,10 @@
-"""Damages checkpoints at random, makes writes fail at random, and checks what is restored.
+"""Fault injection for checkpoints: random damage and failing writes.
 
-The newest of two checkpoints is damaged (a bit flipped, a file truncated, zeroed, deleted or replaced by one of the
-other checkpoint, a folder emptied), or both are, or a save may write only a random number of bytes to a file. The
-restored state must be bit-equal to a saved one, the newest that is undamaged; skipped checkpoints must be named; a
-silent fresh start is an error. File system calls of a save (create, write, fsync, mkdir, rename, unlink, rmdir) fail as
-well: one call, or all from one on, with the errors of a full, broken, forbidden or read-only disk. This needs a C
-compiler (`cc`).
+Damages the newest of two checkpoints (flips a bit; truncates, zeroes, deletes a file or replaces it by one of the other
+checkpoint; empties a folder) or both, or limits the file size during a save. The restored state must be bit-equal to
+the newest undamaged one; skipped checkpoints must be named in a warning; starting afresh silently is an error. Also
+fails file system calls of a save (create, write, fsync, mkdir, rename, unlink, rmdir), either one call or all calls
+from one on, with ENOSPC, EIO, EACCES or EROFS. This needs a C compiler (`cc`).
 
 Run: python scripts/fault_campaign.py OUT [--damages 500] [--all-damaged 20] [--failed-writes 125] [--failed-calls 125]
   [--killed-calls 25] [--seed 0]
@@ -44,7 +43,7 @@ KINDS = ("flip", "cut", "zero", "delete", "foreign", "empty folder")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the campaign and prints a table; exit code 1 if one outcome is wrong."""
+    """Runs the campaign and prints a table; exits with 1 if any outcome is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--damages", type=int, default=500)
@@ -52,7 +51,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--failed-writes", type=int, default=125)
     parser.add_argument("--failed-calls", type=int, default=125)
     parser.add_argument("--killed-calls", type=int, default=25)
-    parser.add_argument("--killed-at", type=int, help="save a checkpoint into OUT and get killed at this call")
+    parser.add_argument(
+        "--killed-at",
+        type=int,
+        help="save a checkpoint to OUT and kill the process at this file system call (internal)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.killed_at is not None:
@@ -75,15 +78,15 @@ def main(arguments: Sequence[str]) -> None:
         ("killed at a call of a save", options.killed_calls, _killed_call),
     ):
         rows[title] = collections.Counter()
-        for number in range(count):
+        for index in range(count):
             # Each trial has its own folder: threads of a failed save may keep writing for a moment.
-            folder = out / f"{trial.__name__}-{number}"
+            folder = out / f"{trial.__name__}-{index}"
             shutil.copytree(pristine, folder)
-            outcome = trial(folder, np.random.default_rng((options.seed, number)))
+            outcome = trial(folder, np.random.default_rng((options.seed, index)))
             shutil.rmtree(folder, ignore_errors=True)
             rows[title][outcome] += 1
             if outcome.startswith("WRONG"):
-                print(f"{title}, seed {options.seed}, number {number}: {outcome}", file=sys.stderr)
+                print(f"{title}, seed {options.seed}, trial {index}: {outcome}", file=sys.stderr)
     print("| fault | outcome | times |\n|---|---|---|")
     for title, outcomes in rows.items():
         for outcome, count in sorted(outcomes.items()):
@@ -95,11 +98,11 @@ def _newest_damaged(folder: Path, rng: np.random.Generator) -> str:
     kind = _damage(folder / "2", rng, other=folder / "1")
     restored, warnings = _restore(folder)
     if restored is None:
-        return f"WRONG: {kind}: nothing came back"
+        return f"WRONG: {kind}: nothing was restored"
     step = int(restored.state.step)
     if not _is_saved(restored) or (step == 1) != any("state 2" in text for text in warnings):
         return f"WRONG: {kind}: state {step}, {warnings}"
-    return "the one before, named" if step == 1 else "harmless: the newest, exact"
+    return "previous one restored, warning given" if step == 1 else "harmless: newest one restored"
 
 
 def _all_damaged(folder: Path, rng: np.random.Generator) -> str:
@@ -110,8 +113,8 @@ def _all_damaged(folder: Path, rng: np.random.Generator) -> str:
         restored, _ = _restore(folder)
     except CheckpointError as error:
         is_named = all(f"state {number}" in str(error) for number in (1, 2))
-        return "refused, each named" if is_named else f"WRONG: {error}"
-    return f"WRONG: {'a fresh start' if restored is None else 'damage was not seen'}"
+        return "error names each of them" if is_named else f"WRONG: {error}"
+    return f"WRONG: {'fresh start' if restored is None else 'damage not detected'}"
 
 
 def _failed_write(folder: Path, rng: np.random.Generator) -> str:
@@ -132,14 +135,14 @@ def _try_to_save(folder: Path, expected: type[CervsegError]) -> str:
         with contextlib.redirect_stderr(io.StringIO()):
             _save(folder, (3,))
     except expected as error:
-        return "one line, the one before came back" if "\n" not in str(error) else f"WRONG: {error}"
-    except Exception as error:  # noqa: BLE001 (any other type is a finding)
+        return "one-line error, previous one restored" if "\n" not in str(error) else f"WRONG: {error}"
+    except Exception as error:  # noqa: BLE001 (any other type is a failure)
         return f"WRONG: {type(error).__name__}: {error}"
-    return "saved all the same"
+    return "saved despite the fault"
 
 
 def _judged(folder: Path, name: str, outcome: str) -> str:
-    """Returns the outcome of a save, or what is wrong with the restored state."""
+    """Returns the outcome of a save, or an error if the restored state is wrong."""
     restored, _ = _restore(folder)
     expected = 3 if outcome.startswith("saved") else 2
     if outcome.startswith("WRONG"):
@@ -150,7 +153,7 @@ def _judged(folder: Path, name: str, outcome: str) -> str:
 
 
 def _with_failing_calls(out: Path) -> None:
-    """Restarts this program with the library that makes calls fail preloaded, unless it is already."""
+    """Restarts this program with the fault injection library preloaded, unless it already is."""
     library = out / "failing_calls.so"
     if os.environ.get("LD_PRELOAD") == str(library):
         return
@@ -160,7 +163,7 @@ def _with_failing_calls(out: Path) -> None:
 
 
 def _calls_of_a_save(folder: Path) -> int:
-    """Counts the file system calls of a save, on a copy."""
+    """Counts the file system calls of a save to a copy of `folder`."""
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     spare = folder.with_name("spare")
     shutil.copytree(folder, spare)
@@ -179,15 +182,15 @@ def _killed_call(folder: Path, rng: np.random.Generator) -> str:
     restored, _ = _restore(folder)
     if restored is None or not _is_saved(restored) or int(restored.state.step) < (2 if code else 3):
         return f"WRONG: call {at}: exit code {code}, then {restored and int(restored.state.step)}"
-    return {2: "the one before, exact", 3: "the new one, exact"}[int(restored.state.step)]
+    return {2: "previous one restored", 3: "new one restored"}[int(restored.state.step)]
 
 
 def _failed_call(folder: Path, rng: np.random.Generator) -> str:
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     at = int(rng.integers(1, _calls_of_a_save(folder) + 1))
     error, is_sticky = int(rng.choice(ERRORS)), int(rng.integers(2))
-    name = f"call {at}, {errno.errorcode[error]}{' and all later ones' if is_sticky else ''}"
-    watchdog = threading.Timer(HANG_SECONDS, _hangs, [name])
+    name = f"call {at}, {errno.errorcode[error]}{' and all later calls' if is_sticky else ''}"
+    watchdog = threading.Timer(HANG_SECONDS, _report_hang, [name])
     watchdog.start()
     library.fault_set(os.fsencode(folder), at, error, is_sticky)
     try:
@@ -198,8 +201,8 @@ def _failed_call(folder: Path, rng: np.random.Generator) -> str:
     return _judged(folder, name, outcome)
 
 
-def _hangs(name: str) -> None:
-    print(f"WRONG: {name}: hangs for {HANG_SECONDS} s", file=sys.stderr, flush=True)
+def _report_hang(name: str) -> None:
+    print(f"WRONG: {name}: no end after {HANG_SECONDS} s", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -217,7 +220,7 @@ def _damage(folder: Path, rng: np.random.Generator, *, other: Path, kinds: Seque
         data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
         path.write_bytes(data)
     elif kind == "foreign":
-        candidates = sorted(one for one in other.rglob("*") if one.is_file())
+        candidates = sorted(file for file in other.rglob("*") if file.is_file())
         path.write_bytes(candidates[int(rng.integers(len(candidates)))].read_bytes())
     elif kind == "empty folder":
         shutil.rmtree(path.parent)

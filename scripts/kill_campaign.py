@@ -1,9 +1,9 @@
-"""Kills trainings at random moments, resumes them, and compares the result with an undisturbed run.
+"""Kills trainings at random times, resumes them, and compares the results with an uninterrupted run.
 
-Each lineage is one run folder: the training is started, killed after a random time, and started again until it has had
-its share of kills; then it may finish. Weights must be bit-equal, and histories equal except for timings. With several
-processes one of them is killed, or all with `--all`. STOP freezes one, like a host that no longer responds, and kills
-it once the others have ended.
+Each lineage is one run folder: its training is started, killed after a random time and resumed until it has been killed
+KILLS / LINEAGES times, and then finishes. Weights must be bit-equal, and histories equal except for timings. With
+several processes, one of them is killed, or all with `--all`. STOP freezes one process, like a host that stops
+responding, and kills it after the others have ended.
 
 Run: python scripts/kill_campaign.py OUT [--signal KILL|TERM|STOP] [--kills 50] [--lineages 5] [--processes 1] [--all]
   [--seed 0]
@@ -48,36 +48,36 @@ infer:
 """
 CLOCK = ("seconds", "images_per_second", "input_wait")
 ALLOWED = {"KILL": {0, 137, 134}, "TERM": {0, 75, 143, 134}, "STOP": {0, 137, 134}}
-"""Expected exit codes: finished, or killed; 143 before there is anything to save, and 134 for a process that has waited
-five minutes for a killed one to connect."""
-LEFT_ALONE = 4
-"""Exit code of a process that could not finish a checkpoint because another process was gone."""
+"""Expected exit codes by signal: finished or killed; 143 before there is anything to save; 134 for a process that
+waited five minutes for a killed one to connect."""
+PEER_LOST = 4
+"""Exit code of a process that could not finish a checkpoint because another process had ended."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the campaign and prints a table; exit code 1 if one lineage differs."""
+    """Runs the campaign and prints one line per lineage; exits with 1 if any lineage differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--signal", choices=ALLOWED, default="KILL")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--lineages", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--all", action="store_true", help="the signal goes to all processes")
+    parser.add_argument("--all", action="store_true", help="send the signal to all processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.signal == "STOP" and (options.all or options.processes < 2):
-        parser.error("--signal STOP needs a process that goes on: --processes 2, without --all")
+        parser.error("--signal STOP requires --processes of at least 2 and excludes --all")
     out: Path = options.out.absolute()
     out.mkdir(parents=True)
     (out / "recipe.yaml").write_text(CONFIG)
     _end(_start(out, "straight", options.processes))
-    # With a warm compilation cache, as in the lineages; then without any training, which leaves the start-up time.
-    whole, startup = (_seconds(out, "again", options.processes) for _ in range(2))
+    # A full training with a warm compilation cache, as in the lineages; then start-up alone, as the run is finished.
+    full, startup = (_seconds(out, "again", options.processes) for _ in range(2))
     if not _equal(out / "straight", out / "again"):
-        sys.exit("two undisturbed runs differ: nothing can be compared with them")
-    rng = random.Random(options.seed)  # noqa: S311 (no secret)
+        sys.exit("two uninterrupted runs differ, so the lineages cannot be compared with them")
+    rng = random.Random(options.seed)  # noqa: S311 (not used for security)
     per_lineage = options.kills // options.lineages
-    longest = startup + 2 * (whole - startup) / per_lineage
+    longest = startup + 2 * (full - startup) / per_lineage
     rows, failures = [], 0
     for lineage in range(options.lineages):
         codes, exits = [], []
@@ -97,16 +97,16 @@ def main(arguments: Sequence[str]) -> None:
             if any(code is None for code in before):
                 codes.append(ended)
             elif all(code == 0 for code in ended):
-                break  # it had finished
+                break  # the training had finished
         final: list[int] = []
         for _ in range(3):
             final = _end(_start(out, f"lineage-{lineage}", options.processes))
             if set(final) == {0}:
                 break
         is_equal = set(final) == {0} and _equal(out / "straight", out / f"lineage-{lineage}")
-        may_be_left = options.processes > 1 and options.signal != "TERM"  # after SIGTERM all save together
-        allowed = ALLOWED[options.signal] | ({LEFT_ALONE} if may_be_left else set())
-        unexpected = [code for several in codes for code in several if code not in allowed]
+        may_lose_peer = options.processes > 1 and options.signal != "TERM"  # after SIGTERM all processes save together
+        allowed = ALLOWED[options.signal] | ({PEER_LOST} if may_lose_peer else set())
+        unexpected = [code for group in codes for code in group if code not in allowed]
         failures += not is_equal or bool(unexpected)
         rows.append(
             {
@@ -119,7 +119,8 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps({"lineage": lineage, **rows[-1]}), flush=True)
     total = sum(row["kills"] for row in rows)
     print(
-        f"{total} times SIG{options.signal}, {options.processes} processes, {failures} lineages of {len(rows)} differ"
+        f"sent SIG{options.signal} {total} times, {options.processes} processes: "
+        f"{failures} of {len(rows)} lineages failed"
     )
     (out / "campaign.json").write_text(json.dumps({"options": vars(options), "rows": rows}, default=str, indent=2))
     if failures:
@@ -134,9 +135,9 @@ def _start(out: Path, name: str, count: int) -> list[subprocess.Popen[bytes]]:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     started = []
-    for number in range(count):
-        options = ["--coordinator", f"localhost:{port}", "--num-processes", str(count), "--process-id", str(number)]
-        log = (out / f"{name}.{number}.log").open("ab")
+    for index in range(count):
+        options = ["--coordinator", f"localhost:{port}", "--num-processes", str(count), "--process-id", str(index)]
+        log = (out / f"{name}.{index}.log").open("ab")
         started.append(
             subprocess.Popen(command + (options if count > 1 else []), env=environment, stdout=log, stderr=log)
         )
@@ -150,7 +151,7 @@ def _seconds(out: Path, name: str, count: int) -> float:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits for processes and returns their exit codes, those of killed ones as a shell shows them."""
+    """Waits for processes and returns their exit codes; 128 + signal number for killed ones, as in a shell."""
     codes = [process.wait() for process in processes]
     return [code if code >= 0 else 128 - code for code in codes]
 

@@ -81,7 +81,7 @@ def test_paths_are_relative_to_the_config_and_overrides_to_the_current_folder(tm
         ("model.name=unett", "model.name: unknown name 'unett'; did you mean 'unet'"),
         ("model.args.filters=3", "model.args: unknown key 'filters'"),
         ("model.args.kernel_size=big", "model.args.kernel_size: .*got 'big'"),
-        ("model.args.dropout_rate=0.6", "model.args: dropout_rate grows"),
+        ("model.args.dropout_rate=0.6", "model.args: the dropout rate of the bottom level"),
         ("model.image_size=[2, 48]", r"multiples of 4; \[2, 48\] is too small to be padded to \[4, 48\]"),
         ("train.cosine={final_factor: 0.1}", "train.cosine: cannot be combined with train.plateau"),
         ("train.loss_args={gamma: 2.0}", "train.loss_args: unknown key 'gamma'; known: dice_share, smooth"),

@@ -43,6 +43,6 @@ def import_weights(
     open_run_folder(folder, checked, allow_changes=False)
     save_weights(folder / "best", checked, values, {}, epoch=0, step=0, val_loss=None)
     for match in imported.matches:
-        reporter.info(f"{match.theirs:<32} -> {match.ours:<32} {match.shapes}")
+        reporter.info(f"{match.stored:<32} -> {match.layer:<32} {match.shapes}")
     num_values = sum(value.size for value in imported.values.values())
     reporter.info(f"{len(imported.matches)} layers, {num_values:,} weights; next: cervseg-jax eval {out}")

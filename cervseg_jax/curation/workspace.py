@@ -61,7 +61,7 @@ class Workspace:
             )
         if found.get("state") == "finished" and not self._records.exists():
             self._clean()
-            raise ConfigError(f"--out: {self._out} holds this very dataset, finished; nothing was done")
+            raise ConfigError(f"--out: {self._out} already contains this dataset; nothing to do")
         return True
 
     def begin(self, plan: Mapping[str, tuple[ScannedImage, Assignment]]) -> None:
@@ -87,7 +87,7 @@ class Workspace:
         path = make_folder(self._records) / PLAN
         if path.exists() and path.read_text() != digest:
             raise ConfigError(
-                f"--out: {self._out} was begun with other source files, which may lie in other splits now; "
+                f"--out: {self._out} was started with different source files, so the split could differ; "
                 "choose another folder"
             )
         write_text(path, digest)

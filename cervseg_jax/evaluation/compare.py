@@ -138,7 +138,7 @@ def common_images(recipes: Sequence[Recipe]) -> list[str]:
     """
     images = sorted(set.intersection(*(set(recipe.groups) for recipe in recipes)))
     if not images:
-        raise DataError("compare: the runs were not scored on a single common image")
+        raise DataError("compare: the runs have no scored image in common")
     return images
 
 

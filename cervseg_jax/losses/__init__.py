@@ -1,8 +1,7 @@
-"""Losses from logits.
+"""Segmentation losses on logits, and the table of losses that a config can name.
 
-Per-image losses return one value per image. `LOSSES` holds what a config can name: functions of
-`(logits, masks, valid)` and their own keyword arguments, which return the scalar to minimize. Padding
-(`valid == 0`) never counts.
+Per-image losses return one value per image. The functions in `LOSSES` take `(logits, masks, valid)` and keyword
+arguments of their own, and return the scalar to minimize. Padding images (`valid == 0`) are ignored.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,13 +32,13 @@ __all__ = [
 ]
 
 Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""From logits, masks and valid to a scalar."""
+"""Maps logits, masks and valid to a scalar."""
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 SUPPLIED = ("logits", "masks", "valid")
-"""What the program passes to a loss; the rest is its arguments."""
+"""Parameters that the training step passes; a config sets the others in `train.loss_args`."""
 
 
 def _mean_over_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
@@ -133,7 +132,7 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
     "tversky": _tversky,
     "lovasz": _lovasz,
     "boundary_bce": _boundary_bce,
-    # Pooled over the batch, as the reference implementation does.
+    # Pooled over the batch, as in the reference implementation.
     "dice": _dice,
     "bce_dice": _bce_dice,
     "iou": _iou,

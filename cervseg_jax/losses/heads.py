@@ -1,4 +1,4 @@
-"""Losses of the heads besides the mask."""
+"""Losses of the auxiliary heads (boundary, distance, hover) and of touching nuclei."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,26 +13,27 @@ HUBER_DELTA = 0.05
 
 
 def boundary_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean of cross-entropy and soft Dice loss, one value per image; [b, h, w, 1] each."""
+    """Mean of binary cross-entropy and soft Dice loss, one value per image; inputs are [b, h, w, 1]."""
     return 0.5 * (bce_loss(logits, targets) + soft_dice_loss(logits, targets))
 
 
 def distance_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Huber loss of the distance over its delta: near the absolute error; one value per image."""
+    """Huber loss of the distance, divided by its delta (close to the absolute error); one value per image."""
     error = jnp.abs(jax.nn.sigmoid(logits) - targets)
     huber = jnp.where(error <= HUBER_DELTA, 0.5 * error**2 / HUBER_DELTA, error - 0.5 * HUBER_DELTA)
     return huber.mean(axis=(1, 2, 3))
 
 
 def hover_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error of places in [-1, 1] and of their slopes along their own axis; one value per image.
+    """Squared error of the position maps in [-1, 1] and of their gradients along their own axis; one value per image.
 
-    Reference: Graham et al. 2019, arXiv:1812.06499, equations 2 and 3, with differences of neighbors for slopes.
+    Reference: Graham et al. 2019, arXiv:1812.06499, equations 2 and 3, with differences of neighboring pixels
+    as gradients.
     """
     error = 2.0 * (jax.nn.sigmoid(logits) - targets)
-    across, down = error[..., 0], error[..., 1]
-    slopes = (jnp.square(jnp.diff(across, axis=2)), jnp.square(jnp.diff(down, axis=1)))
-    return jnp.square(error).mean(axis=(1, 2, 3)) + sum(slope.mean(axis=(1, 2)) for slope in slopes)
+    horizontal, vertical = error[..., 0], error[..., 1]
+    gradients = (jnp.square(jnp.diff(horizontal, axis=2)), jnp.square(jnp.diff(vertical, axis=1)))
+    return jnp.square(error).mean(axis=(1, 2, 3)) + sum(gradient.mean(axis=(1, 2)) for gradient in gradients)
 
 
 HEAD_LOSSES: Mapping[Head, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -40,7 +41,7 @@ HEAD_LOSSES: Mapping[Head, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "distance": distance_loss,
     "hover": hover_loss,
 }
-"""From logits and targets in [0, 1], [b, h, w, maps] each, to one value per image."""
+"""Each maps logits and targets in [0, 1], both [b, h, w, maps], to one value per image."""
 
 
 def heads_loss(
@@ -51,38 +52,38 @@ def heads_loss(
     heads: Sequence[Head],
     weights: Mapping[Head, float],
 ) -> jax.Array:
-    """Adds the losses of all heads but the mask.
+    """Returns the weighted sum of the losses of all heads except the mask.
 
     Args:
       logits: [b, h, w, maps of all heads], the mask first.
-      maps: uint8 targets [b, h, w, maps of the others], 255 for 1.0.
-      known: [b], 1 for real images that have instance labels.
-      heads: what the channels are.
-      weights: factors by head; 1 where one is not named.
+      maps: uint8 targets [b, h, w, maps of the other heads], 255 for 1.0.
+      known: [b], 1 for real images with instance labels, else 0.
+      heads: heads in channel order, starting with the mask.
+      weights: factor per head; 1 by default.
 
     Returns:
-      Scalar; the mean over the images that count.
+      Scalar, the mean over the images with `known` 1.
     """
     targets = maps.astype(jnp.float32) / 255.0
     total = jnp.zeros(())
     for head in heads[1:]:
-        where = channels(heads, head)
-        values = HEAD_LOSSES[head](logits[..., where], targets[..., where.start - 1 : where.stop - 1])
+        span = channels(heads, head)
+        values = HEAD_LOSSES[head](logits[..., span], targets[..., span.start - 1 : span.stop - 1])
         total = total + weights.get(head, 1.0) * (values * known).sum() / jnp.maximum(known.sum(), 1.0)
     return total
 
 
 def touching_loss(logits: jax.Array, masks: jax.Array, touching: jax.Array, known: jax.Array) -> jax.Array:
-    """Cross-entropy of the mask over the pixels between touching nuclei alone.
+    """Cross-entropy of the mask, restricted to the pixels between touching nuclei.
 
     Args:
-      logits: of the mask, [b, h, w, 1].
-      masks: targets in [0, 1], likewise.
-      touching: uint8 [b, h, w, 1], 1 for pixels that count.
-      known: [b], 1 for images that count.
+      logits: mask logits, [b, h, w, 1].
+      masks: targets in [0, 1], [b, h, w, 1].
+      touching: uint8 [b, h, w, 1], 1 for pixels between touching nuclei.
+      known: [b], 1 for real images with instance labels, else 0.
 
     Returns:
-      Scalar; 0 where no pixel counts.
+      Scalar; 0 if no pixel is selected.
     """
     weight = touching.astype(jnp.float32) * known[:, None, None, None]
     per_pixel = jnp.logaddexp(0.0, logits) - masks * logits

@@ -1,4 +1,4 @@
-"""Losses that measure overlap: Dice, intersection over union, Tversky and Lovasz."""
+"""Overlap losses: Dice, intersection over union, Tversky and Lovasz."""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def dice_coef(
 ) -> Float[Array, ""]:
     """Soft Dice of the whole batch pooled into one image, with a smoothing of one pixel.
 
-    The value depends on which images share a batch: kept for comparison with the reference implementation,
-    whose training loss and published score it is. For a score that means something use `dice_mean`.
+    The value depends on the composition of the batch. It is kept for comparison with the reference implementation,
+    which trains with it and reports it as its score. Use `dice_mean` to evaluate a network.
 
     Args:
       logits: raw network outputs.
@@ -92,14 +92,14 @@ def tversky_loss(
     exponent: float = 1.0,
     smooth: float = 1.0,
 ) -> Float[Array, " b"]:
-    """Soft Tversky loss: a Dice loss that weighs misses and inventions differently; one value per image.
+    """Soft Tversky loss: a Dice loss with separate weights for false positives and negatives; one value per image.
 
     Args:
       logits: raw network outputs.
       masks: targets in [0, 1].
-      false_positives: weight of predicted background; 0.5 for both weights is the soft Dice loss.
-      false_negatives: weight of missed nucleus.
-      exponent: of the whole; below 1 it dwells on hard images (focal Tversky).
+      false_positives: weight of background predicted as nucleus; with 0.5 for both weights this is the soft Dice loss.
+      false_negatives: weight of nucleus predicted as background.
+      exponent: exponent of the loss; values below 1 emphasize hard images (focal Tversky).
       smooth: pixels added to numerator and denominator.
 
     Returns:
@@ -108,21 +108,21 @@ def tversky_loss(
     Reference: Salehi et al. 2017, arXiv:1706.05721; the exponent is 1 / gamma of Abraham and Khan, arXiv:1810.07842.
     """
     probs = jax.nn.sigmoid(logits.astype(jnp.float32))
-    right = (probs * masks).sum(axis=(1, 2, 3))
-    invented = (probs * (1.0 - masks)).sum(axis=(1, 2, 3))
-    missed = ((1.0 - probs) * masks).sum(axis=(1, 2, 3))
-    index = (right + smooth) / (right + false_positives * invented + false_negatives * missed + smooth)
-    # Away from zero, where the root's slope is infinite.
+    true_pos = (probs * masks).sum(axis=(1, 2, 3))
+    false_pos = (probs * (1.0 - masks)).sum(axis=(1, 2, 3))
+    false_neg = ((1.0 - probs) * masks).sum(axis=(1, 2, 3))
+    index = (true_pos + smooth) / (true_pos + false_positives * false_pos + false_negatives * false_neg + smooth)
+    # Keeps away from zero, where exponents below 1 have an infinite gradient.
     return jnp.maximum(1.0 - index, 1e-7) ** exponent
 
 
 @typechecked
 def lovasz_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
-    """Lovasz hinge: a convex stand-in for the intersection over union of each image's hard mask.
+    """Lovasz hinge: a convex surrogate for the intersection over union of each image's hard mask.
 
     Args:
       logits: raw network outputs.
-      masks: targets; at least 0.5 is nucleus.
+      masks: targets in [0, 1]; values of at least 0.5 are nucleus.
 
     Returns:
       Losses in [0, inf).
@@ -130,7 +130,7 @@ def lovasz_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"])
     Reference: Berman et al. 2018, arXiv:1705.08790, sections 2 and 3.1.
     """
 
-    def of_image(scores: jax.Array, truth: jax.Array) -> jax.Array:
+    def per_image(scores: jax.Array, truth: jax.Array) -> jax.Array:
         errors = 1.0 - scores * (2.0 * truth - 1.0)
         order = jnp.argsort(-errors)
         ordered = truth[order]
@@ -140,4 +140,4 @@ def lovasz_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"])
         return (jax.nn.relu(errors[order]) * jax.lax.stop_gradient(weights)).sum()
 
     flat = logits.astype(jnp.float32).reshape(logits.shape[0], -1)
-    return jax.vmap(of_image)(flat, (masks.reshape(flat.shape) >= 0.5).astype(jnp.float32))
+    return jax.vmap(per_image)(flat, (masks.reshape(flat.shape) >= 0.5).astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Losses that look at each pixel alone: cross-entropy, focal, and with weights along the border."""
+"""Pixelwise losses: cross-entropy, focal, and boundary-weighted cross-entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +36,13 @@ def focal_loss(
     gamma: float = 2.0,
     nucleus_weight: float = 0.25,
 ) -> Float[Array, " b"]:
-    """Focal loss per pixel, averaged over each image: cross-entropy with less weight where the network is sure.
+    """Focal loss per pixel, averaged over each image: down-weights pixels that are classified with confidence.
 
     Args:
       logits: raw network outputs.
       masks: targets in [0, 1].
-      gamma: how fast the weight falls; 0 is cross-entropy.
-      nucleus_weight: share of nucleus pixels' weight; background gets the rest.
+      gamma: focusing exponent; 0 is class-weighted cross-entropy.
+      nucleus_weight: weight of nucleus pixels, in [0, 1]; background pixels have `1 - nucleus_weight`.
 
     Returns:
       Losses in [0, inf).
@@ -50,7 +50,7 @@ def focal_loss(
     Reference: Lin et al. 2017, arXiv:1708.02002, equation 5.
     """
     scores = logits.astype(jnp.float32)
-    # 1 - p_t, computed on the side where it does not cancel.
+    # 1 - p_t, computed from the logit to avoid cancellation.
     uncertainty = jax.nn.sigmoid(-scores * (2.0 * masks - 1.0))
     weight = nucleus_weight * masks + (1.0 - nucleus_weight) * (1.0 - masks)
     losses = weight * uncertainty**gamma * optax.losses.sigmoid_binary_cross_entropy(scores, masks)
@@ -61,23 +61,23 @@ def focal_loss(
 def boundary_bce_loss(
     logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"], *, width_px: int = 2, boundary_weight: float = 5.0
 ) -> Float[Array, " b"]:
-    """Cross-entropy per pixel with more weight near the nuclei's borders, as a weighted mean over each image.
+    """Cross-entropy per pixel with a higher weight near nucleus borders; weighted mean over each image.
 
     Args:
       logits: raw network outputs.
       masks: targets in [0, 1].
-      width_px: how far from a border (in chessboard distance) the weight reaches.
-      boundary_weight: weight there; 1 elsewhere.
+      width_px: half-width of the weighted band around a border, as chessboard distance in pixels.
+      boundary_weight: weight within the band; it is 1 elsewhere.
 
     Returns:
       Losses in [0, inf).
 
-    Reference: after Ronneberger et al. 2015, arXiv:1505.04597, section 3, with a band instead of a distance map.
+    Reference: adapted from Ronneberger et al. 2015, arXiv:1505.04597, section 3, with a band instead of a distance map.
     """
     side = 2 * width_px + 1
     window, strides = (1, side, side, 1), (1, 1, 1, 1)
-    highest = jax.lax.reduce_window(masks, -jnp.inf, jax.lax.max, window, strides, "SAME")
-    lowest = jax.lax.reduce_window(masks, jnp.inf, jax.lax.min, window, strides, "SAME")
-    weights = 1.0 + (boundary_weight - 1.0) * (highest - lowest)
+    local_max = jax.lax.reduce_window(masks, -jnp.inf, jax.lax.max, window, strides, "SAME")
+    local_min = jax.lax.reduce_window(masks, jnp.inf, jax.lax.min, window, strides, "SAME")
+    weights = 1.0 + (boundary_weight - 1.0) * (local_max - local_min)
     losses = weights * optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), masks)
     return losses.sum(axis=(1, 2, 3)) / weights.sum(axis=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""A loss that compares local structure."""
+"""Structural similarity (SSIM) loss."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,14 @@ from jaxtyping import Array, Float
 from cervseg_jax.typing import typechecked
 
 WINDOW, SIGMA = 11, 1.5
+"""Side and standard deviation of the Gaussian window, in pixels."""
 
 
 @typechecked
 def ssim_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -> Float[Array, " b"]:
-    """One minus the structural similarity of probabilities and mask, one value per image.
+    """One minus the mean structural similarity of probabilities and mask, one value per image.
 
-    Windows that reach over the edge are left out.
+    Only windows that lie entirely inside the image count.
 
     Args:
       logits: raw network outputs, at least 11 pixels high and wide.
@@ -24,7 +25,7 @@ def ssim_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -
       Losses in [0, 2].
 
     Raises:
-      ValueError: for smaller images.
+      ValueError: if the images are smaller.
 
     Reference: Wang et al. 2004, doi:10.1109/TIP.2003.819861, section III-B, with k = (0.01, 0.03).
     """
@@ -35,9 +36,9 @@ def ssim_loss(logits: Float[Array, "b h w 1"], masks: Float[Array, "b h w 1"]) -
     taps = np.exp(-0.5 * (offsets / SIGMA) ** 2)
     kernel = jnp.asarray(np.outer(taps, taps) / taps.sum() ** 2, jnp.float32)[:, :, None, None]
 
-    def smooth(picture: jax.Array) -> jax.Array:
+    def smooth(image: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(
-            picture,
+            image,
             kernel,
             (1, 1),
             "VALID",

@@ -1,1 +1,1 @@
-"""The way over for users of the reference implementation: its configs and its weights."""
+"""Importers for configs and weights of the reference implementation."""

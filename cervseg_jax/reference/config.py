@@ -1,4 +1,4 @@
-"""The reference implementation's configs as ours, with an account of every key."""
+"""Conversion of reference configs to YAML recipes, with a note on every key."""
 
 import json
 import os
@@ -34,21 +34,21 @@ METRIC_NAMES = {
 }
 REFERENCE_SEED = 137
 ADAMW_DECAY = 0.004
-"""Of `tf.keras.optimizers.AdamW`."""
+"""Default weight decay of `tf.keras.optimizers.AdamW`."""
 
 
 def import_config(path: Path) -> tuple[str, list[Note]]:
-    """Turns a config of the reference into one of ours.
+    """Converts a config of the reference implementation to a YAML recipe.
 
     Args:
-      path: such as `train_eval_infer.config`.
+      path: the config file, such as `train_eval_infer.config`.
 
     Returns:
-      YAML that `load_config` accepts, and an account of all keys. Paths are relative to the file's folder, as the
-      reference wants to be run there.
+      YAML text that `load_config` accepts, and one note per key of the file. Relative paths in the file are resolved
+      against its folder, because the reference is run from there.
 
     Raises:
-      ConfigError: if the file cannot be read, or lacks the model, its size or a loss that is known.
+      ConfigError: if the file cannot be read, the image size is missing, or the model or loss is unknown.
     """
     reader = Reader(read_ini(path))
     name = reader.get("model.model", "TensorflowUNet", to="model.name", kind=str)
@@ -58,9 +58,9 @@ def import_config(path: Path) -> tuple[str, list[Note]]:
     height, width = (reader.get(f"model.image_{side}", to="model.image_size") for side in ("height", "width"))
     if not height or not width:
         raise ConfigError(f"{path}: model.image_height and model.image_width are required")
-    our_name, make_args = FAMILIES[name]
+    family, make_args = FAMILIES[name]
     recipe = {
-        "model": {"name": our_name, "image_size": [int(height), int(width)], "args": make_args(reader)},
+        "model": {"name": family, "image_size": [int(height), int(width)], "args": make_args(reader)},
         "data": _data(reader, path),
         "augment": {"operations": _operations(reader)},
         "train": _train(reader, path, name),
@@ -69,7 +69,7 @@ def import_config(path: Path) -> tuple[str, list[Note]]:
     }
     plain = json.loads(json.dumps(recipe))
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100)
-    return f"# From {path.name} of the reference implementation.\n{text}", reader.report()
+    return f"# Converted from {path.name} of the reference implementation.\n{text}", reader.report()
 
 
 def _train(reader: Reader, path: Path, model: str) -> dict[str, Any]:
@@ -111,34 +111,35 @@ def _train(reader: Reader, path: Path, model: str) -> dict[str, Any]:
 def _metrics(reader: Reader) -> list[str]:
     given = reader.get("model.metrics", ["dice_coef"], to="train.metrics", kind=(list, tuple, str))
     names = [given] if isinstance(given, str) else list(given)
-    ours = [METRIC_NAMES.get(str(name).rpartition(".")[2].lower()) for name in names]
-    dropped = [str(name) for name, known in zip(names, ours, strict=True) if known is None]
-    if dropped:
-        reader.notes["model.metrics"] = Note("model.metrics", "repaired", f"unknown, left out: {', '.join(dropped)}")
-    return list(dict.fromkeys([*(name for name in ours if name), "dice_mean"]))
+    columns = [METRIC_NAMES.get(str(name).rpartition(".")[2].lower()) for name in names]
+    unknown = [str(name) for name, column in zip(names, columns, strict=True) if column is None]
+    if unknown:
+        message = f"unknown metrics removed: {', '.join(unknown)}"
+        reader.notes["model.metrics"] = Note("model.metrics", "repaired", message)
+    return list(dict.fromkeys([*(column for column in columns if column), "dice_mean"]))
 
 
 def _data(reader: Reader, path: Path) -> dict[str, Any]:
-    """Finds the dataset above `train/images`, `valid/images` and so on."""
-    found = []
+    """Returns the `data` section; the root is the common parent of `train/images`, `valid/images` and so on."""
+    folders = []
     for section in ("train", "eval", "test"):
         for kind in ("image", "mask"):
             value = reader.get(f"{section}.{kind}_datapath", to="data.root", kind=str)
             if value:
-                found.append(os.path.normpath(str(value).replace("\\", "/")))
-    root = os.path.commonpath(found) if found else "."
+                folders.append(os.path.normpath(str(value).replace("\\", "/")))
+    root = os.path.commonpath(folders) if folders else "."
     while os.path.basename(root) in ("train", "valid", "test", "images", "masks"):
         root = os.path.dirname(root)
     absolute = (path.absolute().parent / root).resolve()
     if reader.get("mask.binarize", False, to="data.mask_rule", kind=bool):
         reader.get("mask.threshold", 127, to="data.mask_rule")
         return {"root": str(absolute), "mask_rule": "half_range"}
-    # Its plain dataset class trains on every value above zero.
+    # Without binarization the reference treats every nonzero mask value as nucleus.
     return {"root": str(absolute), "mask_rule": "any_nonzero"}
 
 
 def _infer(reader: Reader) -> dict[str, Any]:
-    """Inference, tiled where the config has a section for it."""
+    """Returns the `infer` section, with tiling if the file has a `tiledinfer` section."""
     section: dict[str, Any] = {
         "batch_size": int(reader.get("train.batch_size", 2, to="train.batch_size")),
         "num_infer_images": int(reader.get("train.num_infer_images", 1, to="infer.num_infer_images")),
@@ -148,7 +149,7 @@ def _infer(reader: Reader) -> dict[str, Any]:
         section["colors"] = colors
     if not any(key.startswith("tiledinfer.") for key in reader.entries):
         return section
-    # Its margin lies on each side of a tile, so that neighbors share twice as much.
+    # The reference adds the margin on each side of a tile, so neighboring tiles overlap by twice the margin.
     margin = int(reader.get("tiledinfer.overlapping", 0, to="infer.tiled.overlap_px"))
     blends = bool(reader.get("tiledinfer.bitwise_blending", True, to="infer.tiled.blend_whole", kind=bool))
     section["tiled"] = {"overlap_px": 2 * margin, "blend_whole": blends}
@@ -163,7 +164,7 @@ def _infer(reader: Reader) -> dict[str, Any]:
 
 
 def _operations(reader: Reader) -> list[dict[str, Any]]:
-    """The online augmentor's operations, where it is on, by ours of the same kind."""
+    """Maps the operations of the online augmentor to the closest ones in `AUGMENTATIONS`; empty if it is off."""
     online = reader.get("model.generator", False, to="augment.operations", kind=bool)
     if not online or not reader.get("generator.augmentation", True, to="augment.operations", kind=bool):
         return []

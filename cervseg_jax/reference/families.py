@@ -1,4 +1,4 @@
-"""The reference's model classes: our names, and our arguments from its keys."""
+"""Mapping from model classes of the reference to network names and builder arguments."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from cervseg_jax.reference.reader import Reader
 
 
 def _second(value: Any) -> int:
-    """The number that counts of a pair such as base_kernels."""
+    """Returns the last element of a pair such as base_kernels, or the value itself."""
     return int(value[-1] if isinstance(value, list | tuple) else value)
 
 
@@ -101,8 +101,8 @@ def _unet3plus(reader: Reader) -> dict[str, Any]:
 
 
 def _efficient(reader: Reader) -> dict[str, Any]:
-    number = str(reader.get("model.efficientnet", "B0", to="model.args.encoder", kind=str)).lower()
-    return {"encoder": f"efficientnet_{number}", **_REFERENCE}
+    size = str(reader.get("model.efficientnet", "B0", to="model.args.encoder", kind=str)).lower()
+    return {"encoder": f"efficientnet_{size}", **_REFERENCE}
 
 
 FAMILIES: Mapping[str, tuple[str, Callable[[Reader], dict[str, Any]]]] = {
@@ -126,4 +126,4 @@ FAMILIES: Mapping[str, tuple[str, Callable[[Reader], dict[str, Any]]]] = {
     "TensorflowUNet3Plus": ("unet3plus", _unet3plus),
     "TensorflowXceptionLikeUNet": ("xception_like_unet", lambda reader: _base(reader) | _RAW),
 }
-"""The reference's classes: our name, and our arguments from its keys."""
+"""By class name in the reference: the network name here, and a function that reads its `model.args`."""

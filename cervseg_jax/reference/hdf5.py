@@ -1,4 +1,4 @@
-"""Keras 2 HDF5 files, read as data: names and arrays, nothing is unpickled or executed."""
+"""Reader for Keras 2 HDF5 weights. Reads names and arrays; never unpickles or executes anything."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ _AUTOMATIC = re.compile(
     r"dense|multi_head_attention|patch_embedding|patch_merging|patch_expanding|swin_transformer_block)(?:_(\d+))?"
 )
 _CONSTANTS = re.compile(r"attn_(mask|pos_ind)$")
-"""Arrays that the reference's windowed attention stores although they follow from its sizes."""
+"""Constants that the windowed attention of the reference stores; they follow from the layer sizes."""
 
 
 class StoredLayer(NamedTuple):
@@ -22,9 +22,9 @@ class StoredLayer(NamedTuple):
 
     name: str
     kind: str
-    """The layer's class, as Keras writes it in automatic names."""
+    """Layer class, spelled as in automatic Keras names."""
     order: tuple[int, int]
-    """Sorts layers of one kind in the order of their creation."""
+    """Sort key that gives the creation order among layers of the same kind."""
     arrays: list[np.ndarray]
 
 
@@ -32,53 +32,54 @@ def read_layers(path: Path) -> list[StoredLayer]:
     """Reads all layers that have weights.
 
     Args:
-      path: a weights file or a full model, as Keras 2 writes them with the ending .h5.
+      path: a weights file or full model saved by Keras 2 in HDF5 format (.h5).
 
     Returns:
       The layers; names are unique.
 
     Raises:
-      CheckpointError: if it is no such file.
+      CheckpointError: if the file is missing, or is not a Keras 2 HDF5 file.
     """
     try:
         with h5py.File(path, "r") as file:
             group: Any = file.get("model_weights", file)
             if "layer_names" not in group.attrs and "layer_names0" not in group.attrs:
-                kind = "a Keras 3 file" if "layers" in group else "no weights file of Keras 2"
+                kind = "a Keras 3 file" if "layers" in group else "not a Keras 2 weights file"
                 raise CheckpointError(f"{path}: is {kind} (it has no layer_names)")
-            found: dict[str, list[tuple[str, np.ndarray]]] = {}
+            weights_of: dict[str, list[tuple[str, np.ndarray]]] = {}
             for layer in _names(group, "layer_names"):
                 for weight in _names(group[layer], "weight_names"):
                     owner = layer if weight.startswith(f"{layer}/") else weight.rpartition("/")[0]
                     leaf = weight.rpartition("/")[2].partition(":")[0]
                     if not _CONSTANTS.search(leaf):
-                        found.setdefault(owner, []).append((weight.partition(":")[0], np.asarray(group[layer][weight])))
+                        array = np.asarray(group[layer][weight])
+                        weights_of.setdefault(owner, []).append((weight.partition(":")[0], array))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read as HDF5: {error}") from None
-    return [_layer(name, number, weights) for number, (name, weights) in enumerate(found.items())]
+    return [_layer(name, index, weights) for index, (name, weights) in enumerate(weights_of.items())]
 
 
 def _names(group: Any, key: str) -> list[str]:
-    """Reads a list of names, which Keras divides into numbered parts where it is long."""
-    parts = [group.attrs[key]] if key in group.attrs else []
-    while f"{key}{len(parts)}" in group.attrs:
-        parts.append(group.attrs[f"{key}{len(parts)}"])
-    return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
+    """Reads a list of names; Keras splits long ones into numbered attributes."""
+    chunks = [group.attrs[key]] if key in group.attrs else []
+    while f"{key}{len(chunks)}" in group.attrs:
+        chunks.append(group.attrs[f"{key}{len(chunks)}"])
+    return [name.decode() if isinstance(name, bytes) else str(name) for chunk in chunks for name in chunk]
 
 
-def _layer(name: str, number: int, weights: list[tuple[str, np.ndarray]]) -> StoredLayer:
+def _layer(name: str, index: int, weights: list[tuple[str, np.ndarray]]) -> StoredLayer:
     arrays = [array for _, array in weights]
     automatic = _AUTOMATIC.fullmatch(name)
     if automatic:
         return StoredLayer(name, automatic[1], (0, int(automatic[2] or 0)), arrays)
     leaves = [leaf.rpartition("/")[2] for leaf, _ in weights]
-    return StoredLayer(name, _kind(weights[0][0], leaves, arrays), (1, number), arrays)
+    return StoredLayer(name, _kind(weights[0][0], leaves, arrays), (1, index), arrays)
 
 
 def _kind(path: str, leaves: list[str], arrays: list[np.ndarray]) -> str:
-    """Tells the class of a layer with a name of its own from what it holds."""
+    """Infers the class of a custom-named layer from its arrays."""
     if path.endswith("query/kernel"):
         return "multi_head_attention"
     if "moving_mean" in leaves:

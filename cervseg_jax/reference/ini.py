@@ -1,4 +1,4 @@
-"""The reference implementation's config files, read as data: literals alone, nothing is executed."""
+"""Reader for config files of the reference implementation. Evaluates literals only; never executes code."""
 
 import ast
 import re
@@ -21,30 +21,30 @@ SPELLINGS: Mapping[str, str] = {
     "train.epoch_changeinfer_dir": "train.epoch_change_tiledinfer_dir",
     "train.save_model_file": "train.best_model_file",
 }
-"""Keys under which users have written other keys."""
+"""Misspelled keys that occur in real configs, with the intended key."""
 
 SECTION_SPELLINGS = {"transformer": "deformation", "transoformer": "deformation"}
 
 
 class Entry(NamedTuple):
-    """One value of a file."""
+    """A value and the repairs it needed."""
 
     value: Any
     repairs: tuple[str, ...]
-    """What had to be mended to read it."""
+    """Descriptions of the corrections made while reading."""
 
 
 def read_ini(path: Path) -> dict[str, Entry]:
     """Reads a config file.
 
     Args:
-      path: the file; UTF-8, or else Latin-1.
+      path: the file, in UTF-8 or else Latin-1.
 
     Returns:
-      Entries by `section.key`, keys in lower case, spelling variants under their right name.
+      Entries by `section.key`, with keys in lower case and known misspellings corrected.
 
     Raises:
-      ConfigError: if the file is missing, or has a line that is neither a section nor a key with a value.
+      ConfigError: if the file cannot be read, is empty, or has a line that is neither a section nor `key = value`.
     """
     try:
         data = path.read_bytes()
@@ -56,7 +56,7 @@ def read_ini(path: Path) -> dict[str, Entry]:
         text = data.decode("latin-1")
     entries: dict[str, Entry] = {}
     section = ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for line_number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if not line or line[0] in ";#":
             continue
@@ -66,46 +66,46 @@ def read_ini(path: Path) -> dict[str, Entry]:
             continue
         pair = re.fullmatch(r"([^=:]+?)\s*[=:]\s*(.*)", line)
         if not pair or not section:
-            raise ConfigError(f"{path}: line {number} is neither a section nor key = value: {line[:80]!r}")
+            raise ConfigError(f"{path}: line {line_number} is neither a section nor key = value: {line[:80]!r}")
         name = f"{section}.{pair[1].lower()}"
         value, repairs = _value(pair[2])
         if name in SPELLINGS:
-            repairs = [f"spelt {name}", *repairs]
+            repairs = [f"misspelled as {name}", *repairs]
             name = SPELLINGS[name]
         if name in entries:
-            repairs = [f"given twice; the last one counts, {entries[name].value!r} does not", *repairs]
+            repairs = [f"set more than once; the last value is used, not {entries[name].value!r}", *repairs]
         entries[name] = Entry(value, tuple(repairs))
     if not entries:
-        raise ConfigError(f"{path}: holds no keys")
+        raise ConfigError(f"{path}: contains no keys")
     return entries
 
 
 def _value(text: str) -> tuple[Any, list[str]]:
-    """Reads a literal, with the repairs that users' files need; what cannot be read stays text."""
+    """Parses a literal and lists the repairs it needed; text that is not a literal is returned as a string."""
     bare, comment = _without_comment(text)
-    repairs = ["comment behind the value left out"] if comment else []
+    repairs = ["trailing comment removed"] if comment else []
     if not bare:
         return None, repairs
     try:
         return ast.literal_eval(bare), repairs
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         pass
-    # `[90. 180, 270,]`: a number with its point, and no comma.
-    mended = re.sub(r"(?<=[\d.])\s+(?=[-\d])", ", ", bare)
+    # Missing commas between numbers, as in `[90. 180, 270,]`.
+    repaired = re.sub(r"(?<=[\d.])\s+(?=[-\d])", ", ", bare)
     try:
-        return ast.literal_eval(mended), [*repairs, f"commas put in: {bare}"]
+        return ast.literal_eval(repaired), [*repairs, f"missing commas inserted in {bare}"]
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return bare.strip("\"'"), repairs
 
 
 def _without_comment(text: str) -> tuple[str, bool]:
-    """Cuts a comment that begins with ; or # outside quotes, after a space."""
+    """Removes a trailing comment: `;` or `#` outside quotes, at the start or after whitespace."""
     quote = ""
-    for index, mark in enumerate(text):
+    for index, char in enumerate(text):
         if quote:
-            quote = "" if mark == quote else quote
-        elif mark in "\"'":
-            quote = mark
-        elif mark in ";#" and (index == 0 or text[index - 1].isspace()):
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in ";#" and (index == 0 or text[index - 1].isspace()):
             return text[:index].strip(), True
     return text.strip(), False

@@ -1,4 +1,4 @@
-"""Hands out the entries of a reference config, and accounts for every one of them."""
+"""Access to the entries of a reference config that records how each key was used."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ NOT_READ = (
     "eval.output_dir tiledinfer.debug tiledinfer.mask_colorize infer.algorithm infer.threshold segmentation.blursize "
     "distortion.gaussian_filter_sigma"
 ).split()
-"""Keys of real configs that the reference itself does not use."""
+"""Keys that occur in real configs but that the reference itself does not read."""
 
 REPLACED = {
     "train.model_dir": "the run folder, --run-dir",
     "train.eval_dir": "the run folder, --run-dir",
-    "train.save_weights_only": "runs keep weights and resumable states",
+    "train.save_weights_only": "runs keep the best weights and resumable checkpoints",
     "train.best_model_file": "RUN/best",
     "train.create_backup": "runs are never overwritten",
-    "train.metrics": "metrics.csv has every metric of model.metrics",
+    "train.metrics": "metrics.csv records every metric of model.metrics",
     "train.epoch_change_infer": "RUN/previews",
     "train.epoch_change_infer_dir": "RUN/previews",
     "infer.images_dir": "infer --images",
@@ -30,7 +30,7 @@ REPLACED = {
     "tiledinfer.images_dir": "infer --images",
     "tiledinfer.output_dir": "infer --out",
     "tiledinfer.merged_dir": "overlays are always written",
-    "tiledinfer.split_size": "tiles have the network's size, at the image's own scale",
+    "tiledinfer.split_size": "tiles have the network's size, at the image's original scale",
     "tiledinfer.background": "tiles cover the whole image",
     "train.epoch_change_tiledinfer": "RUN/previews",
     "train.epoch_change_tiledinfer_dir": "RUN/previews",
@@ -41,34 +41,42 @@ REPLACED = {
     "model.num_classes": "one class, nucleus",
     "generator.debug": "cervseg-jax stats shows samples",
 }
-"""Keys whose purpose something else serves here."""
+"""Keys without a config counterpart, with what replaces them."""
 
 
 class Note(NamedTuple):
-    """What became of one key."""
+    """How one key was handled."""
 
     key: str
     status: str
-    """kept, renamed, repaired or ignored."""
+    """One of "kept", "renamed", "repaired" and "ignored"."""
     message: str
 
 
 class Reader:
-    """Hands out entries and remembers what became of them."""
+    """Returns entries by key and records a note for each."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
-        """Starts with nothing handed out."""
+        """Creates a reader over `entries`, without notes."""
         self.entries = entries
         self.notes: dict[str, Note] = {}
 
     def get(self, key: str, default: Any = None, *, to: str, kind: type | tuple[type, ...] = (int, float)) -> Any:
-        """Returns the value under `key`, noting that it goes to our key `to`; the default where it is no such value."""
+        """Returns the value of a key and notes its new name.
+
+        Args:
+          key: `section.key` in the reference.
+          default: returned if the key is missing, empty, or not of `kind`.
+          to: config key that takes the value.
+          kind: accepted types; bool does not count as a number.
+        """
         entry = self.entries.get(key)
         if entry is None:
             return default
         value = entry.value
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            self.notes[key] = Note(key, "repaired", f"{value!r} cannot be used; {default!r} as in the reference")
+            message = f"invalid value {value!r}; using the reference's default {default!r}"
+            self.notes[key] = Note(key, "repaired", message)
             return default
         status = (
             "repaired" if entry.repairs else "kept" if key.rpartition(".")[2] == to.rpartition(".")[2] else "renamed"
@@ -77,16 +85,16 @@ class Reader:
         return default if value is None else value
 
     def report(self) -> list[Note]:
-        """Returns a note for every key of the file."""
+        """Returns one note per key of the file."""
         for key, entry in self.entries.items():
             if key in self.notes:
                 continue
             if key in REPLACED:
-                self.notes[key] = Note(key, "ignored", f"here: {REPLACED[key]}")
+                self.notes[key] = Note(key, "ignored", f"in this package: {REPLACED[key]}")
             elif key in NOT_READ:
-                self.notes[key] = Note(key, "ignored", "the reference does not read it either")
+                self.notes[key] = Note(key, "ignored", "not read by the reference either")
             else:
                 guess = nearest(key, self.notes)
                 hint = f"; did you mean {guess}?" if guess and guess not in self.entries else ""
-                self.notes[key] = Note(key, "ignored", f"{entry.value!r} has no counterpart in this recipe{hint}")
+                self.notes[key] = Note(key, "ignored", f"no counterpart for {entry.value!r} in this recipe{hint}")
         return [self.notes[key] for key in self.entries]

@@ -1,7 +1,7 @@
-"""Trained weights on disk, together with the contract of how images must be prepared for them.
+"""Trained weights on disk, with a contract that describes the network and its input.
 
-A folder holds `contract.json` and the weights file that it names, with its checksum. The contract is replaced
-last and in one move, so a reader always finds a matching pair.
+A folder has a `contract.json` and the weights file that it names, with its checksum. The contract is replaced last and
+atomically, so readers always see a matching pair.
 """
 
 import io
@@ -28,13 +28,13 @@ PREPROCESSING = (
 
 
 POSTPROCESSING_FILE = "postprocessing.json"
-"""Beside the weights: threshold and watershed parameters tuned for them."""
+"""Name of the file with the threshold and watershed parameters tuned for the weights, in the same folder."""
 OLD_POSTPROCESSING_FILE = "separation.json"
-"""Its name in release 0.1; still read."""
+"""Name of the same file in release 0.1; still read."""
 
 
 class Contract(BaseModel):
-    """What a weights file is and how to use it."""
+    """Description of a weights file: network, expected input and origin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -42,22 +42,22 @@ class Contract(BaseModel):
     model_args: dict[str, Any]
     image_size: tuple[int, int]
     heads: tuple[Head, ...] = ("mask",)
-    """What the network's maps are."""
+    """Heads in channel order."""
     preprocessing: str
     mask_rule: MaskRule
     bit_depth: BitDepth = 16
-    """Bits of 16-bit images, see `data.bit_depth`; contracts of earlier versions have none and mean 16."""
+    """Bits used in 16-bit images, see `data.bit_depth`; contracts of earlier versions lack it and mean 16."""
     epoch: int
     step: int
     val_loss: float | None
-    """None for weights that come from elsewhere."""
+    """None for imported weights."""
     version: str
     weights_file: str
     weights_sha256: str
 
 
 class Network:
-    """A network that is ready to use: the pure function, its values, and the contract."""
+    """A loaded network: its pure function, weights and contract."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class Network:
         *,
         precision: str = "float32",
     ) -> None:
-        """Keeps the parts together.
+        """Stores the function, its variables and the contract.
 
         Args:
-          contract: how to use the network.
-          apply: the network, built for the backend "xla".
+          contract: description of the network.
+          apply: pure function of the network, built for the backend "xla".
           params: trainable variables.
           model_state: BatchNorm statistics.
-          precision: "float32" or "bfloat16" compute, as of `apply`.
+          precision: compute dtype of `apply`, "float32" or "bfloat16".
         """
         self.contract = contract
         self.apply = apply
@@ -85,7 +85,7 @@ class Network:
         self._applies: dict[Backend, Apply] = {"xla": apply}
 
     def apply_for(self, backend: Backend) -> Apply:
-        """Returns the network as a pure function built for a backend; it takes the same values."""
+        """Returns the pure function for a backend; it accepts the same `params` and `model_state`."""
         if backend not in self._applies:
             self._applies[backend], _, _ = _build(self.contract, self.precision, backend)
         return self._applies[backend]
@@ -112,19 +112,19 @@ def save_weights(
     step: int,
     val_loss: float | None,
 ) -> None:
-    """Writes weights and contract; replaces those that are there.
+    """Writes weights and contract, replacing existing ones.
 
     Args:
-      folder: made where missing.
+      folder: target folder, created if missing.
       config: the recipe.
       params: trainable variables.
       model_state: BatchNorm statistics.
-      epoch: 1-based epoch that they come from; 0 for weights that come from elsewhere.
-      step: optimizer updates before.
-      val_loss: its validation loss; None where it is unknown.
+      epoch: 1-based epoch of the weights; 0 for imported weights.
+      step: number of optimizer updates so far.
+      val_loss: validation loss of the epoch; None if unknown.
 
     Raises:
-      CheckpointError: if the disk is full or not writable; what was there stays usable.
+      CheckpointError: if the disk is full or not writable; existing weights stay usable.
     """
     buffer = io.BytesIO()
     np.savez(buffer, **{path: np.asarray(value) for path, value in (params | model_state).items()})  # pyright: ignore
@@ -148,7 +148,7 @@ def save_weights(
     try:
         write_bytes(folder / contract.weights_file, data)
         for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE):
-            (folder / name).unlink(missing_ok=True)  # it was tuned for the previous weights
+            (folder / name).unlink(missing_ok=True)  # tuned for the previous weights
         write_text(folder / "contract.json", contract.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: the best weights could not be saved: {error.strerror}") from None
@@ -158,10 +158,10 @@ def save_weights(
 
 
 def read_contract(folder: Path) -> Contract:
-    """Reads a contract.
+    """Reads the contract of a weights folder.
 
     Raises:
-      CheckpointError: if there is none, or it is no contract.
+      CheckpointError: if it is missing, invalid or cannot be read.
     """
     path = folder / "contract.json"
     try:
@@ -177,10 +177,10 @@ def read_contract(folder: Path) -> Contract:
 
 
 def load_network(folder: Path, *, precision: str = "float32") -> Network:
-    """Builds the contract's network and loads its weights.
+    """Builds the network of a contract and loads its weights.
 
     Args:
-      folder: written by `save_weights`.
+      folder: folder written by `save_weights`.
       precision: "float32" or "bfloat16" compute.
 
     Returns:
@@ -194,28 +194,28 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     try:
         apply, params, model_state = _build(contract, precision, "xla")
     except CervsegError as error:
-        raise CheckpointError(f"{folder / 'contract.json'}: names a network that cannot be built: {error}") from None
-    fitted = _fitted(arrays, params, model_state, source=folder / contract.weights_file)
-    return Network(contract, apply, *fitted, precision=precision)
+        raise CheckpointError(f"{folder / 'contract.json'}: the network cannot be built: {error}") from None
+    variables = _convert_arrays(arrays, params, model_state, source=folder / contract.weights_file)
+    return Network(contract, apply, *variables, precision=precision)
 
 
 def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
-    """Reads stored weights for a network.
+    """Reads stored weights for a network that is already built.
 
     Args:
-      folder: written by `save_weights`.
+      folder: folder written by `save_weights`.
       params: the network's trainable variables.
       model_state: its other variables.
 
     Returns:
-      The same with the stored values.
+      The stored trainable and other variables, with the dtypes of the arguments.
 
     Raises:
       CheckpointError: if a file is missing or damaged, or the weights belong to another network.
     """
     contract = read_contract(folder)
     arrays = _read_arrays(folder, contract)
-    return _fitted(arrays, params, model_state, source=folder / contract.weights_file)
+    return _convert_arrays(arrays, params, model_state, source=folder / contract.weights_file)
 
 
 def _read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:
@@ -230,7 +230,7 @@ def _read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _fitted(
+def _convert_arrays(
     arrays: dict[str, np.ndarray], params: Params, model_state: ModelState, *, source: Path
 ) -> tuple[Params, ModelState]:
     check_arrays(arrays, params | model_state, source=source)
@@ -241,15 +241,15 @@ def _fitted(
 
 
 def check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, Any], *, source: Path) -> None:
-    """Compares names and shapes of stored arrays with those of a network.
+    """Checks names and shapes of stored arrays against those of a network.
 
     Raises:
-      CheckpointError: naming the first array that differs.
+      CheckpointError: if they differ; names the first array that does.
     """
     for name in sorted(arrays.keys() | expected.keys()):
         if name not in expected or name not in arrays:
-            where = "has an array that the network lacks" if name in arrays else "lacks an array of the network"
-            raise CheckpointError(f"{source}: {where}: {name}; it was trained with another config")
+            problem = "has an array that the network lacks" if name in arrays else "lacks an array of the network"
+            raise CheckpointError(f"{source}: {problem}: {name}; it was trained with another config")
         if arrays[name].shape != tuple(expected[name].shape):
             raise CheckpointError(
                 f"{source}: {name} has the shape {list(arrays[name].shape)}, "

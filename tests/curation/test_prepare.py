@@ -209,11 +209,11 @@ def test_a_source_that_changed_in_between_is_not_mixed_in(small, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             make(small, tmp_path / "d")
     edit_json(small, lambda document: document["shapes"].pop())
-    with pytest.raises(ConfigError, match="was begun with other source files"):
+    with pytest.raises(ConfigError, match="was started with different source files"):
         make(small, tmp_path / "d")
     for kind in ("images", "labelme"):
         first(small, kind).unlink()
-    with pytest.raises(ConfigError, match="was begun with other source files"):
+    with pytest.raises(ConfigError, match="was started with different source files"):
         make(small, tmp_path / "d")
     assert len(make(small, tmp_path / "e").records) == 4
 
@@ -296,7 +296,7 @@ def test_existing_folders_are_left_alone(drawn, tmp_path):
         make(drawn, tmp_path / "mine")
     make(drawn, tmp_path / "d")
     before = bytes_of(tmp_path / "d")
-    with pytest.raises(ConfigError, match="this very dataset, finished"):
+    with pytest.raises(ConfigError, match="already contains this dataset"):
         make(drawn, tmp_path / "d")
     with pytest.raises(ConfigError, match="holds another dataset"):
         make(drawn, tmp_path / "d", Recipe(seed=9))
@@ -648,7 +648,7 @@ def test_commands(drawn, tmp_path):
     assert "splits share sources" in stderr
     (tmp_path / "d" / "train" / "images" / "alone.png").write_bytes(first(drawn).read_bytes())
     assert "1 findings" in refused(1, "audit", tmp_path / "d")
-    assert "this very dataset" in refused(
+    assert "already contains this dataset" in refused(
         2, "prepare", drawn, "--out", tmp_path / "d", "--size", 64, 64, "--valid", 0.2
     )
     assert "--fold: needs at least 2 --folds" in refused(

@@ -177,14 +177,14 @@ def test_lists_without_commas_are_repaired(tmp_path):
     entries = read_ini(write(tmp_path, text))
     assert entries["augmentor.angles"].value == [90.0, 180, 270]
     assert entries["deformation.sigmoids"].value == [8.0, 10.0]
-    assert "commas put in" in entries["deformation.sigmoids"].repairs[0]
+    assert "missing commas inserted" in entries["deformation.sigmoids"].repairs[0]
 
 
 def test_old_sections_and_keys_get_their_names(tmp_path):
     entries = read_ini(write(tmp_path, SMALL + "[transformer]\nalpah = 1300\n[train]\ncreate_backups = True\n"))
     assert entries["deformation.alpha"].value == 1300
     assert entries["train.create_backup"].value is True
-    assert "spelt train.create_backups" in entries["train.create_backup"].repairs
+    assert "misspelled as train.create_backups" in entries["train.create_backup"].repairs
 
 
 def test_online_augmentation(tmp_path):
@@ -216,7 +216,7 @@ def test_nothing_is_executed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no keys"),
+        ("", "contains no keys"),
         ("[model]\nnonsense\n", "line 2 is neither"),
         ("key = 1\n", "line 1 is neither"),
         (SMALL + 'model = "TensorflowUnet"\n', "did you mean 'TensorflowUNet'"),

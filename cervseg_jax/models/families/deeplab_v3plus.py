@@ -1,6 +1,6 @@
-"""DeepLabV3+: atrous spatial pyramid pooling on a ResNet, with a light decoder.
+"""DeepLabV3+: atrous spatial pyramid pooling on a ResNet, with a lightweight decoder.
 
-Reference: Chen et al. 2018, arXiv:1802.02611, in its ResNet form.
+Reference: Chen et al. 2018, arXiv:1802.02611, the variant with a ResNet encoder.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from cervseg_jax.models.layers.blocks import Layers
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
-    """Returns the number that must divide height and width."""
+    """Returns the number that the height and width of the input must be multiples of."""
     return 16
 
 
@@ -28,18 +28,18 @@ def deeplab_v3plus(
     frozen_levels: FrozenLevels = 0,
     variant: Literal["paper", "reference"] = "paper",
 ) -> list[Any]:
-    """Builds the DeepLabV3+ with output stride 16.
+    """Builds DeepLabV3+ with output stride 16.
 
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
-      encoder: its name.
+      num_maps: number of output channels.
+      encoder: name of the encoder.
       encoder_weights: path of a local file with ImageNet weights.
       frozen_levels: number of encoder levels that are not trained, 0 to 5.
-      variant: "paper" takes the dilated fifth stage and uses separable convolutions; "reference" takes layers inside
-        the last blocks of the fourth and second stages, plain convolutions activated twice, and images in 0..255 as
-        they are.
+      variant: "paper" uses the dilated fifth stage and separable convolutions; "reference" uses features inside the
+        last blocks of the fourth and second stages, plain convolutions with two activations each, and images in 0..255
+        without preprocessing.
 
     Returns:
       Logits [b, h, w, num_maps].
@@ -58,17 +58,17 @@ def deeplab_v3plus(
     )
     low, high = (features[0], features[1]) if is_reference else (features[1], features[4])
 
-    def activated(x: Any, name: str) -> Any:
+    def norm_relu(x: Any, name: str) -> Any:
         return net.relu(net.norm(x, f"{name}_norm"), f"{name}_relu")
 
     def conv(x: Any, filters: int, kernel_size: int, name: str, *, dilation: int = 1) -> Any:
         if kernel_size == 3 and not is_reference:
-            x = activated(_depthwise(net, x, f"{name}_depthwise", dilation), f"{name}_depthwise")
+            x = norm_relu(_depthwise(net, x, f"{name}_depthwise", dilation), f"{name}_depthwise")
             kernel_size, dilation = 1, 1
-        return activated(net.conv(x, filters, kernel_size, name, dilation=dilation, use_bias=False), name)
+        return norm_relu(net.conv(x, filters, kernel_size, name, dilation=dilation, use_bias=False), name)
 
     pooled = ops.mean(high, axis=(1, 2), keepdims=True)
-    pooled = activated(net.conv(pooled, 256, 1, "aspp_pool", use_bias=is_reference), "aspp_pool")
+    pooled = norm_relu(net.conv(pooled, 256, 1, "aspp_pool", use_bias=is_reference), "aspp_pool")
     branches = [
         ops.repeat(ops.repeat(pooled, high.shape[1], axis=1), high.shape[2], axis=2),
         conv(high, 256, 1, "aspp_1"),
@@ -80,7 +80,7 @@ def deeplab_v3plus(
     x = net.concat([net.upsample(x, 4, "decoder_up"), conv(low, 48, 1, "decoder_low")], "decoder_concat")
     for name in ("decoder_1", "decoder_2"):
         if is_reference:
-            x = activated(net.conv(x, 256, 3, name, use_bias=False, activation="relu"), name)
+            x = norm_relu(net.conv(x, 256, 3, name, use_bias=False, activation="relu"), name)
         else:
             x = conv(x, 256, 3, name)
     if is_reference:

@@ -1,8 +1,8 @@
 """U-Nets with an EfficientNet (or another) encoder.
 
-Reference: the encoder is Tan and Le 2019, arXiv:1905.11946; for the combination there is no single paper. Two decoders
-are known from the reference implementation: residual blocks after nearest enlargement (`efficient_unet`), and
-transposed convolutions (`efficientnet_b7_unet`).
+Reference: Tan and Le 2019, arXiv:1905.11946, for the encoder; the combination has no single source. The reference
+implementation has two decoders: residual blocks after nearest-neighbor upsampling (`efficient_unet`), and transposed
+convolutions (`efficientnet_b7_unet`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cervseg_jax.models.layers.blocks import Layers
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
-    """Returns the number that must divide height and width."""
+    """Returns the number that the height and width of the input must be multiples of."""
     return 32
 
 
@@ -29,17 +29,17 @@ def efficient_unet(
     frozen_levels: FrozenLevels = 0,
     variant: Literal["default", "reference"] = "default",
 ) -> list[Any]:
-    """Builds a U-Net on an encoder, with residual decoder blocks.
+    """Builds a U-Net with a classification encoder and residual decoder blocks.
 
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
-      encoder: its name.
+      num_maps: number of output channels.
+      encoder: name of the encoder.
       encoder_weights: path of a local file with ImageNet weights.
       frozen_levels: number of encoder levels that are not trained, 0 to 5.
-      variant: "default" takes each level's output and the scaled image as skips; "reference" takes layers inside the
-        second blocks of EfficientNet's stages, before their sums, and the image in 0..255.
+      variant: "default" uses the output of each level and the scaled image as skip connections; "reference" uses
+        features inside EfficientNet's second blocks, before the residual addition, and the image in 0..255.
 
     Returns:
       Logits [b, h, w, num_maps].
@@ -77,18 +77,18 @@ def efficientnet_b7_unet(
     base_filters: Annotated[int, Field(ge=1)] = 32,
     variant: Literal["default", "reference"] = "default",
 ) -> list[Any]:
-    """Builds a U-Net on an encoder, with transposed convolutions.
+    """Builds a U-Net with a classification encoder and transposed convolutions.
 
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
-      encoder: its name.
+      num_maps: number of output channels.
+      encoder: name of the encoder.
       encoder_weights: path of a local file with ImageNet weights.
       frozen_levels: number of encoder levels that are not trained; the reference froze all but the last 61 layers.
       base_filters: filters at full resolution; doubled per level.
-      variant: "default" takes each level's output and the scaled image as skips; "reference" takes the expanded
-        features inside the first block of EfficientNet's stages, and the image in 0..255.
+      variant: "default" uses the output of each level and the scaled image as skip connections; "reference" uses the
+        expanded features inside the first block of EfficientNet's stages, and the image in 0..255.
 
     Returns:
       Logits [b, h, w, num_maps].

@@ -1,8 +1,8 @@
 """U-Net with large dilated kernels at the top levels.
 
-Reference: Ronneberger et al. 2015, arXiv:1505.04597. Departures, all of them the reference implementation's: "same"
-padding without cropping, kernel size and dilation that shrink with depth, dropout that grows with depth, half of
-the usual filters and more levels.
+Reference: Ronneberger et al. 2015, arXiv:1505.04597. Differences, all taken from the reference implementation: "same"
+padding without cropping, kernel size and dilation that decrease with depth, dropout that increases with depth, half
+the usual number of filters, and more levels.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from cervseg_jax.schema import PositiveInt
 
 
 def size_divisor(args: Mapping[str, Any]) -> int:
-    """Returns the number that must divide height and width: a factor of two per pooling.
+    """Returns the number that the height and width of the input must be multiples of: a factor of two per pooling.
 
     Raises:
-      ValueError: for arguments that fit no network.
+      ValueError: if the dropout rate of the bottom level is not below 1.
 
     Example:
       >>> size_divisor({"levels": 8, "dropout_rate": 0.05})
@@ -27,7 +27,7 @@ def size_divisor(args: Mapping[str, Any]) -> int:
     levels, rate = args["levels"], args["dropout_rate"]
     if rate * (levels - 1) >= 1:
         raise ValueError(
-            f"dropout_rate grows to dropout_rate * (levels - 1) at the bottom, which must stay below 1, "
+            f"the dropout rate of the bottom level, dropout_rate * (levels - 1), must be below 1, "
             f"got {rate} * {levels - 1}"
         )
     return 2 ** (levels - 1)
@@ -55,15 +55,15 @@ def unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255, height and width multiples of `2**(levels - 1)`.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: filters at full resolution.
-      levels: resolutions, the bottom one included.
+      levels: number of resolutions, including the bottom one.
       kernel_size: kernel of the first level, in pixels.
       dilation: dilation of the first level.
-      dropout_rate: see above.
+      dropout_rate: increase of the dropout rate per level.
       activation: activation after each convolution.
       batch_norm: whether BatchNorm follows each activation.
-      input_range: "unit" divides the 0..255 input by 255 first; "raw" does not, as in the published experiment.
+      input_range: "unit" divides the 0..255 input by 255; "raw" does not, as in the published experiment.
 
     Returns:
       Logits [b, h, w, num_maps].
