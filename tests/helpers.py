@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -64,6 +65,11 @@ def refused(code, *arguments):
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def embedded_data(page):
+    """Returns the data of a report."""
+    return json.loads(re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page)[1])
 
 
 def weights_of(run_dir):

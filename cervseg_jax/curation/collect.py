@@ -12,12 +12,11 @@ from cervseg_jax.curation.pairing import (
     GEOJSON_SUFFIXES,
     JSON_SUFFIXES,
     annotation_files,
-    normalized,
     pair_by_stem,
     pair_named_images,
 )
 from cervseg_jax.data.decode import read_bytes
-from cervseg_jax.data.pairs import images_by_stem, list_images
+from cervseg_jax.data.pairs import images_by_stem, list_images, normalized, stem_of
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import refuse_bucket
 
@@ -218,7 +217,7 @@ def _coco(source: Path) -> list[_Layout]:
                 problems.append(f"{files[0]}: lists {path.name} more than once; the first entry is used")
             else:
                 taken.add(name)
-                items.append(SourceImage(normalized(path.stem), path, "", False, "coco", files[0], annotation))
+                items.append(SourceImage(stem_of(path), path, "", False, "coco", files[0], annotation))
         problems += [f"{path}: is not in {files[0].name}" for name, path in by_name.items() if name not in taken]
         return items, problems
 

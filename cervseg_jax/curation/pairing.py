@@ -1,13 +1,12 @@
 """Pairing of images with annotation files, by stem and by the image's name in the file."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cervseg_jax.annotations.objects import Annotation
 from cervseg_jax.annotations.reader import read_annotation
 from cervseg_jax.data.decode import IMAGE_SUFFIXES, read_bytes
-from cervseg_jax.data.pairs import images_by_stem, list_images
+from cervseg_jax.data.pairs import images_by_stem, list_images, normalized, stem_of
 from cervseg_jax.errors import DataError
 
 GEOJSON_SUFFIXES = frozenset({".geojson"})
@@ -15,11 +14,6 @@ JSON_SUFFIXES = frozenset({".json", ".geojson"})
 
 Paired = tuple[str, Path, Path, Annotation | None]
 """Stem, image, annotation file, and its content where it had to be read."""
-
-
-def normalized(name: str) -> str:
-    """Returns a name in Unicode's composed form (NFC); archives made on a Mac hold decomposed names."""
-    return unicodedata.normalize("NFC", name)
 
 
 def annotation_files(folder: Path, suffixes: frozenset[str] | None) -> list[Path]:
@@ -99,7 +93,7 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
         except DataError as error:
             problems.append(str(error))
             continue
-        image = _named_image(folder, annotation, siblings) or siblings.get(normalized(path.stem))
+        image = _named_image(folder, annotation, siblings) or siblings.get(stem_of(path))
         if image is None:
             stated = annotation.image_path
             problems.append(f"{path}: has no image" + (f" (imagePath is {stated!r})" if stated else ""))
@@ -107,8 +101,8 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
             by_image.setdefault(image, []).append((path, annotation))
     pairs: list[Paired] = []
     for image, candidates in by_image.items():
-        stem = normalized(image.stem)
-        own = [candidate for candidate in candidates if normalized(candidate[0].stem) == stem] or candidates
+        stem = stem_of(image)
+        own = [candidate for candidate in candidates if stem_of(candidate[0]) == stem] or candidates
         if len(own) > 1:
             problems.append(f"{image}: several files name this image ({', '.join(path.name for path, _ in own)})")
             continue
@@ -121,7 +115,7 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
 
 def _own_stem(path: Path, images: Mapping[str, Path]) -> str | None:
     """Returns the stem of the image that a file is named after: `x.json` or `x.png.json`."""
-    stem = normalized(path.stem)
+    stem = stem_of(path)
     if stem not in images and Path(stem).suffix.lower() in IMAGE_SUFFIXES:
         stem = Path(stem).stem
     return stem if stem in images else None

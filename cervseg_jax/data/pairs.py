@@ -146,9 +146,14 @@ def list_images(folder: Path) -> list[Path]:
     return scan_folder(folder).images
 
 
+def normalized(name: str) -> str:
+    """Returns a name in Unicode's composed form (NFC); macOS and archives made on it hold decomposed names."""
+    return unicodedata.normalize("NFC", name)
+
+
 def stem_of(path: Path) -> str:
-    """Returns a file's stem with letters and their marks composed (Unicode NFC), as macOS does not store them."""
-    return unicodedata.normalize("NFC", path.stem)
+    """Returns a file's stem, normalized."""
+    return normalized(path.stem)
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:

@@ -25,9 +25,9 @@ from cervseg_jax.engine.step import make_eval_step
 from cervseg_jax.evaluation.images import ImageScores, score_images
 from cervseg_jax.evaluation.nuclei import columns_of as nucleus_columns
 from cervseg_jax.evaluation.nuclei import summarize_nuclei, write_nuclei_per_image
-from cervseg_jax.evaluation.part import Part, choose_part, refuse_seen_images
 from cervseg_jax.evaluation.pictures import write_sheets
 from cervseg_jax.evaluation.pixels import columns_of, summarize_pixels, tuned_threshold
+from cervseg_jax.evaluation.split import EvalSplit, choose_split, refuse_seen_images
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
 from cervseg_jax.files import make_folder, write_json, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
@@ -88,21 +88,21 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     run, members = request.run, (request.run, *request.members)
     config = load_run_config(run, request.overrides)
     require_devices(config.runtime)
-    part = choose_part(config, request.split, request.data, reporter)
+    split = choose_split(config, request.split, request.data, reporter)
     allowed = request.allow_trained or (request.split == "train" and request.data is None)
-    seen = [refuse_seen_images(member, part, allow=allowed, reporter=reporter) for member in members]
+    seen = [refuse_seen_images(member, split, allow=allowed, reporter=reporter) for member in members]
     segmenter = load_segmenter(members, config)
     contract = segmenter.networks[0].contract
     trained = {"image_size": contract.image_size, "heads": contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
-    folder = make_folder(run / "eval" / _folder_name(part, config, load_run_config(run), request.members))
-    scores = score_images(segmenter, part.pairs, config, reporter, folder=folder)
+    folder = make_folder(run / "eval" / _folder_name(split, config, load_run_config(run), request.members))
+    scores = score_images(segmenter, split.pairs, config, reporter, folder=folder)
     is_fixed = segmenter.postprocessing.threshold_rule == "fixed"
     summary: dict[str, Any] = {
         "command": shlex.join(["cervseg-jax", *sys.argv[1:]]),
-        "split": part.name,
-        "num_images": len(part.facts),
-        "num_sources": len(set(part.groups)),
+        "split": split.name,
+        "num_images": len(split.stats),
+        "num_sources": len(set(split.groups)),
         "num_trained_on": None if None in seen else max(filter(None, seen), default=0),
         "epoch": contract.epoch,
         "weights_sha256": [network.contract.weights_sha256 for network in segmenter.networks],
@@ -110,28 +110,28 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
         "threshold_rule": segmenter.postprocessing.threshold_rule,
     }
     if not request.members:
-        summary |= _batch_scores(segmenter.networks[0], config, part.pairs, reporter)
+        summary |= _batch_scores(segmenter.networks[0], config, split.pairs, reporter)
         rows = [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
         write_text(folder / "evaluation.csv", csv_text([], rows))
-    summary |= summarize_pixels(scores.pixels, part.groups)
+    summary |= summarize_pixels(scores.pixels, split.groups)
     summary["uncertainty_against_dice"] = rank_correlation(scores.uncertainty, columns_of(scores.pixels)["dice"])
-    summary["tuned"] = _tuned(segmenter, config, part, scores, reporter)
-    summary |= _nucleus_scores(folder / "nuclei_per_image.csv", part, scores, segmenter.postprocessing)
-    summary["subsets"] = _subset_scores(part, scores)
-    order = _write_per_image(folder, scores, part)
+    summary["tuned"] = _tuned(segmenter, config, split, scores, reporter)
+    summary |= _nucleus_scores(folder / "nuclei_per_image.csv", split, scores, segmenter.postprocessing)
+    summary["subsets"] = _subset_scores(split, scores)
+    order = _write_per_image(folder, scores, split)
     write_json(folder / "summary.json", summary)
     draw_reliability(folder / "calibration.png", summary["calibration"], error=summary["calibration_error"])
-    ordered = [part.facts[row].pair for row in order]
+    ordered = [split.stats[row].pair for row in order]
     write_sheets(folder, ordered, count=config.eval.num_example_images, mask_rule=config.data.mask_rule)
     return Evaluation(summary, folder)
 
 
-def _folder_name(part: Part, config: Config, own: Config, others: Sequence[Path]) -> str:
+def _folder_name(split: EvalSplit, config: Config, own: Config, others: Sequence[Path]) -> str:
     """Returns the name of the results' folder: the split, and what differs from predicting as the run's `own` config.
 
     Results of different ways to predict must not replace each other.
     """
-    name = part.name
+    name = split.name
     if (config.infer.tiled is None) != (own.infer.tiled is None):
         name += "-whole" if config.infer.tiled is None else "-tiled"
     if config.infer.test_time_augmentation != own.infer.test_time_augmentation:
@@ -162,10 +162,10 @@ def _batch_scores(network: Network, config: Config, pairs: Sequence[Pair], repor
 
 
 def _tuned(
-    segmenter: Segmenter, config: Config, part: Part, scores: ImageScores, reporter: Reporter
+    segmenter: Segmenter, config: Config, split: EvalSplit, scores: ImageScores, reporter: Reporter
 ) -> dict[str, Any] | None:
     """Chooses a threshold on validation images of the config's dataset; None where there are none."""
-    if part.split == "valid" or not config.data.root.is_dir():
+    if split.dataset_split == "valid" or not config.data.root.is_dir():
         return None
     found = find_pairs(config.data, needed=())[0].get("valid", [])
     chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbors may be alike
@@ -173,15 +173,17 @@ def _tuned(
         return None
     pairs = [stats.pair for stats in check_pairs(chosen, config.data).stats]
     validation = score_images(segmenter, pairs, config, reporter, with_nuclei=False)
-    return {"num_images": len(pairs)} | tuned_threshold(validation.pixels, scores.pixels, part.groups)
+    return {"num_images": len(pairs)} | tuned_threshold(validation.pixels, scores.pixels, split.groups)
 
 
-def _nucleus_scores(path: Path, part: Part, scores: ImageScores, postprocessing: Postprocessing) -> dict[str, Any]:
+def _nucleus_scores(
+    path: Path, split: EvalSplit, scores: ImageScores, postprocessing: Postprocessing
+) -> dict[str, Any]:
     """Writes a row per image with instance labels, and returns their summary; empty where there are none."""
     path.unlink(missing_ok=True)  # an earlier call may have scored other images
     if scores.nuclei is None:
         return {}
-    own = [pair for pair, known in zip(part.pairs, scores.has_instances, strict=True) if known]
+    own = [pair for pair, known in zip(split.pairs, scores.has_instances, strict=True) if known]
     write_nuclei_per_image(path, scores.nuclei, own)
     pq = nucleus_columns(scores.nuclei)["pq"]
     return {
@@ -191,7 +193,7 @@ def _nucleus_scores(path: Path, part: Part, scores: ImageScores, postprocessing:
     }
 
 
-def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:
+def _subset_scores(split: EvalSplit, scores: ImageScores) -> list[dict[str, Any]]:
     counts, known = scores.pixels.counts, scores.has_instances
 
     def spread(values: np.ndarray) -> np.ndarray:
@@ -208,21 +210,21 @@ def _subset_scores(part: Part, scores: ImageScores) -> list[dict[str, Any]]:
         measures["mean area of nuclei, px"] = spread(ratio(area[known], num_true))
         measures["share of touching nuclei"] = spread(ratio(scores.nuclei.touching_nuclei.num_truth, num_true))
         columns["pq"] = spread(nucleus_columns(scores.nuclei)["pq"])
-    return summarize_subsets(find_subsets(part.metadata, measures), columns, part.groups)
+    return summarize_subsets(find_subsets(split.metadata, measures), columns, split.groups)
 
 
-def _write_per_image(folder: Path, scores: ImageScores, part: Part) -> list[int]:
+def _write_per_image(folder: Path, scores: ImageScores, split: EvalSplit) -> list[int]:
     """Writes one row per image, worst first, and returns the rows that have a Dice in that order."""
     columns = columns_of(scores.pixels) | {"uncertainty": scores.uncertainty}
     order = np.argsort(columns["dice"], kind="stable").tolist()  # undefined scores (NaN) come last
     rows = [
         [
-            part.facts[row].pair.stem,
-            part.facts[row].pair.group,
-            part.facts[row].pair.image_path,
-            part.facts[row].pair.mask_path,
-            part.facts[row].pair.instances_path or "",
-            part.facts[row].image_sha256,
+            split.stats[row].pair.stem,
+            split.stats[row].pair.group,
+            split.stats[row].pair.image_path,
+            split.stats[row].pair.mask_path,
+            split.stats[row].pair.instances_path or "",
+            split.stats[row].image_sha256,
             *(f"{values[row]:.6f}" for values in columns.values()),
             *(int(field[row]) for field in scores.pixels.counts),
         ]

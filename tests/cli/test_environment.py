@@ -54,8 +54,16 @@ def test_a_platform_without_devices_is_one_line(finished, tmp_path, platform):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
-@pytest.mark.parametrize("limit", ["ulimit -v 1000000", "ulimit -v 500000", "ulimit -n 32", "unset HOME"])
-def test_small_limits_end_no_command_in_a_traceback(finished, tmp_path, limit):
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("ulimit -v 1000000", "the address space is limited to 0.95 GiB"),
+        ("ulimit -v 500000", "the address space is limited to 0.48 GiB"),
+        ("ulimit -n 32", "the number of open files is limited to 32"),
+        ("unset HOME", None),
+    ],
+)
+def test_small_limits_end_no_command_in_a_traceback(finished, tmp_path, limit, message):
     config, folder, _ = finished
     data = config.parent / "data"
     for arguments in (
@@ -68,5 +76,11 @@ def test_small_limits_end_no_command_in_a_traceback(finished, tmp_path, limit):
         ("recipes",),
     ):
         code, stderr = run_limited(limit, arguments, TMPDIR="/nonexistent")
-        assert code in (0, 2), (arguments, code, stderr)
-        assert (code == 2) == (stderr.count("error: ") == 1), (arguments, stderr)
+        is_near_limit = limit == "ulimit -v 1000000" and arguments[0] in ("synth", "stats")
+        if is_near_limit:  # whether 1 GB is enough for NumPy and OpenCV depends on the number of cores
+            expected = 2 if "error: " in stderr else 0
+        else:
+            expected = 0 if message is None or arguments[0] == "recipes" else 2
+            assert expected == 0 or f"error: {message}" in stderr, (arguments, stderr)
+        assert code == expected, (arguments, code, stderr)
+        assert stderr.count("error: ") == (code == 2), (arguments, stderr)

@@ -527,7 +527,10 @@ def test_audit_finds_planted_faults(reference_built, tmp_path):
     found = [(finding.name, finding.message) for finding in report.findings]
     messages = " | ".join(message for _, message in found)
     assert {"unpaired", "copies", "misregistered"} <= {name for name, _ in found}
-    assert "are shifted" in messages or "of another image" in messages
+    assert [message for name, message in found if name == "misregistered"] == [
+        "1 masks of 5 seem to be of another image",  # on so small an image, a shift by 9 px looks like that
+        "1 masks of 5 would fit mirrored",
+    ]
     assert "images occur more than once, 1 of them across splits" in messages
     assert json.loads(json.dumps(report.to_json()))["pairs"]["train"] == 3
 

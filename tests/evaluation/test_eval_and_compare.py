@@ -71,7 +71,7 @@ def test_images_that_the_run_was_trained_on_are_refused_unless_told(finished, tm
     assert "6 of 6 images" in stderr
 
 
-def test_a_dataset_needs_only_the_part_that_is_scored(finished, tmp_path):
+def test_a_dataset_needs_only_the_split_that_is_scored(finished, tmp_path):
     _, folder, _ = finished
     draw_discs(tmp_path / "theirs" / "test", count=3, seed=60)
     draw_discs(tmp_path / "theirs" / "test", count=2, seed=61, size=(75, 101))  # instead of the first two

@@ -11,11 +11,7 @@ import pytest
 from cervseg_jax.report import gallery
 from cervseg_jax.report.gallery import embedded, evaluated_images
 from cervseg_jax.report.run_data import Evaluation
-from tests.helpers import draw_discs, refused, rows_of, run
-
-
-def embedded_data(page):
-    return json.loads(re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page)[1])
+from tests.helpers import draw_discs, embedded_data, refused, rows_of, run
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +109,37 @@ def test_an_inference_folder_has_a_page_sorted_by_uncertainty(finished, tmp_path
     assert "does not say how good the masks are" in text
 
 
+def test_an_inference_folder_of_masks_alone_has_a_page(finished, tmp_path):
+    _, folder, _ = finished
+    draw_discs(tmp_path / "in", count=2, size=(60, 50), seed=51)
+    images, out = tmp_path / "in" / "images", tmp_path / "out"
+    assert run("infer", folder, "--images", images, "--out", out, "--output", "masks")[0] == 0
+    assert rows_of(out / "images.csv")[0]["num_nuclei"] == ""
+    code, _, stderr = run("report", out)
+    assert code == 0, stderr
+    shown = embedded_data((out / "report.html").read_text())["images"]
+    assert [set(image["layers"]) for image in shown] == [{"image", "prediction"}] * 2
+    assert all("num_nuclei" not in image["scores"] for image in shown)
+    assert all(image["scores"]["uncertainty"] >= 0 for image in shown)
+
+
+def test_images_without_a_dice_have_a_card(finished, tmp_path):
+    _, folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("eval", "run-*"))
+    draw_discs(tmp_path / "some", count=2, seed=41)
+    for path in (tmp_path / "some" / "masks").glob("disc_001.png"):
+        cv2.imwrite(str(path), np.zeros((48, 40), np.uint8))
+    settings = ("--set", "infer.threshold=0.999")  # nothing is found
+    assert run("eval", copy, "--data", tmp_path / "some", *settings)[0] == 0
+    code, _, stderr = run("report", copy)
+    assert code == 0, stderr
+    text = (copy / "report.html").read_text()
+    assert "<p>dice is undefined for 1 images, which its mean leaves out.</p>" in text
+    scores = {image["name"]: image["scores"]["dice"] for image in embedded_data(text)["images"]}
+    assert scores == {"disc_000": 0, "disc_001": None}
+
+
 def test_wrong_folders_and_damaged_files_end_in_one_message(scored, tmp_path):
     assert "no such folder" in refused(2, "report", tmp_path / "missing")
     (tmp_path / "empty").mkdir()
@@ -146,14 +173,14 @@ def test_no_name_can_break_out_of_the_page(tmp_path):
 def test_thousands_of_images_stay_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "MAX_THUMBNAILS", 200)
     draw_discs(tmp_path, count=1, size=(300, 300))
-    (tmp_path / "part" / "masks").mkdir(parents=True)
-    (tmp_path / "part" / "probabilities").mkdir()
-    shutil.copy(tmp_path / "masks" / "disc_000.png", tmp_path / "part" / "masks")
-    cv2.imwrite(str(tmp_path / "part" / "probabilities" / "disc_000.png"), np.full((300, 300), 128, np.uint8))
+    (tmp_path / "split" / "masks").mkdir(parents=True)
+    (tmp_path / "split" / "probabilities").mkdir()
+    shutil.copy(tmp_path / "masks" / "disc_000.png", tmp_path / "split" / "masks")
+    cv2.imwrite(str(tmp_path / "split" / "probabilities" / "disc_000.png"), np.full((300, 300), 128, np.uint8))
     row = {"stem": "disc_000", "group": "g", "dice": "0.5", "mask_path": str(tmp_path / "masks" / "disc_000.png")}
     row["image_path"] = str(tmp_path / "images" / "disc_000.png")
-    part = Evaluation("test", tmp_path / "part", {}, [row] * 205)
-    images = evaluated_images(part, "half_range", num_layered=3, on_progress=lambda: None)
+    evaluation = Evaluation("test", tmp_path / "split", {}, [row] * 205)
+    images = evaluated_images(evaluation, "half_range", num_layered=3, on_progress=lambda: None)
     assert len(images) == 200
     assert sum(image["layers"] is not None for image in images) <= 3
     assert len(json.dumps(images)) / len(images) < 16_000  # bytes for each image

@@ -6,7 +6,7 @@ import pytest
 from cervseg_jax.segmentation.uncertainty import uncertainty
 
 
-def test_doubt_is_the_mean_entropy_where_nuclei_may_be():
+def test_uncertainty_is_the_mean_entropy_where_nuclei_may_be():
     probs = np.zeros((10, 10, 1))
     probs[:4] = 1
     assert uncertainty(probs) == pytest.approx(0, abs=1e-3)
@@ -18,7 +18,7 @@ def test_doubt_is_the_mean_entropy_where_nuclei_may_be():
     assert uncertainty(np.full((4, 4, 1), 0.11)) == pytest.approx(0.499916, rel=1e-4)  # nothing may be nucleus
 
 
-def test_doubt_of_a_large_map_is_that_of_its_stripes():
+def test_uncertainty_of_a_large_map_is_that_of_its_stripes():
     probs = np.random.default_rng(0).beta(0.3, 0.9, (1300, 40, 1))
     bits = -(probs * np.log2(probs) + (1 - probs) * np.log2(1 - probs))
     assert uncertainty(probs) == pytest.approx(bits[probs >= 0.25].mean(), rel=1e-4)

@@ -13,28 +13,30 @@ from cervseg_jax.schema import Config, DataConfig
 from cervseg_jax.tables import read_csv
 
 
-class Part(NamedTuple):
-    """Images to score."""
+class EvalSplit(NamedTuple):
+    """Images to score: a split of the run's dataset, or another dataset."""
 
     name: str
     """Name of the folder for the results."""
-    split: str
-    facts: list[PairStats]
+    dataset_split: str
+    """train, valid or test."""
+    stats: list[PairStats]
+    """Files and statistics of each image."""
     metadata: list[dict[str, str]]
     """Row of the dataset's manifest for each image; empty dictionaries without a manifest."""
 
     @property
     def pairs(self) -> list[Pair]:
-        """The files."""
-        return [fact.pair for fact in self.facts]
+        """The files of each image."""
+        return [item.pair for item in self.stats]
 
     @property
     def groups(self) -> list[str]:
         """The source of each image."""
-        return [fact.pair.group for fact in self.facts]
+        return [item.pair.group for item in self.stats]
 
 
-def choose_part(config: Config, split: str, data: Path | None, reporter: Reporter) -> Part:
+def choose_split(config: Config, split: str, data: Path | None, reporter: Reporter) -> EvalSplit:
     """Finds and reads the images to score.
 
     Args:
@@ -44,7 +46,7 @@ def choose_part(config: Config, split: str, data: Path | None, reporter: Reporte
       reporter: for warnings.
 
     Returns:
-      The part.
+      The images, and what is known about them.
 
     Raises:
       ConfigError: if the split or a folder is missing.
@@ -66,15 +68,15 @@ def choose_part(config: Config, split: str, data: Path | None, reporter: Reporte
     checked = check_pairs(found[split], section)
     for problem in problems + checked.problems:
         reporter.warn(problem)
-    return Part(name, split, checked.stats, _traits(section, split, checked.stats))
+    return EvalSplit(name, split, checked.stats, _metadata_rows(section, split, checked.stats))
 
 
-def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter) -> int | None:
+def refuse_seen_images(run: Path, split: EvalSplit, *, allow: bool, reporter: Reporter) -> int | None:
     """Refuses images that a run was trained on, by the hashes in its `data.csv`.
 
     Args:
       run: run folder.
-      part: the images.
+      split: the images.
       allow: warn instead of refusing.
       reporter: for warnings.
 
@@ -90,20 +92,21 @@ def refuse_seen_images(run: Path, part: Part, *, allow: bool, reporter: Reporter
         return None
     rows = read_csv(path, columns=("split", "image_sha256"), error=CheckpointError)
     trained = {row["image_sha256"] for row in rows if row["split"] == "train"}
-    seen = [fact.pair.image_path for fact in part.facts if fact.image_sha256 in trained]
+    seen = [item.pair.image_path for item in split.stats if item.image_sha256 in trained]
     if seen and not allow:
         raise DataError(
-            f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on; their scores say "
+            f"{len(seen)} of {len(split.stats)} images are among those that the run was trained on; their scores say "
             f"nothing about new images: {first_few(path.name for path in seen)}\n"
             "Score other images, or accept these with --allow-trained"
         )
     if seen:
-        reporter.warn(f"{len(seen)} of {len(part.facts)} images are among those that the run was trained on")
+        reporter.warn(f"{len(seen)} of {len(split.stats)} images are among those that the run was trained on")
     return len(seen)
 
 
-def _traits(section: DataConfig, split: str, facts: Sequence[PairStats]) -> list[dict[str, str]]:
+def _metadata_rows(section: DataConfig, split: str, stats: Sequence[PairStats]) -> list[dict[str, str]]:
+    """Returns the row of the dataset's manifest for each image; empty where there is none."""
     path = section.root / "manifest.csv"
     rows = read_manifest(path) if path.is_file() else []
     known = {row["stem"]: row for row in rows if row["split"] == split}
-    return [known.get(fact.pair.stem, {}) for fact in facts]
+    return [known.get(item.pair.stem, {}) for item in stats]
