@@ -284,7 +284,7 @@ def test_whatever_a_killed_call_leaves_the_next_one_ends_the_same(drawn, tmp_pat
         patch.setattr(workspace.Workspace, "_clean", killed)
         with pytest.raises(KeyboardInterrupt):
             make_with(tmp_path / "last")
-    with pytest.raises(ConfigError, match="finished; nothing was done"):
+    with pytest.raises(ConfigError, match="already contains this dataset; nothing to do"):
         make_with(tmp_path / "last")
     assert bytes_of(tmp_path / "last") == expected
 
