@@ -219,6 +219,6 @@ def test_random_faults_lose_nothing(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "WRONG" not in done.stdout
-    assert "| all states damaged | refused, each named | 5 |" in done.stdout
+    assert "| all states damaged | error names each of them | 5 |" in done.stdout
     outcomes = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
     assert sum(int(line[2].strip(" |")) for line in outcomes[1:]) == 45 + num_calls + num_kills
