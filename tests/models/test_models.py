@@ -270,7 +270,7 @@ def test_upsampling_equals_the_transposed_convolution(rng):
     [
         ((100, 40), {"levels": 8}, r"multiples of 128; \[100, 40\] is too small to be padded to \[128, 128\]"),
         ((64, 64), {"levels": 1}, "model.args.levels: .*greater than or equal to 2"),
-        ((64, 64), {"levels": 6, "dropout_rate": 0.2}, "dropout_rate grows"),
+        ((64, 64), {"levels": 6, "dropout_rate": 0.2}, "the dropout rate of the bottom level"),
         ((64, 64), {"dilation": [3, 3]}, "model.args.dilation"),
     ],
 )
