@@ -27,6 +27,25 @@ def neighbors(
     return values[: values.shape[0] - down, left:far], values[down:, left + across : far + across]
 
 
+@typechecked
+def inner_borders(labels: Shaped[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Returns which pixels of nuclei have another label, or background, among their eight neighbors.
+
+    The edge of the image is no border.
+
+    Args:
+      labels: label map, or a mask; below 2^24.
+
+    Example:
+      >>> inner_borders(np.array([[1, 1, 1, 0], [1, 1, 2, 2]])).astype(int)
+      array([[0, 1, 1, 0],
+             [0, 1, 1, 1]])
+    """
+    values = labels.astype(np.float32, copy=False)  # OpenCV has no int32 morphology
+    kernel = np.ones((3, 3), np.uint8)
+    return (values > 0) & ((cv2.dilate(values, kernel) != values) | (cv2.erode(values, kernel) != values))
+
+
 class Overlaps(NamedTuple):
     """Pairs of nuclei of two label maps that share pixels."""
 
@@ -118,7 +137,7 @@ def surface_distances(truth: Labels, prediction: Labels) -> SurfaceDistances:
         bottom, right = np.maximum(true_boxes[row][2:], predicted_boxes[column][2:])
         window = np.s_[top:bottom, left:right]
         borders = [
-            _border(labels[window] == label)
+            _surface(labels[window] == label)
             for labels, label in ((truth, true_labels[row]), (prediction, predicted_labels[column]))
         ]
         fields = [
@@ -130,7 +149,8 @@ def surface_distances(truth: Labels, prediction: Labels) -> SurfaceDistances:
     return SurfaceDistances(np.array(hd95), np.array(assd))
 
 
-def _border(inside: np.ndarray) -> np.ndarray:
+def _surface(inside: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Returns the pixels with one of their four neighbors outside; what lies beyond the array is outside."""
     padded = np.pad(inside, 1)
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inside & ~core

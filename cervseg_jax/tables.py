@@ -31,6 +31,22 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
+def parse_csv_row(text: str) -> list[str]:
+    """Returns the first row of a table without a header, as `csv_text` formats it; empty for an empty text.
+
+    Example:
+      >>> parse_csv_row('1,"x, y"')
+      ['1', 'x, y']
+
+    Raises:
+      ValueError: if the text is not CSV.
+    """
+    try:
+        return next(csv.reader(io.StringIO(text, newline="")), [])
+    except csv.Error as problem:
+        raise ValueError(str(problem)) from None
+
+
 def read_csv(
     path: Path,
     *,

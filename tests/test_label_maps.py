@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy.ndimage import binary_erosion, distance_transform_edt
+from skimage.segmentation import find_boundaries
 
 from cervseg_jax import label_maps
 
@@ -42,3 +43,11 @@ def test_surface_distances_equal_a_plain_computation(rng):
         want = max(np.percentile(there, 95), np.percentile(back, 95))
         np.testing.assert_allclose(distances.hd95, [want], atol=1e-4)
         np.testing.assert_allclose(distances.assd, [np.concatenate([there, back]).mean()], atol=1e-4)
+
+
+def test_inner_borders_equal_those_of_another_implementation(rng):
+    for _ in range(10):
+        labels = rng.integers(0, 4, (5, 6)).repeat(4, axis=0).repeat(4, axis=1)
+        expected = find_boundaries(labels, connectivity=2, mode="inner")
+        np.testing.assert_array_equal(label_maps.inner_borders(labels), expected)
+    assert not label_maps.inner_borders(np.ones((4, 5), bool)).any()  # the image's edge is none

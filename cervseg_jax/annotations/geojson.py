@@ -6,6 +6,7 @@ Reference: RFC 7946; QuPath 0.4 and later for `objectType`, `classification`, `n
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,8 +18,7 @@ from cervseg_jax.annotations.objects import (
     Annotation,
     Note,
     as_ring,
-    parse_json,
-    tally,
+    read_objects,
     too_few_points,
 )
 from cervseg_jax.annotations.outlines import Rings, join_parts
@@ -47,46 +47,29 @@ def is_geojson(document: Any) -> bool:
     )
 
 
-def read_geojson(data: bytes, *, source: Path) -> Annotation:
+def parse_geojson(document: Any, *, source: Path) -> Annotation:
     """Reads a GeoJSON document as QuPath exports it, for one image.
 
     A polygon with holes or a multi-polygon is one object. A cell that has a `nucleusGeometry` is read as that outline.
     Geometries without an area are left out with a note.
 
     Args:
-      data: content of the file.
+      document: a parsed JSON document for which `is_geojson` is true.
       source: path of the file, for messages.
 
     Returns:
       The objects, whose labels are the names of their classifications.
 
     Raises:
-      DataError: if the document is not GeoJSON.
+      DataError: if the document has no list of features.
     """
-    return parse_geojson(parse_json(data, source=source), source=source)
-
-
-def parse_geojson(document: Any, *, source: Path) -> Annotation:
-    """Reads a parsed GeoJSON document; see `read_geojson`."""
     features = document.get("features") if isinstance(document, dict) else document
     if isinstance(document, dict) and document.get("type") == "Feature":
         features = [document]
     if not isinstance(features, list):
         raise DataError(f"{source}: is not GeoJSON (it has no list of features)")
-    objects: list[AnnotatedObject] = []
-    notes: list[Note] = []
-    problems: list[str] = []
     has_nuclei = any(isinstance(feature, dict) and _nucleus_geometry(feature) for feature in features)
-    for index, feature in enumerate(features, start=1):
-        name = f"{source}: feature {index}"
-        try:
-            read = _read_feature(feature, name, notes, has_nuclei=has_nuclei)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if read is not None:
-            objects.append(read)
-    return Annotation(objects, notes=tally(notes), problems=problems)
+    return read_objects(features, partial(_read_feature, has_nuclei=has_nuclei), name=f"{source}: feature")
 
 
 def _read_feature(feature: Any, name: str, notes: list[Note], *, has_nuclei: bool) -> AnnotatedObject | None:

@@ -21,8 +21,7 @@ from cervseg_jax.annotations.objects import (
     Annotation,
     Note,
     as_ring,
-    parse_json,
-    tally,
+    read_objects,
     too_few_points,
 )
 from cervseg_jax.annotations.outlines import Rings, trace
@@ -41,7 +40,7 @@ def is_labelme(document: Any) -> bool:
     return isinstance(document, dict) and isinstance(document.get("shapes"), list)
 
 
-def read_labelme(data: bytes, *, source: Path) -> Annotation:
+def parse_labelme(document: Any, *, source: Path) -> Annotation:
     """Reads a LabelMe document.
 
     Supported are polygon, rectangle and oriented rectangle, circle (center and a point on it), ellipse (two corners of
@@ -49,51 +48,32 @@ def read_labelme(data: bytes, *, source: Path) -> Annotation:
     have no area; they are left out with a note.
 
     Args:
-      data: content of the file.
+      document: a parsed JSON document for which `is_labelme` is true.
       source: path of the file, for messages.
 
     Returns:
       The objects, and the path and size of the image.
-
-    Raises:
-      DataError: if the document is not LabelMe's.
     """
-    return parse_labelme(parse_json(data, source=source), source=source)
-
-
-def parse_labelme(document: Any, *, source: Path) -> Annotation:
-    """Reads a parsed LabelMe document; see `read_labelme`."""
-    if not is_labelme(document):
-        raise DataError(f"{source}: is not a LabelMe file (it has no list of shapes)")
-    objects: list[AnnotatedObject] = []
-    notes: list[Note] = []
-    problems: list[str] = []
-    for index, shape in enumerate(document["shapes"], start=1):
-        name = f"{source}: shape {index}"
-        try:
-            rings = _read_shape(shape, name, notes)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if rings:
-            group = shape.get("group_id")
-            group = group if isinstance(group, int | str) and not isinstance(group, bool) else None
-            objects.append(AnnotatedObject(name, rings, str(shape.get("label") or ""), group=group))
+    annotation = read_objects(document["shapes"], _read_shape, name=f"{source}: shape")
     height, width = document.get("imageHeight"), document.get("imageWidth")
     path = document.get("imagePath")
-    return Annotation(
-        objects,
+    return annotation._replace(
         image_path=path if isinstance(path, str) and path else None,
         size=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
-        notes=tally(notes),
-        problems=problems,
     )
 
 
-def _read_shape(shape: Any, name: str, notes: list[Note]) -> Rings:
-    """Returns the outline of a shape; empty, with a note, where it has no area."""
+def _read_shape(shape: Any, name: str, notes: list[Note]) -> AnnotatedObject | None:
+    """Returns the object of a shape; None, with a note, where it has no area."""
     if not isinstance(shape, dict):
         raise DataError(f"{name}: is not an object")
+    rings, group = _shape_rings(shape, name, notes), shape.get("group_id")
+    group = group if isinstance(group, int | str) and not isinstance(group, bool) else None
+    return AnnotatedObject(name, rings, str(shape.get("label") or ""), group=group) if rings else None
+
+
+def _shape_rings(shape: Mapping[str, Any], name: str, notes: list[Note]) -> Rings:
+    """Returns the outline of a shape; empty, with a note, where it has no area."""
     kind = shape.get("shape_type") or "polygon"
     if kind in WITHOUT_AREA:
         notes.append(Note(f"a {kind} has no area and is left out", name))

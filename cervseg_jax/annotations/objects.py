@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,33 @@ def tally(notes: Iterable[Note]) -> list[Note]:
         num_entries = note.num_entries + (0 if known is None else known.num_entries)
         merged[note.message] = (known or note)._replace(num_entries=num_entries)
     return list(merged.values())
+
+
+def read_objects(
+    items: Iterable[Any], read: Callable[[Any, str, list[Note]], AnnotatedObject | None], *, name: str
+) -> Annotation:
+    """Reads a list of objects; a damaged one is a problem of its own and does not affect the others.
+
+    Args:
+      items: parsed JSON of the objects.
+      read: function from an item, its name and a list to which it adds notes, to the object; None to leave it out.
+      name: start of the items' names; their 1-based index is added.
+
+    Returns:
+      The annotation, without path and size of the image.
+    """
+    objects: list[AnnotatedObject] = []
+    notes: list[Note] = []
+    problems: list[str] = []
+    for index, item in enumerate(items, start=1):
+        try:
+            found = read(item, f"{name} {index}", notes)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if found is not None:
+            objects.append(found)
+    return Annotation(objects, notes=tally(notes), problems=problems)
 
 
 def parse_json(data: bytes, *, source: Path) -> Any:

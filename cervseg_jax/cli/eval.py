@@ -1,7 +1,6 @@
 """`cervseg-jax eval`."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -58,15 +57,20 @@ def evaluate(
 def _seed_lines(summaries: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"\n{len(summaries)} seeds, mean and standard deviation:"]
     for name in shown("tables", "pixels"):
-        lines.append(_over_seeds(name, [summary[f"{name}_mean"] for summary in summaries]))
+        lines.append(_seed_line(name, [summary[f"{name}_mean"] for summary in summaries]))
     if all("nuclei" in summary for summary in summaries):
         for name in shown("tables", "nuclei"):
-            lines.append(_over_seeds(name, [summary["nuclei"][name]["mean"] for summary in summaries]))
+            lines.append(_seed_line(name, [summary["nuclei"][name]["mean"] for summary in summaries]))
     return lines
 
 
-def _over_seeds(name: str, values: Sequence[float]) -> str:
-    return f"{name:<22}{statistics.mean(values):8.4f} ± {statistics.stdev(values):.4f}"
+def _seed_line(name: str, values: Sequence[float]) -> str:
+    from cervseg_jax.evaluation.compare import over_seeds
+
+    mean, deviation = over_seeds(values)
+    num_undefined = sum(map(math.isnan, values))
+    left_out = f"   ({num_undefined} of {len(values)} seeds have no value)" if num_undefined else ""
+    return f"{name:<22}{mean:8.4f} ± {deviation:.4f}{left_out}"
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -20,46 +20,32 @@ MAX_CHECKED_LABELS = 200
 
 
 class LabelStats(NamedTuple):
-    """Properties of one file by which label maps are told from masks."""
+    """Properties of one file that distinguish label maps from masks."""
 
     levels: frozenset[int]
-    """Values above zero; of many, the lowest three."""
+    """Values above zero; only the lowest three if there are more."""
     num_checked: int
-    """Labels whose pixels were looked at."""
+    """Labels whose pixels were checked for connectivity."""
     num_fragmented: int
-    """Labels among them whose pixels are not connected."""
+    """Checked labels whose pixels are not connected."""
     is_lossy: bool
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """Reads a label map: integers of any width, or the palette indices of a PNG.
-
-    Args:
-      path: the file.
-
-    Returns:
-      int32 [h, w] with 0 for background.
-
-    Raises:
-      DataError: if the file is bad, in color, or has values that are negative or not whole.
-    """
-    return _label_values(read_bytes(path), source=path)
-
-
 def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarray, bool]:
-    """Reads a file of a dataset's `instances`, which holds labels, or a mask where only that was known.
+    """Reads a file of a dataset's `instances`: a label map, or a mask if the nuclei were not annotated one by one.
 
-    A JPEG, or a file whose single level is 255 or 65535, is a mask.
+    A JPEG, or a file whose only value above 0 is 255 or 65535, is a mask. Other files are label maps: integers of any
+    width, or the palette indices of a PNG.
 
     Args:
       path: the file.
       rule: how a mask is read, see `decode_mask`.
 
     Returns:
-      int32 [h, w] with 0 for background, and whether touching nuclei are told apart.
+      int32 [h, w] with 0 for background, and whether touching nuclei have different values.
 
     Raises:
-      DataError: if the file is bad.
+      DataError: if the file is damaged, in color, or has values that are negative or not whole.
     """
     data = read_bytes(path)
     values = None if is_jpeg(data) else _label_values(data, source=path)
@@ -75,7 +61,7 @@ def label_stats(path: Path) -> tuple[LabelStats, tuple[int, int]]:
       Its properties, and its height and width.
 
     Raises:
-      DataError: if the file is bad.
+      DataError: if the file is damaged, in color, or has values that are negative or not whole.
     """
     data = read_bytes(path)
     if is_jpeg(data):
@@ -98,8 +84,8 @@ def label_stats(path: Path) -> tuple[LabelStats, tuple[int, int]]:
 def are_label_maps(files: Sequence[LabelStats]) -> bool:
     """Decides for a whole folder whether its files are label maps; otherwise they are masks.
 
-    They are masks if any file is lossy, if the only value is 255 or 65535, if the values are 1 and 255 (ignored), or if
-    most labels are in several pieces, as classes are.
+    They are masks if any file is lossy, if the only values are 255 and 65535, if the values are 1 and 255 (ignored), or
+    if most labels are in several pieces, which indicates classes.
 
     Args:
       files: properties of all files in the folder.
@@ -119,7 +105,7 @@ def _label_values(data: bytes, *, source: Path) -> np.ndarray:
     values = single_channel(pixels, source=source)
     if values.min() < 0:
         raise DataError(f"{source}: has negative labels (down to {values.min()})")
-    if values.max() > np.iinfo(np.int32).max:  # too large for int32: numbered anew in the same order
+    if values.max() > np.iinfo(np.int32).max:  # too large for int32: renumbered in the same order
         levels, positions = np.unique(values, return_inverse=True)
         values = positions.reshape(values.shape) + (0 if levels[0] == 0 else 1)
     return values.astype(np.int32)

@@ -7,14 +7,13 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
 from cervseg_jax.heads import Head
+from cervseg_jax.label_maps import inner_borders
 from cervseg_jax.typing import typechecked
 
 BOUNDARY_PX = 2
 """Width of the boundary, on the inner side of the outline."""
 TOUCHING_PX = 2
 """Pixels count as touching if two nuclei lie within this distance."""
-
-_THREE = np.ones((3, 3), np.uint8)
 
 
 @typechecked
@@ -50,8 +49,7 @@ def touching_pixels(instances: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, 
 
 def _depth(labels: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     """Returns the distance of each nucleus pixel to the nearest pixel outside its nucleus, 1 along its border."""
-    largest, smallest = cv2.dilate(labels, _THREE), cv2.erode(labels, _THREE)
-    core = (labels > 0) & (largest == labels) & (smallest == labels)
+    core = (labels > 0) & ~inner_borders(labels)
     depth = cv2.distanceTransform(core.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.where(labels > 0, depth + 1, 0).astype(np.float32)
 

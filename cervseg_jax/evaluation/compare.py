@@ -1,11 +1,13 @@
 """Paired comparison of runs on the same images: differences, intervals, tests and a verdict."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import CheckpointError, ConfigError, DataError
@@ -108,7 +110,7 @@ def compare_recipes(recipes: Sequence[Recipe]) -> dict[str, Any]:
             {
                 "run": recipe.name,
                 "num_seeds": recipe.num_seeds,
-                "scores": {name: _over_seeds(seeds[number]) for name, seeds in columns.items()},
+                "scores": {name: _score_over_seeds(seeds[number]) for name, seeds in columns.items()},
             }
             for number, recipe in enumerate(recipes)
         ],
@@ -162,10 +164,24 @@ def _column(recipe: Recipe, name: str, images: Sequence[str]) -> np.ndarray:
     return np.array([recipe.scores[name].get(image, unknown) for image in images])
 
 
-def _over_seeds(values: np.ndarray) -> dict[str, float]:
-    means = [float(np.nanmean(column)) for column in values.T]
-    deviation = statistics.stdev(means) if len(means) > 1 else float("nan")
-    return {"mean": statistics.mean(means), "sd_over_seeds": deviation}
+def _score_over_seeds(values: Float[np.ndarray, "images seeds"]) -> dict[str, float]:
+    means = [float(np.nanmean(column)) if np.isfinite(column).any() else math.nan for column in values.T]
+    mean, deviation = over_seeds(means)
+    return {"mean": mean, "sd_over_seeds": deviation}
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Returns mean and sample standard deviation of a score; seeds without a value are left out.
+
+    Example:
+      >>> over_seeds([0.5, math.nan, 0.75])[0]
+      0.625
+      >>> over_seeds([0.5, math.nan])
+      (0.5, nan)
+    """
+    defined = [value for value in values if not math.isnan(value)]
+    mean = statistics.mean(defined) if defined else math.nan
+    return mean, statistics.stdev(defined) if len(defined) > 1 else math.nan
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from cervseg_jax.data.resize import resize_image, resize_mask
+from cervseg_jax.label_maps import inner_borders
 from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline
 
 THUMBNAIL_PX = 168
@@ -95,7 +96,7 @@ def layers(
 def _outlined(inside: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     picture = np.zeros((*inside.shape, 4), np.uint8)
     picture[inside] = (*color, 45)
-    border = inside & (cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) == 0)
+    border = inner_borders(np.pad(inside, 1))[1:-1, 1:-1]  # padded: outlines are closed at the edge of the image
     picture[border] = (*color, 255)
     return picture
 
@@ -114,10 +115,7 @@ def _colored(labels: np.ndarray) -> np.ndarray:
     inside = labels > 0
     picture[inside, :3] = _INSTANCE_COLORS[labels[inside] % len(_INSTANCE_COLORS)]
     picture[inside, 3] = 110
-    values = labels.astype(np.float32)
-    kernel = np.ones((3, 3), np.uint8)
-    picture[inside & (cv2.erode(values, kernel) != values), 3] = 255
-    picture[inside & (cv2.dilate(values, kernel) != values), 3] = 255
+    picture[inner_borders(labels), 3] = 255
     return picture
 
 

@@ -6,11 +6,11 @@ atomically, so readers always see a matching pair.
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from cervseg_jax import __version__
 from cervseg_jax.choices import BitDepth, MaskRule
@@ -23,9 +23,12 @@ from cervseg_jax.typing import ModelState, Params
 
 PREPROCESSING = (
     "RGB, 0..255 (16-bit files scaled from bit_depth), EXIF orientation applied; resized to image_size by area "
-    "averaging where it shrinks, else bilinearly; the network scales inside; its output are logits"
+    "averaging where it shrinks, else bilinearly; the network scales inside"
 )
+OUTPUT = "logits, float32 [batch, height, width, maps]"
 
+_OLD_OUTPUT_CLAUSE = "; its output are logits"
+"""Described the output in `preprocessing` up to release 0.1."""
 
 POSTPROCESSING_FILE = "postprocessing.json"
 """Name of the file with the threshold and watershed parameters tuned for the weights, in the same folder."""
@@ -43,7 +46,10 @@ class Contract(BaseModel):
     image_size: tuple[int, int]
     heads: tuple[Head, ...] = ("mask",)
     """Heads in channel order."""
-    preprocessing: str
+    preprocessing: Annotated[str, BeforeValidator(lambda text: str(text).removesuffix(_OLD_OUTPUT_CLAUSE))]
+    """What the network expects as input."""
+    output: str = OUTPUT
+    """What the network returns; contracts of release 0.1 lack it."""
     mask_rule: MaskRule
     bit_depth: BitDepth = 16
     """Bits used in 16-bit images, see `data.bit_depth`; contracts of earlier versions lack it and mean 16."""

@@ -1,7 +1,6 @@
 """Export of the network with its weights to a file for other programs, which is read back and compared."""
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,11 +87,7 @@ def export_network(
         "postprocessing": postprocessing.to_json(),
         "cervseg_jax_version": __version__,
     }
-    contract = json.loads(network.contract.model_dump_json())
-    # The weights' contract describes the bare network, whose output are logits.
-    contract["preprocessing"] = "; ".join(
-        clause for clause in contract["preprocessing"].split("; ") if "logits" not in clause
-    )
+    contract = network.contract.model_dump(mode="json", exclude={"output"})  # of the network without the sigmoid
     write_json(folder / "contract.json", {**contract, "export": metadata})
     write_text(folder / "example.py", entry.example)
     return metadata

@@ -1,7 +1,5 @@
 """Bookkeeping of `infer`: which images of an output folder are complete, and which of its files are its own."""
 
-import csv
-import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from cervseg_jax.segmentation.outputs import (
     has_results,
     remove_results,
 )
-from cervseg_jax.tables import csv_text
+from cervseg_jax.tables import csv_text, parse_csv_row
 
 DONE = ".done"
 """Folder of the notes, inside the output folder."""
@@ -161,8 +159,8 @@ class Ledger:
 
     def _read_values(self, name: str) -> list[str] | None:
         try:
-            values = next(csv.reader(io.StringIO(read_text(self._row(name)), newline="")), [])
-        except (OSError, csv.Error):
+            values = parse_csv_row(read_text(self._row(name)))
+        except (OSError, ValueError):
             return None
         return values if len(values) >= len(IMAGE_COLUMNS) else None
 

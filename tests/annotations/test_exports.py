@@ -10,11 +10,12 @@ import shapely
 from scipy.ndimage import gaussian_filter, label
 
 from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_image, read_coco
-from cervseg_jax.annotations.geojson import geojson_document, read_geojson
+from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
-from cervseg_jax.annotations.labelme import labelme_with_masks, path_from, read_labelme
+from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
 from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.annotations.polygons import Polygon, polygons_of
+from cervseg_jax.annotations.reader import read_annotation
 from cervseg_jax.segmentation.morphometry import measure
 from cervseg_jax.segmentation.watershed import relabel
 
@@ -62,7 +63,7 @@ def test_geojson_is_valid_and_exact(labels, table):
         for f in document["features"]
         if "Multi" not in f["geometry"]["type"]
     )
-    nuclei = read_geojson(text.encode(), source=Path("x.geojson")).objects
+    nuclei = read_annotation(text.encode(), source=Path("x.geojson")).objects
     np.testing.assert_array_equal(draw_instances([n.rings for n in nuclei], shape=labels.shape), labels)
 
 
@@ -74,7 +75,7 @@ def test_equal_images_give_equal_ids(labels, table):
 
 def test_labelme_round_trip_is_exact(labels, table):
     text = "".join(labelme_with_masks(labels, polygons_of(labels), table, image_path="../images/a.png"))
-    annotation = read_labelme(text.encode(), source=Path("a.json"))
+    annotation = read_annotation(text.encode(), source=Path("a.json"))
     assert {shape["shape_type"] for shape in json.loads(text)["shapes"]} == {"polygon", "mask"}
     assert annotation.size == labels.shape
     np.testing.assert_array_equal(draw_instances([n.rings for n in annotation.objects], shape=labels.shape), labels)

@@ -8,8 +8,7 @@ import pytest
 from skimage.draw import polygon2mask
 
 from cervseg_jax.annotations.coco import read_coco
-from cervseg_jax.annotations.geojson import read_geojson
-from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document, read_labelme
+from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document
 from cervseg_jax.annotations.outlines import enclosed_area, from_pixel_centers, rasterize, trace
 from cervseg_jax.annotations.reader import read_annotation
 from cervseg_jax.errors import DataError
@@ -64,7 +63,7 @@ def shape(kind, points, **more):
 
 
 def read(data):
-    return read_labelme(data, source=Path("x.json"))
+    return read_annotation(data, source=Path("x.json"))
 
 
 @pytest.mark.parametrize(
@@ -144,9 +143,9 @@ def test_windows_paths_and_climbing_paths_name_a_file_only():
         (b"{", "is not valid JSON"),
         (b"\xff\xfe{}", "is not text in UTF-8"),
         (b"[" * 100000, "is nested too deeply|not valid JSON"),
-        (b"[]", "is not a LabelMe file"),
-        (b"{}", "is not a LabelMe file"),
-        (b'{"shapes": 3}', "is not a LabelMe file"),
+        (b"[]", "is neither LabelMe JSON"),
+        (b"{}", "is neither LabelMe JSON"),
+        (b'{"shapes": 3}', "is neither LabelMe JSON"),
         (b'{"shapes": [{"shape_type": "polygon", "points": [[1, NaN], [2, 2], [3, 1]]}]}', "NaN is not a JSON number"),
     ],
 )
@@ -302,7 +301,7 @@ def test_geojson_holes_and_parts():
         feature("Point", [1, 1]),
         {**feature("Point", [1, 1]), "geometry": collection},
     )
-    annotation = read_geojson(data, source=Path("g.geojson"))
+    annotation = read_annotation(data, source=Path("g.geojson"))
     areas = [whole(nucleus.rings, (40, 40)).sum() for nucleus in annotation.objects]
     assert areas == [100 - 16, 100 + 16, 16]
     assert annotation.objects[0].label == "Tumor"
@@ -321,7 +320,7 @@ def test_geojson_holes_and_parts():
 )
 def test_a_broken_geojson_feature_costs_that_feature(bad, message):
     good = feature("Polygon", [[[0, 0], [10, 0], [10, 10], [0, 0]]])
-    annotation = read_geojson(geojson(good, bad, good), source=Path("g.geojson"))
+    annotation = read_annotation(geojson(good, bad, good), source=Path("g.geojson"))
     assert len(annotation.objects) == 2
     (problem,) = annotation.problems
     assert problem.startswith("g.geojson: feature 2: ")
@@ -329,11 +328,11 @@ def test_a_broken_geojson_feature_costs_that_feature(bad, message):
 
 
 def test_geojson_rings_of_two_points_are_noted_and_other_documents_refused():
-    annotation = read_geojson(geojson(feature("Polygon", [[[0, 0], [1, 1]]])), source=Path("g.geojson"))
+    annotation = read_annotation(geojson(feature("Polygon", [[[0, 0], [1, 1]]])), source=Path("g.geojson"))
     assert annotation.objects == []
     assert "a ring of 2 points has no area" in str(annotation.notes[0])
     with pytest.raises(DataError, match="is not GeoJSON"):
-        read_geojson(b"3", source=Path("g.geojson"))
+        read_annotation(b'{"type": "FeatureCollection"}', source=Path("g.geojson"))
 
 
 def test_a_file_is_known_by_its_content():
@@ -354,7 +353,7 @@ def test_round_trip_on_real_outlines_that_were_traced_through_pixel_centers():
     errors, shrunk = [], []
     for path in sorted((folder / "labelme").glob("*.json"))[:15]:
         labels = cv2.imread(str(folder / "labels" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        for nucleus in read_labelme(path.read_bytes(), source=path).objects:
+        for nucleus in read_annotation(path.read_bytes(), source=path).objects:
             made = whole(from_pixel_centers(nucleus.rings[0]), labels.shape)
             truth = labels == np.bincount(labels[made]).argmax()
             errors.append((made != truth).sum() / truth.sum())

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cervseg_jax.annotations.labelme import read_labelme
 from cervseg_jax.annotations.outlines import draw_instances
+from cervseg_jax.annotations.reader import read_annotation
 from cervseg_jax.config import load_config
 from cervseg_jax.losses import LOSSES
 from cervseg_jax.runs.weights import save_weights
@@ -232,7 +232,7 @@ def check_every_output(out, images):
     assert [int(row["area_px"]) for row in own] == [int((labels == int(row["label"])).sum()) for row in own]
     features = json.loads((out / "geojson" / "disc_001.geojson").read_text())["features"]
     assert len(features) == len(own) == labels.max()
-    (annotation,) = [read_labelme((out / "labelme" / "disc_001.json").read_bytes(), source=out)]
+    (annotation,) = [read_annotation((out / "labelme" / "disc_001.json").read_bytes(), source=out)]
     drawn = draw_instances([nucleus.rings for nucleus in annotation.objects], shape=labels.shape)
     np.testing.assert_array_equal(drawn, labels)
     assert annotation.image_name in {path.name for path in images.iterdir()}

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cervseg_jax.data.label_files import are_label_maps, label_stats, read_label_map, read_labels
+from cervseg_jax.data.label_files import are_label_maps, label_stats, read_labels
 from cervseg_jax.errors import DataError
 
 
@@ -50,10 +50,10 @@ def palette_png(path, indices, *, depth=8, colors=256):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
 def test_whole_numbers_of_any_width_are_labels(tmp_path, labels, dtype):
     path = tiff(tmp_path / "a.tif", labels.astype(dtype))
-    values = read_label_map(path)
+    values, has_instances = read_labels(path)
+    assert has_instances
     assert values.dtype == np.int32
     np.testing.assert_array_equal(values, labels)
-    np.testing.assert_array_equal(read_labels(path)[0], labels)
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "int64", "uint64"])
@@ -62,7 +62,7 @@ def test_widths_that_opencv_may_not_read_are_labels_or_refused(tmp_path, labels,
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, labels.astype(dtype))
     try:
-        values = read_label_map(path)
+        values, _ = read_labels(path)
     except DataError as error:
         assert "cannot be decoded" in str(error)
         return
@@ -72,7 +72,7 @@ def test_widths_that_opencv_may_not_read_are_labels_or_refused(tmp_path, labels,
 def test_labels_beyond_32_bits_are_numbered_anew(tmp_path, labels):
     big = labels.astype(np.float64)
     big[labels == 5] = 2.0**40
-    values = read_label_map(tiff(tmp_path / "a.tif", big))
+    values, _ = read_labels(tiff(tmp_path / "a.tif", big))
     np.testing.assert_array_equal(values, np.where(labels == 5, 3, labels))
 
 
@@ -86,13 +86,13 @@ def test_labels_beyond_32_bits_are_numbered_anew(tmp_path, labels):
 )
 def test_values_that_are_no_labels(tmp_path, values, message):
     with pytest.raises(DataError, match=message):
-        read_label_map(tiff(tmp_path / "a.tif", values))
+        read_labels(tiff(tmp_path / "a.tif", values))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_palette_indices_are_labels(tmp_path, depth):
     indices = np.random.default_rng(depth).integers(0, min(2**depth, 200), (13, 21))
-    values = read_label_map(palette_png(tmp_path / "a.png", indices, depth=depth))
+    values, _ = read_labels(palette_png(tmp_path / "a.png", indices, depth=depth))
     np.testing.assert_array_equal(values, indices)
 
 

@@ -23,7 +23,7 @@ def network(name, args, size=(32, 64)):
         model_args=args,
         image_size=size,
         heads=("mask", "distance"),
-        preprocessing="RGB; the network scales inside; its output are logits",
+        preprocessing="RGB; the network scales inside",
         mask_rule="half_range",
         epoch=1,
         step=1,
@@ -68,7 +68,8 @@ def test_every_family_comes_back_the_same(name, args, format_name, tmp_path):
 def test_the_contract_describes_the_exported_file(tmp_path):
     export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}), "stablehlo")
     contract = json.loads((tmp_path / "contract.json").read_text())
-    assert contract["preprocessing"] == "RGB; the network scales inside"  # and nothing about logits
+    assert contract["preprocessing"] == "RGB; the network scales inside"
+    assert "output" not in contract  # of the bare network: logits
     assert contract["export"]["output"].startswith("probabilities")
     assert contract["export"]["maps"] == ["mask", "distance"]
     assert contract["export"]["postprocessing"] == Postprocessing(threshold=0.3).to_json()
