@@ -37,7 +37,7 @@ def apply_operations(
 
     Args:
       sample: image and mask.
-      rng: a generator that belongs to this sample alone, so that the result is a function of its seed.
+      rng: generator of this sample; the result depends on its seed only.
       operations: (function, probability, keyword arguments).
 
     Returns:

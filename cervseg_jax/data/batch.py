@@ -1,4 +1,4 @@
-"""The batch: what crosses from the input pipeline to the device."""
+"""The batch that the input pipeline hands to the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from cervseg_jax.typing import ArrayLike
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Targets:
-    """What heads besides the mask learn from, made from instance labels."""
+    """Targets of the heads besides the mask, computed from instance labels."""
 
     maps: ArrayLike
     """uint8 [b, h, w, maps], 255 for 1.0; see `data.targets`."""
@@ -31,7 +31,7 @@ class Targets:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Images and targets of one step; rows with `valid == 0` are padding and never count."""
+    """Images and targets of one step; elements with `valid == 0` are padding, which scores and losses ignore."""
 
     image: ArrayLike
     """uint8 [b, h, w, 3], RGB."""
@@ -46,7 +46,7 @@ class Batch:
 
 
 class Element(NamedTuple):
-    """One sample on its way into a batch."""
+    """One sample and its position in the split."""
 
     sample: Sample
     image_id: int
@@ -59,15 +59,15 @@ def collate(
     heads: Sequence[Head] = ("mask",),
     padding: Element | None = None,
 ) -> Batch:
-    """Stacks samples; a short batch is filled with copies of a sample, marked as padding.
+    """Stacks samples; fills a short batch with copies of a sample, marked as padding.
 
     Copies keep BatchNorm statistics close to those of real images, which zeros would not.
 
     Args:
       elements: at most `batch_size` samples of equal size.
-      batch_size: images of the batch.
-      heads: of the network; with more than the mask the batch has targets for them.
-      padding: what a short batch is filled with; None: its first sample.
+      batch_size: number of images of the batch.
+      heads: heads of the network; the batch has targets for those besides the mask.
+      padding: sample that fills a short batch; None: its first one.
 
     Returns:
       A batch of numpy arrays.
@@ -84,7 +84,7 @@ def collate(
 
 
 def _targets(samples: Sequence[Sample], heads: Sequence[Head]) -> Targets:
-    """Makes the targets; samples without instance labels get zeros and do not count."""
+    """Returns the targets; zeros, marked as unknown, for samples without instance labels."""
     nothing = np.zeros(samples[0].mask.shape, np.int32)
     labels = [nothing if sample.instances is None else sample.instances for sample in samples]
     return Targets(
@@ -97,7 +97,7 @@ def _targets(samples: Sequence[Sample], heads: Sequence[Head]) -> Targets:
 def abstract_batch(
     num_rows: int, image_size: tuple[int, int], *, num_channels: int = 3, heads: Sequence[Head] = ("mask",)
 ) -> Batch:
-    """Returns the shapes and types of a batch, for compiling without data."""
+    """Returns the shapes and dtypes of a batch, to compile without data."""
     targets = Targets(
         maps=jax.ShapeDtypeStruct((num_rows, *image_size, num_maps(heads) - 1), np.uint8),
         touching=jax.ShapeDtypeStruct((num_rows, *image_size, 1), np.uint8),
@@ -113,7 +113,7 @@ def abstract_batch(
 
 
 def batch_sharding(mesh: Mesh, heads: Sequence[Head] = ("mask",)) -> Batch:
-    """Returns the placement of a batch: images over `data` and `fsdp`, rows of the images over `spatial`."""
+    """Returns the sharding of a batch: images over `data` and `fsdp`, rows of the images over `spatial`."""
     images = NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
     rows = NamedSharding(mesh, PartitionSpec(ROWS))
     targets = Targets(maps=images, touching=images, known=rows) if needs_instances(heads) else None

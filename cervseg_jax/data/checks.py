@@ -1,4 +1,4 @@
-"""A first full read of a dataset's files, so that unusable ones are known before the work starts."""
+"""Validation of a dataset: reads every file once, to report unusable ones before training starts."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
@@ -14,19 +14,21 @@ from cervseg_jax.files import sha256_of
 from cervseg_jax.runtime.threads import map_files, num_threads
 from cervseg_jax.schema import DataConfig
 
-MOSTLY_COVERED, MIN_CONTRAST = 0.85, 10.0
-"""A share of the image, and gray levels."""
+MOSTLY_COVERED = 0.85
+"""Share of the image above which a mask seems inverted whatever its brightness."""
+MIN_CONTRAST = 10.0
+"""Gray levels by which marked pixels must be brighter than the others for a mask to seem inverted."""
 
 
 class PairStats(NamedTuple):
-    """Properties of one pair, known once both files are decoded."""
+    """Properties of a pair of decoded files."""
 
     pair: Pair
     height: int
     width: int
     mask_levels: int
     foreground: float
-    """Share of the pixels that are nucleus."""
+    """Share of nucleus pixels."""
     image_sha256: str
     """Hash of the image file's bytes."""
     bits: int | None
@@ -36,7 +38,7 @@ class PairStats(NamedTuple):
 
 
 class CheckedPairs(NamedTuple):
-    """Pairs that can be used, and what was left out."""
+    """Usable pairs, and messages about the others."""
 
     stats: list[PairStats]
     problems: list[str]
@@ -60,8 +62,8 @@ class CheckedPairs(NamedTuple):
 def looks_inverted(image: np.ndarray, mask: np.ndarray) -> bool:
     """Whether a mask seems to mark the background instead of the nuclei.
 
-    That is where it covers more than half of the image and its pixels are brighter than the others, or where it covers
-    nearly all.
+    It does if it covers more than half of the image and its pixels are brighter than the others, or if it covers nearly
+    the whole image.
 
     Args:
       image: uint8 [h, w, 3].
@@ -78,11 +80,11 @@ def common_bit_depth(bits: Iterable[int | None], setting: BitDepth) -> BitDepth:
     """Returns the bit depth for a set of images.
 
     Args:
-      bits: of each image, as in `PairStats.bits`.
+      bits: `PairStats.bits` of each image.
       setting: `data.bit_depth`.
 
     Returns:
-      The setting; where it is "auto", the largest of `bits`, or "auto" if all files have 8 bits.
+      The setting; for "auto" the largest of `bits`, or "auto" if all files have 8 bits.
     """
     known = [value for value in bits if value is not None]
     return cast(BitDepth, max(known)) if setting == "auto" and known else setting
@@ -92,9 +94,9 @@ def bit_depth_warning(bits: Iterable[int | None], setting: BitDepth, *, option: 
     """Returns a warning for 16-bit images whose values use fewer bits; "" if there are none.
 
     Args:
-      bits: of each image, as in `PairStats.bits`.
-      setting: the depth that is used for all.
-      option: how a user sets another one, such as "--set data.bit_depth=".
+      bits: `PairStats.bits` of each image.
+      setting: depth used for all images.
+      option: start of the option that changes the depth, such as "--set data.bit_depth=".
     """
     narrow = [value for value in bits if value is not None and value < 16]
     if not narrow:
@@ -111,18 +113,18 @@ def check_pairs(
     *,
     on_progress: Callable[[], None] = lambda: None,
 ) -> CheckedPairs:
-    """Reads every file once, so that bad ones are known before the work starts.
+    """Reads every file once and reports those that cannot be used.
 
     Args:
-      pairs: what to read.
+      pairs: pairs to read.
       data: the config's data section.
       on_progress: called after each pair, for a progress bar.
 
     Returns:
-      Statistics of the good pairs in the same order, and one message for each bad one.
+      Statistics of the usable pairs in the same order, and one message for each of the others.
 
     Raises:
-      DataError: naming the bad files, if `data.on_bad_file` is "fail" or none is good.
+      DataError: if files cannot be used and `data.on_bad_file` is "fail", or if no pair is usable.
     """
     problems: list[str] = []
     stats = map_files(

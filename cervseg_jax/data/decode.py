@@ -1,7 +1,7 @@
 """Decoding of image, mask and label files, the same for training, evaluation and inference.
 
-Images become RGB uint8, masks 0/1. The EXIF orientation is applied to both. A file that is damaged or of a kind that is
-not read raises an error that names it; no pixels are made up.
+Images become RGB uint8, masks 0/1. The EXIF orientation is applied to both. Damaged files and unsupported
+formats raise an error with the file's name; missing pixels are never filled in.
 """
 
 import os
@@ -20,7 +20,7 @@ from cervseg_jax.errors import DataError
 
 MAX_FILE_BYTES = 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
-"""Suffixes by which files are found in folders, compared in lower case."""
+"""Suffixes of image files, in lower case."""
 
 MAX_COLORED_SHARE = 0.05
 """A three-channel mask with fewer colored pixels than this is gray with colored edges."""
@@ -52,7 +52,7 @@ def read_bytes(path: Path) -> bytes:
       Its content, at least one byte.
 
     Raises:
-      DataError: if it is missing, empty, larger than 1 GiB, unreadable or not a regular file (a pipe would hang).
+      DataError: if it is missing, empty, larger than 1 GiB, unreadable, or not a regular file (a pipe would block).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -77,11 +77,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 class RawImage(NamedTuple):
-    """A decoded image in the file's own depth."""
+    """A decoded image with the bit depth of the file."""
 
     pixels: Pixels
     bits: int | None
-    """Least depth of `BIT_DEPTHS` that holds the values of a 16-bit file; None for 8-bit files."""
+    """Smallest of `BIT_DEPTHS` that holds the values of a 16-bit file; None for 8-bit files."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class RawImage(NamedTuple):
 
 
 def decode_raw(data: bytes, *, source: Path) -> RawImage:
-    """Decodes an image without scaling it to 8 bits; arguments and errors as of `decode_image`."""
+    """Decodes an image without scaling it to 8 bits; see `decode_image` for arguments and errors."""
     pixels = decode_pixels(data, source=source)
     if pixels.values.dtype == np.uint8:
         return RawImage(pixels, None)
@@ -100,7 +100,7 @@ def decode_raw(data: bytes, *, source: Path) -> RawImage:
 
 
 def bits_used(values: np.ndarray) -> int:
-    """Returns the least of `BIT_DEPTHS` that holds 16-bit values.
+    """Returns the smallest of `BIT_DEPTHS` that holds 16-bit values.
 
     Example:
       >>> bits_used(np.array([[0, 4095]], np.uint16))
@@ -119,20 +119,20 @@ def decode_image(
 ) -> np.ndarray:
     """Decodes an image to RGB.
 
-    Gray becomes three equal channels, 16-bit files are scaled to 8 bits with rounding, CMYK and palettes become RGB,
-    transparency is laid on white (the slide's empty background).
+    Gray images get three equal channels, 16-bit values are rounded to 8 bits, CMYK and palettes are converted to RGB,
+    and transparent pixels are blended with white, the color of an empty slide.
 
     Args:
       data: the whole file.
-      source: its name, for messages.
-      bit_depth: bits that the values of a 16-bit file have: 12 scales 0..4095 to 0..255.
-      on_narrow: called with the bits if a 16-bit file uses fewer than 16.
+      source: path of the file, for messages.
+      bit_depth: bits used in 16-bit files; 12 scales 0..4095 to 0..255.
+      on_narrow: called with the number of bits if a 16-bit file uses fewer than 16.
 
     Returns:
       uint8 [h, w, 3].
 
     Raises:
-      DataError: if the file is damaged, of a kind that is not read, or has values beyond `bit_depth`.
+      DataError: if the file is damaged, of an unsupported format, or has values beyond `bit_depth`.
     """
     raw = decode_raw(data, source=source)
     if raw.bits is not None and raw.bits < 16:
@@ -141,7 +141,7 @@ def decode_image(
 
 
 def rgb_of(raw: RawImage, *, source: Path, bit_depth: BitDepth = "auto") -> np.ndarray:
-    """Scales a decoded image to RGB uint8 [h, w, 3]; arguments and errors as of `decode_image`."""
+    """Scales a decoded image to RGB uint8 [h, w, 3]; see `decode_image` for arguments and errors."""
     values = raw.pixels.values
     bits = 16 if raw.bits is None else raw.bits
     if bit_depth != "auto" and raw.bits is not None:
@@ -161,7 +161,7 @@ def rgb_of(raw: RawImage, *, source: Path, bit_depth: BitDepth = "auto") -> np.n
 
 
 def lay_on_white(rgb: np.ndarray, alpha: np.ndarray, *, is_premultiplied: bool) -> np.ndarray:
-    """Returns transparent pixels in front of white; uint8 [h, w, 3] from colors [h, w, 3] and opacity [h, w, 1]."""
+    """Blends transparent pixels with white; uint8 [h, w, 3] from colors [h, w, 3] and opacity [h, w, 1]."""
     wide = alpha.astype(np.uint16)
     if is_premultiplied:
         return np.minimum(rgb + (255 - wide), 255).astype(np.uint8)
@@ -171,24 +171,25 @@ def lay_on_white(rgb: np.ndarray, alpha: np.ndarray, *, is_premultiplied: bool) 
 def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> MaskReading:
     """Decodes a mask to 0/1.
 
-    With two levels, of which one is zero, the other is the nucleus (0/1, 0/255 and colors on black). With more,
-    `half_range` takes values from half of the type's range, which drops the noise of JPEG masks, and
-    `any_nonzero` takes every other value than zero, as the reference implementation does: on the published
-    JPEG masks that adds 19 % to the nuclei's area.
+    If a mask has zero and one other level (0/1, 0/255, a color on black), the other level is the nucleus. Otherwise the
+    rule decides which values are nucleus:
 
-    `value_1` takes the value 1 only (of a palette, the index 1), for masks in which 255 marks pixels to be ignored:
-    they become background.
+    - `half_range`: values from half of the type's range, which removes the noise of JPEG masks.
+    - `any_nonzero`: all values but zero, as in the reference implementation. On the published JPEG masks, nuclei become
+      19 % larger.
+    - `value_1`: the value 1 only (the index 1 of a palette), for masks in which 255 marks pixels to be ignored. Those
+      become background.
 
     Args:
       data: the whole file.
-      source: its name, for messages.
+      source: path of the file, for messages.
       rule: see above.
 
     Returns:
       The mask and the number of levels in the file.
 
     Raises:
-      DataError: if the file cannot be decoded, or its values do not say what is a nucleus.
+      DataError: if the file cannot be decoded, or its values do not distinguish nuclei from background.
     """
     if rule == "value_1":
         return _mask_of_ones(data, source=source)
@@ -239,22 +240,22 @@ def _has_ignored_level(counts: np.ndarray, levels: np.ndarray, highest: int) -> 
 def read_image(
     path: Path, *, bit_depth: BitDepth = "auto", on_narrow: Callable[[int], None] = lambda bits: None
 ) -> np.ndarray:
-    """Reads a file as RGB uint8 [h, w, 3]; arguments and errors as of `read_bytes` and `decode_image`."""
+    """Reads a file as RGB uint8 [h, w, 3]; see `decode_image` for arguments, and `read_bytes` for further errors."""
     return decode_image(read_bytes(path), source=path, bit_depth=bit_depth, on_narrow=on_narrow)
 
 
 def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
-    """Reads a file as a 0/1 mask; errors as of `read_bytes` and `decode_mask`."""
+    """Reads a file as a 0/1 mask; see `read_bytes` and `decode_mask` for errors."""
     return decode_mask(read_bytes(path), source=path, rule=rule)
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Whether a file is a JPEG, whose pixels are not exact."""
+    """Whether a file is a JPEG, which is lossy."""
     return data.startswith(b"\xff\xd8")
 
 
 def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Scales 0 .. 2**bits - 1 to 0 .. 255 with rounding; uint8 stays as it is."""
+    """Scales 0 .. 2**bits - 1 to 0 .. 255 with rounding; uint8 is returned unchanged."""
     if pixels.dtype == np.uint8:
         return pixels
     highest = 2**bits - 1

@@ -1,7 +1,7 @@
 """Checks of image files that need no decoding: kind, size, completeness, orientation.
 
-OpenCV fills the missing part of a cut JPEG with gray, allocates gigabytes for a forged header and returns the first
-page of several without an error. These checks come before it.
+OpenCV fills the missing part of a truncated JPEG with gray, allocates gigabytes for a forged header and returns the
+first of several pages without an error. These checks run first.
 """
 
 import struct
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cervseg_jax.data import tiff
 
 MAX_PIXELS = 2**27
-"""Largest image that is decoded whole: 134 megapixels, 400 MB as RGB."""
+"""Maximum number of pixels of an image that is decoded whole: 134 megapixels, 400 MB as RGB."""
 
 
 class Header(NamedTuple):
@@ -23,32 +23,32 @@ class Header(NamedTuple):
     orientation: int = 1
     """EXIF orientation, 1 to 8."""
     tags: tiff.Directory | None = None
-    """The tags, of TIFF files."""
+    """Tags of a TIFF file; None for other formats."""
     has_palette: bool = False
-    """Whether it is a PNG whose values are indices of colors."""
+    """Whether it is a PNG whose values are palette indices."""
 
 
 class HeaderError(ValueError):
-    """The file is not accepted as an image; the message says why, without the file's name."""
+    """Raised for files that are not accepted as images; the message lacks the file name."""
 
 
 class SlideHeaderError(HeaderError):
-    """The file is a TIFF that may be a slide: it has several pages, is a BigTIFF, or is too large to decode whole."""
+    """Raised for TIFF files that may be slides: several pages, BigTIFF, or too large to decode whole."""
 
 
 def read_header(data: bytes) -> Header:
     """Checks an image file's structure.
 
-    Accepted are PNG, JPEG, BMP, WebP and TIFF with one picture each, recognized by content and not by suffix.
+    Accepts PNG, JPEG, BMP, WebP and TIFF with a single image, recognized by content and not by suffix.
 
     Args:
       data: the whole file.
 
     Returns:
-      Size and orientation as stored.
+      Size and orientation as stored in the file.
 
     Raises:
-      HeaderError: if the file is of another kind, cut short, too large, animated or has several pages.
+      HeaderError: if the file has another format, is truncated, too large or animated, or has several pages.
     """
     try:
         header = _parser(data)(data)
@@ -116,7 +116,7 @@ _KINDS_OF_CONTAINERS = {
 
 
 def other_kind(data: bytes) -> str:
-    """Names the kind of a file that is not read, with its article; "" if it is unknown."""
+    """Returns the name of an unsupported format with its article, such as "a PDF"; "" if it is unknown."""
     if data[128:132] == b"DICM":
         return "a DICOM file"
     if data[4:8] == b"ftyp":
@@ -136,7 +136,7 @@ def _png(data: bytes) -> Header:
         body = data[position + 8 : position + 8 + length]
         if len(body) < length or position + 12 + length > len(data):
             raise HeaderError("is cut short")
-        if kind in (b"IHDR", b"PLTE", b"tRNS"):  # of the pixels' checksums, libpng takes care
+        if kind in (b"IHDR", b"PLTE", b"tRNS"):  # libpng checks the pixels' checksums
             (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
             if zlib.crc32(body, zlib.crc32(kind)) != checksum:
                 raise HeaderError(f"is damaged (checksum of its {kind.decode()} chunk)")
@@ -228,7 +228,7 @@ def _tiff(data: bytes) -> Header:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block, which is a small TIFF; 1 where it has none or is damaged."""
+    """Returns the orientation in an EXIF block, which is a small TIFF; 1 if it has none or is damaged."""
     if exif[:2] not in (b"II", b"MM"):
         return 1
     try:

@@ -11,7 +11,7 @@ from cervseg_jax.files import write_text
 from cervseg_jax.tables import csv_text, read_csv
 
 DATASET_FILE = "dataset.json"
-"""Origin and settings of a dataset, beside its splits."""
+"""File with origin and settings of a dataset, beside its splits."""
 
 
 class Record(NamedTuple):
@@ -31,7 +31,7 @@ class Record(NamedTuple):
     transform: str
     """Maps positions in the source to positions in this image."""
     num_nuclei: int
-    """-1 without instance labels."""
+    """-1 if there are no instance labels."""
     foreground: float
     source_sha256: str
     image_sha256: str
@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
 STEM_SPELLINGS = ("image", "file", "filename", "file_name", "image_name", "name")
 GROUP_SPELLINGS = ("patient", "patient_id", "slide", "slide_id", "case", "case_id", "source")
-"""Column names of users' tables that are taken for `stem` and `group`, the first of several."""
+"""Column names accepted for `stem` and `group` in users' tables, by priority."""
 
 
 def write_manifest(path: Path, records: Sequence[Record], extra: Mapping[str, Mapping[str, str]] | None = None) -> None:
@@ -48,7 +48,7 @@ def write_manifest(path: Path, records: Sequence[Record], extra: Mapping[str, Ma
     Args:
       path: the file.
       records: one per image.
-      extra: further columns by `source_path`, such as the stain; names of `Record`'s fields are left out.
+      extra: values of further columns, such as the stain, by `source_path`; names of `Record`'s fields are ignored.
     """
     extra = extra or {}
     names = [
@@ -68,15 +68,15 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 
 def groups_from_csv(stems: Sequence[str], path: Path) -> list[dict[str, str]]:
-    """Reads the table of `--groups`: which patient or slide each image is from, and whatever else it says.
+    """Reads the table of `--groups`: the patient or slide of each image, and further columns.
 
     Args:
       stems: stems of the images.
       path: a CSV file with the columns `stem` and `group`, or names such as `image` and `patient`. Images may be given
-        with their folder and suffix.
+        with folder and suffix.
 
     Returns:
-      A row for each stem: `group`, and the table's other columns.
+      One row per stem: `group`, and the table's other columns.
 
     Raises:
       ConfigError: if the file is missing, lacks a column or a group, or names an image twice with different groups.

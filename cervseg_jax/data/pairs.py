@@ -36,9 +36,9 @@ def find_pairs(
 
     Args:
       data: the config's data section; `data.root` holds `{train,valid,test}/{images,masks}`, or `images` and
-        `masks`, which `data.split` then divides by source.
-      whole: take a folder of `images` and `masks` undivided, as the split "test".
-      needed: the parts that must be there; others are found where they are.
+        `masks`, which `data.split` splits by source.
+      whole: read a folder of `images` and `masks` as the split "test".
+      needed: required splits; others are read if they exist.
 
     Returns:
       Pairs by split, and one message for each file without a partner.
@@ -57,11 +57,11 @@ def find_pairs(
         return {"test": pairs}, problems
     if data.split is not None:
         pairs, problems = _pair_folder(root, data)
-        return _divide(pairs, data.split, root), problems
+        return _assign_splits(pairs, data.split, root), problems
     missing = [name for name in needed if not (root / name).is_dir()]
     if missing:
         hint = (
-            "it has images and masks at its top: say how to divide them, for example --set 'data.split={valid: 0.2}'"
+            "it has images and masks without splits; set how to split them, for example --set 'data.split={valid: 0.2}'"
             if (root / "images").is_dir()
             else "expected are train, valid and test, each with images and masks"
         )
@@ -83,13 +83,13 @@ def find_pairs(
 
 
 def split_folders(dataset: Path) -> dict[str, Path]:
-    """Finds the parts of a dataset folder.
+    """Finds the splits of a dataset folder.
 
     Args:
       dataset: `{train,valid,test}/{images,masks}`, or `images` and `masks`.
 
     Returns:
-      Folder by part; a folder that is not divided is the one part "all".
+      Folder by split; a folder without splits is the split "all".
 
     Raises:
       ConfigError: if it is neither.
@@ -109,7 +109,7 @@ class FolderScan(NamedTuple):
     images: list[Path]
     """Image files, sorted by name."""
     left_out: dict[str, int]
-    """Number of other files by suffix; hidden files do not count."""
+    """Number of other files by suffix, without hidden ones."""
 
     def left_out_text(self) -> str:
         """Returns the other files as text, such as "2 .jp2, 1 without suffix"; "" if there are none."""
@@ -122,8 +122,8 @@ def scan_folder(folder: Path, *, with_slides: bool = False) -> FolderScan:
     Files whose names begin with a dot are skipped: macOS keeps metadata in `._name.png` beside `name.png`.
 
     Args:
-      folder: the folder; folders in it are not searched.
-      with_slides: take the suffixes of slide scanners as well.
+      folder: the folder; subfolders are not searched.
+      with_slides: include the suffixes of slide scanners.
 
     Raises:
       ConfigError: if there is no such folder, or it cannot be listed.
@@ -147,7 +147,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def normalized(name: str) -> str:
-    """Returns a name in Unicode's composed form (NFC); macOS and archives made on it hold decomposed names."""
+    """Returns a name in Unicode's composed form (NFC); macOS and its archives use decomposed names."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -157,7 +157,7 @@ def stem_of(path: Path) -> str:
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Lists a folder's images by their stem, which pairs them with their masks; see `stem_of`.
+    """Returns a folder's images by `stem_of`, by which images and masks are paired.
 
     Raises:
       ConfigError: if there is no such folder.
@@ -194,9 +194,9 @@ def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]
     return pairs, problems
 
 
-def _divide(pairs: Sequence[Pair], split: SplitConfig, root: Path) -> dict[str, list[Pair]]:
+def _assign_splits(pairs: Sequence[Pair], split: SplitConfig, root: Path) -> dict[str, list[Pair]]:
     try:
-        parts = split_groups([pair.group for pair in pairs], valid=split.valid, test=split.test, seed=split.seed)
+        chosen = split_groups([pair.group for pair in pairs], valid=split.valid, test=split.test, seed=split.seed)
     except ValueError as error:
         raise DataError(f"{root}: {error}") from None
-    return {name: [pair for pair in pairs if parts[pair.group] == name] for name in SPLITS if name in parts.values()}
+    return {name: [pair for pair in pairs if chosen[pair.group] == name] for name in SPLITS if name in chosen.values()}

@@ -1,4 +1,4 @@
-"""Pixel sizes that image files state."""
+"""Pixel size from the metadata of image files."""
 
 import mmap
 import re
@@ -9,7 +9,7 @@ from cervseg_jax.data import tiff
 from cervseg_jax.data.tiff import Directory
 
 PLAUSIBLE_UM = (0.01, 20.0)
-"""Sizes outside of this are of screens and printers (72 dpi are 353 micrometers), not of microscopes."""
+"""Range of a microscope's pixel sizes; others come from screens and printers (72 dpi are 353 micrometers)."""
 
 _MICROMETERS = {
     "m": 1e6,
@@ -29,15 +29,15 @@ _INCH, _CENTIMETER = 2, 3
 
 
 def pixel_size_um(path: Path) -> float | None:
-    """Returns the side of a pixel in micrometers, as a TIFF file or slide states it.
+    """Returns the side length of a pixel in micrometers from the metadata of a TIFF file or slide.
 
-    Read are, in this order: OME-XML, Aperio's MPP, ImageJ's unit, and the resolution tags of TIFF.
+    Sources in order of priority: OME-XML, Aperio's MPP, ImageJ's unit, and TIFF's resolution tags.
 
     Args:
       path: an image file.
 
     Returns:
-      The size; None if the file states none, an implausible one, or different ones along both sides.
+      The size; None if it is missing, implausible, or not the same in both directions.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -45,7 +45,7 @@ def pixel_size_um(path: Path) -> float | None:
                 return None
             directory = tiff.read_directory(data)
     except (OSError, ValueError, IndexError, struct.error):
-        return None  # whoever decodes the file says what is wrong with it
+        return None  # decoding reports damage
     text = directory.texts.get(tiff.DESCRIPTION, b"").decode("utf-8", "replace")
     size = _size_in_ome(text) or _size_in_aperio(text) or _size_in_tags(directory, text)
     return size if size is not None and PLAUSIBLE_UM[0] <= size <= PLAUSIBLE_UM[1] else None
@@ -83,7 +83,7 @@ def _size_in_tags(directory: Directory, text: str) -> float | None:
 
 
 def _common(x: float, y: float) -> float | None:
-    """Returns the size along both sides, None if they differ by more than 1 % or are not positive."""
+    """Returns the common size of both directions; None if they differ by more than 1 % or are not positive."""
     return x if x > 0 and abs(x - y) <= 0.01 * x else None
 
 

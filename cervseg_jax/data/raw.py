@@ -1,4 +1,4 @@
-"""Decoding of a checked file to pixels of its own depth."""
+"""Decoding of files to pixels with the bit depth of the file."""
 
 import zlib
 from pathlib import Path
@@ -12,9 +12,9 @@ from cervseg_jax.errors import DataError
 
 
 def decode_pixels(data: bytes, *, source: Path, for_labels: bool = False) -> Pixels:
-    """Decodes to the file's own depth, upright.
+    """Decodes a file with its own bit depth, and applies the EXIF orientation.
 
-    With `for_labels`, values of a palette are its indices, and types besides uint8 and uint16 are accepted.
+    With `for_labels`, palette images become their indices, and types besides uint8 and uint16 are accepted.
     """
     try:
         header = read_header(data)
@@ -40,7 +40,7 @@ def _imdecode(data: bytes) -> np.ndarray:
 
 
 def _palette_indices(data: bytes) -> np.ndarray:
-    """Decodes a PNG's palette indices, uint8 [h, w], by declaring them to be gray."""
+    """Decodes a PNG's palette indices, uint8 [h, w], by declaring the image to be gray."""
     start = 16  # of the first chunk's body, IHDR: width, height, bit depth, color type
     bits = data[start + 8]
     header = data[start : start + 9] + b"\0" + data[start + 10 : start + 13]
@@ -52,7 +52,7 @@ def _palette_indices(data: bytes) -> np.ndarray:
             chunks.append(data[position:end])
         position = end
     pixels = _imdecode(data[:start] + header + checksum + b"".join(chunks))
-    return pixels // (255 // (2**bits - 1))  # libpng spreads less than 8 bits over the range
+    return pixels // (255 // (2**bits - 1))  # libpng scales fewer than 8 bits to the full range
 
 
 def _check_pixels(pixels: np.ndarray, header: Header, *, source: Path, for_labels: bool) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes by area averaging where it shrinks and bilinearly where it grows; [h, w] or [h, w, c]."""
+    """Resizes [h, w] or [h, w, c]: area averaging if neither side grows, else bilinear interpolation."""
     height, width = image_size
     if image.shape[:2] == (height, width):
         return image
@@ -14,7 +14,7 @@ def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes by nearest neighbor, so that no new values appear; [h, w] of any type."""
+    """Resizes [h, w] of any dtype by nearest neighbor, which adds no new values."""
     if mask.shape == image_size:
         return mask
     rows, columns = (

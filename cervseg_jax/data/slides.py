@@ -14,7 +14,7 @@ from cervseg_jax.extras import install_command
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 TIFF_SUFFIXES = frozenset({".tiff", ".tif"})
 OVERVIEW_PX = 2048
-"""Largest side of what is read to learn a slide's depth."""
+"""Maximum side of the region from which the bit depth of a slide is estimated."""
 
 
 def is_slide(path: Path) -> bool:
@@ -24,7 +24,8 @@ def is_slide(path: Path) -> bool:
       path: the file.
 
     Returns:
-      True for scanners' formats, and for TIFF files with several pages (pyramids), BigTIFF and very large ones.
+      True for the formats of slide scanners, and for TIFF files that have several pages (pyramids), are BigTIFF, or are
+      very large.
 
     Raises:
       DataError: if the file cannot be read.
@@ -46,8 +47,8 @@ def is_slide(path: Path) -> bool:
 class Slide:
     """The finest level of a slide, as an array of uint8 [h, w, 3] that is read as needed.
 
-    Gray becomes three equal channels, transparency is laid on white. 16 bits are scaled to 8 as `decode_image` does,
-    with a depth that the coarsest level tells where none is given; brighter values are clipped.
+    Gray images get three equal channels, and transparent pixels are blended with white. 16-bit values are scaled as in
+    `decode_image`. By default, the bit depth is estimated from the coarsest level, and brighter values are clipped.
     """
 
     def __init__(self, path: Path, *, bit_depth: BitDepth = "auto") -> None:
@@ -55,11 +56,11 @@ class Slide:
 
         Args:
           path: the file.
-          bit_depth: bits that 16-bit values use.
+          bit_depth: bits used in 16-bit values.
 
         Raises:
           ConfigError: if the extra `slides` is not installed.
-          DataError: if the file is no slide, is cut short, or holds a stack or channels that are not colors.
+          DataError: if the file is not a slide, is truncated, or holds a stack or channels that are not colors.
         """
         try:
             from tiffslide import TiffSlide  # pyright: ignore[reportMissingImports]
@@ -77,7 +78,7 @@ class Slide:
                 int(self._slide.properties.get("tiffslide.series-index") or 0)
             ]
         except Exception as error:  # TiffFile's own errors have no common base
-            raise DataError(f"{path}: is no slide that can be read: {error}") from None
+            raise DataError(f"{path}: cannot be read as a slide: {error}") from None
         try:
             self._check()
             width, height = self._slide.dimensions
@@ -88,7 +89,7 @@ class Slide:
             raise
 
     def _check(self) -> None:
-        """Makes sure that the pixels can be shown as RGB."""
+        """Checks that the pixels can be converted to RGB."""
         page, axes, shape = self._series.keyframe, self._series.axes, self._series.shape
         if axes not in ("YX", "YXS"):
             raise DataError(f"{self.path}: {_stack_text(axes, shape)}")
@@ -122,7 +123,7 @@ class Slide:
 
     @property
     def mpp(self) -> float | None:
-        """Micrometers per pixel, where the file states it."""
+        """Micrometers per pixel from the metadata; None if missing."""
         try:
             return float(self._slide.properties.get("tiffslide.mpp-x") or 0) or None
         except ValueError:
@@ -165,7 +166,7 @@ class Slide:
 
 
 def _describe_stack(path: Path) -> str:
-    """Returns what a file holds that is not one picture; "" if it cannot be read."""
+    """Returns a message if a file holds a stack of images; "" if it does not or cannot be read."""
     from tifffile import TiffFile  # pyright: ignore[reportMissingImports]
 
     try:

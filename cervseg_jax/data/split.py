@@ -9,7 +9,7 @@ from cervseg_jax.errors import ConfigError, DataError
 
 
 def compile_group_pattern(pattern: str, *, key: str) -> re.Pattern[str]:
-    """Compiles a regular expression whose first group is the name of an image's source.
+    """Compiles a regular expression whose first group matches the name of an image's source.
 
     Args:
       pattern: a regular expression, searched in file stems.
@@ -58,8 +58,8 @@ def groups_by_pattern(stems: Sequence[str], pattern: str | None, *, key: str) ->
 def split_groups(groups: Collection[str], *, valid: float, test: float, seed: int) -> dict[str, str]:
     """Assigns whole groups to train, valid and test.
 
-    The result depends on the set of names and the seed only, not on their order. Each split with a share above zero
-    gets at least one group.
+    The result depends on the set of names and the seed only. Each split with a share above zero gets at least
+    one group.
 
     Args:
       groups: names of sources (patients, slides or images).
@@ -99,7 +99,7 @@ def assign_folds(groups: Sequence[str], folds: int, *, seed: int) -> dict[str, i
       seed: random seed.
 
     Returns:
-      Fold 0 .. folds - 1 of each group; depends on the set of names and the seed only.
+      Fold of each group, 0 to folds - 1; depends on the set of names and the seed only.
 
     Raises:
       ValueError: if there are fewer groups than folds.

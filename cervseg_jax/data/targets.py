@@ -11,7 +11,7 @@ from cervseg_jax.label_maps import inner_borders
 from cervseg_jax.typing import typechecked
 
 BOUNDARY_PX = 2
-"""Width of the boundary, on the inner side of the outline."""
+"""Width of the boundary inside a nucleus."""
 TOUCHING_PX = 2
 """Pixels count as touching if two nuclei lie within this distance."""
 

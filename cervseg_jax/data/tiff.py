@@ -1,7 +1,7 @@
-"""Structure of TIFF files: tags, names of compressions, and whether every strip or tile is whole.
+"""Structure of TIFF files: tags, names of compressions, and completeness of every strip and tile.
 
-OpenCV leaves strips black that libtiff cannot decode, and reports success. So each strip is checked before: whether its
-compression is one that libtiff knows here, and whether its data expand to the size that the tags promise.
+OpenCV leaves strips black that libtiff cannot decode, and reports success. Each strip is therefore checked first:
+whether libtiff supports its compression, and whether its data decompress to the size that follows from the tags.
 """
 
 import struct
@@ -69,7 +69,7 @@ class Directory(NamedTuple):
     order: str
     """Byte order, "<" or ">"."""
     values: dict[int, tuple[int, ...]]
-    """Integers by tag; a rational number is two of them."""
+    """Integers by tag; two per rational number."""
     texts: dict[int, bytes]
     following: int
     """Offset of the next directory, 0 for none."""
@@ -80,14 +80,14 @@ class Directory(NamedTuple):
 
 
 def read_directory(data: bytes | mmap, start: int | None = None) -> Directory:
-    """Reads a directory of a TIFF structure, which EXIF blocks are as well.
+    """Reads a directory of a TIFF file or EXIF block.
 
     Args:
-      data: the whole file, or as much as holds the directory and its values.
+      data: the file, at least up to the end of the directory and its values.
       start: offset of the directory; None: of the first one.
 
     Raises:
-      struct.error: if it is cut short.
+      struct.error: if it is truncated.
     """
     order = "<" if data[:2] == b"II" else ">"
     # BigTIFF has wider offsets and counts.
@@ -126,13 +126,13 @@ class Block(NamedTuple):
     offset: int
     num_bytes: int
     expected: tuple[int, int]
-    """Least and largest number of bytes that it expands to."""
+    """Smallest and largest accepted number of bytes after decompression."""
 
 
 def find_damage(data: bytes, directory: Directory) -> str:
-    """Returns what is wrong with the strips or tiles, or "" if each holds what the tags promise.
+    """Returns a message if strips or tiles are damaged, else "".
 
-    Deflate has a checksum. LZW and PackBits have none: a change that keeps the expanded size cannot be seen by anyone.
+    Deflate has a checksum. LZW and PackBits have none: damage that keeps the decompressed size cannot be detected.
     """
     compression = directory.first(COMPRESSION, NO_COMPRESSION)
     blocks = list(_blocks(directory))
@@ -155,7 +155,7 @@ def find_damage(data: bytes, directory: Directory) -> str:
 def _is_whole(packed: bytes, compression: int, block: Block, data: bytes, num_blocks: int) -> bool:
     least, largest = block.expected
     if compression == NO_COMPRESSION:
-        # A single strip's size is often wrong; libtiff computes it anew.
+        # The stored size of a single strip is often wrong; libtiff computes it from the tags.
         return block.offset + least <= len(data) and (num_blocks == 1 or block.num_bytes >= least)
     if compression in (ADOBE_DEFLATE, DEFLATE):
         size = _expanded_size_deflate(packed, largest)
@@ -171,7 +171,7 @@ def _is_whole(packed: bytes, compression: int, block: Block, data: bytes, num_bl
 
 
 def _expanded_size_deflate(packed: bytes, largest: int) -> int:
-    """Returns the size of a zlib stream's content; -1 if it is damaged or larger than `largest`."""
+    """Returns the decompressed size of a zlib stream; -1 if it is damaged or larger than `largest`."""
     stream = zlib.decompressobj()
     try:
         size = len(stream.decompress(packed, largest + 1))
@@ -181,7 +181,7 @@ def _expanded_size_deflate(packed: bytes, largest: int) -> int:
 
 
 def _expanded_size_packbits(packed: bytes, largest: int) -> int:
-    """Returns the size of PackBits' content; -1 if it is damaged or larger than `largest`."""
+    """Returns the decompressed size of PackBits data; -1 if it is damaged or larger than `largest`."""
     position = size = 0
     end = len(packed)
     while position < end and size < largest:
@@ -196,7 +196,7 @@ def _expanded_size_packbits(packed: bytes, largest: int) -> int:
 
 
 def _geometry(directory: Directory) -> tuple[int, int, int, int]:
-    """Returns width and height of a block in pixels, and how many lie side by side and below each other."""
+    """Returns width and height of a block in pixels, and the number of blocks per row and per column."""
     width, height = directory.first(WIDTH, 0), directory.first(HEIGHT, 0)
     if TILE_OFFSETS in directory.values:
         block_width, block_height = directory.first(TILE_WIDTH, 0), directory.first(TILE_HEIGHT, 0)

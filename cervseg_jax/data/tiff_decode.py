@@ -1,4 +1,4 @@
-"""From the bytes of a TIFF file to pixels, or to one line that says what in it is not read."""
+"""Decoding of TIFF files; unsupported features raise an error with a one-line reason."""
 
 import io
 import struct
@@ -20,20 +20,20 @@ _PREDICTOR, _COLORMAP, _SUBSAMPLING = 317, 320, 530
 
 
 class TiffError(ValueError):
-    """The file is damaged or of a kind that is not read; the message says why, without the file's name."""
+    """Raised for damaged and unsupported files; the message lacks the file name."""
 
 
 class Pixels(NamedTuple):
-    """What a file holds, in its own depth."""
+    """Decoded values with the bit depth of the file."""
 
     values: np.ndarray
     """Gray [h, w] or BGR(A) [h, w, 3|4]."""
     is_premultiplied: bool = False
-    """Whether the colors are multiplied by the transparency already."""
+    """Whether the colors are already multiplied by the opacity."""
 
 
 def decode_tiff(data: bytes, directory: Directory, *, for_labels: bool = False) -> Pixels:
-    """Decodes the one picture of a TIFF file.
+    """Decodes the only image of a TIFF file.
 
     Args:
       data: the whole file.
@@ -42,7 +42,7 @@ def decode_tiff(data: bytes, directory: Directory, *, for_labels: bool = False) 
         floating-point values.
 
     Raises:
-      TiffError: if it is damaged or not read.
+      TiffError: if it is damaged or not supported.
     """
     compression = directory.first(tiff.COMPRESSION, tiff.NO_COMPRESSION)
     _check_samples(directory, for_labels=for_labels)
@@ -61,17 +61,17 @@ def decode_tiff(data: bytes, directory: Directory, *, for_labels: bool = False) 
         return _decode_gray_and_alpha(data, directory)
     values = _imdecode(data, directory)
     if photometric == WHITE_IS_ZERO and values.ndim == 2 and directory.first(tiff.BITS, 1) > 8:
-        values = np.iinfo(values.dtype).max - values  # OpenCV inverts up to 8 bits alone
+        values = np.iinfo(values.dtype).max - values  # OpenCV inverts only up to 8 bits
     extra = directory.first(tiff.EXTRA_SAMPLES, _UNSPECIFIED)
     if values.ndim == 3 and values.shape[2] == 4 and photometric == RGB:
-        # libtiff multiplies straight transparency in for 8 bits.
+        # For 8 bits, libtiff multiplies colors by a straight alpha channel.
         is_premultiplied = extra == _PREMULTIPLIED or values.dtype == np.uint8
         return Pixels(_without_unspecified(values, extra), is_premultiplied)
     return Pixels(values)
 
 
 def _check_samples(directory: Directory, *, for_labels: bool) -> None:
-    """Refuses what would be decoded to other pixels than the file means."""
+    """Raises an error for files that OpenCV would decode to wrong pixels."""
     formats = {_UNSIGNED, _VOID, _SIGNED, _FLOAT} if for_labels else {_UNSIGNED, _VOID}
     if not formats.issuperset(directory.values.get(tiff.SAMPLE_FORMAT, (_UNSIGNED,))):
         raise TiffError("is a TIFF of floating-point or signed values; 8-bit or 16-bit is needed")
@@ -106,7 +106,7 @@ def _imdecode(data: bytes, directory: Directory) -> np.ndarray:
 
 
 def _decode_planes(data: bytes, directory: Directory, samples: int) -> np.ndarray:
-    """Decodes channels that are stored one after the other, each as a gray picture of its own; [h, w, samples]."""
+    """Decodes planar channels, each as a gray image; returns [h, w, samples]."""
     tiled = tiff.TILE_OFFSETS in directory.values
     offsets, sizes = (tiff.TILE_OFFSETS, tiff.TILE_SIZES) if tiled else (tiff.STRIP_OFFSETS, tiff.STRIP_SIZES)
     num_blocks = len(directory.values[offsets]) // samples
@@ -125,7 +125,7 @@ def _decode_planes(data: bytes, directory: Directory, samples: int) -> np.ndarra
 
 
 def _decode_gray_and_alpha(data: bytes, directory: Directory) -> Pixels:
-    """Decodes pairs of 8 bits as if each were one value of 16."""
+    """Decodes gray and alpha of 8 bits each as one 16-bit channel, and separates them."""
     if directory.first(tiff.BITS, 1) != 8 or directory.first(_PREDICTOR, 1) != 1:
         raise TiffError("has 2 channels; save the one to be read")
     changed = {tiff.SAMPLES: (1,), tiff.BITS: (16,), tiff.PHOTOMETRIC: (BLACK_IS_ZERO,)}
@@ -136,7 +136,7 @@ def _decode_gray_and_alpha(data: bytes, directory: Directory) -> Pixels:
 
 
 def _in_bgr_order(values: np.ndarray, directory: Directory) -> Pixels:
-    """Turns channels in the file's order, [h, w, samples], into gray or BGR(A)."""
+    """Converts channels in the order of the file, [h, w, samples], to gray or BGR(A)."""
     photometric = directory.first(tiff.PHOTOMETRIC, BLACK_IS_ZERO)
     extra = directory.first(tiff.EXTRA_SAMPLES, _UNSPECIFIED)
     if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
@@ -155,14 +155,14 @@ def _in_bgr_order(values: np.ndarray, directory: Directory) -> Pixels:
 
 
 def _without_unspecified(values: np.ndarray, extra: int) -> np.ndarray:
-    """Makes sure that a fourth channel is transparency: said to be, or full everywhere."""
+    """Checks that a fourth channel is opacity: declared as such, or opaque everywhere."""
     if extra == _UNSPECIFIED and (values[:, :, 3] != np.iinfo(values.dtype).max).any():
         raise TiffError("has 4 channels, of which the last is not said to be transparency; save the three to be read")
     return values
 
 
 def _with_tags(data: bytes, directory: Directory, changed: dict[int, tuple[int, ...]], *, without: set[int]) -> bytes:
-    """Appends a directory with other tags to a file, and points its header there."""
+    """Appends a directory with changed tags to a file, and makes the header refer to it."""
     order = directory.order
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, start)
@@ -184,7 +184,7 @@ def _with_tags(data: bytes, directory: Directory, changed: dict[int, tuple[int, 
 
 
 def _decode_with_tifffile(data: bytes, compression: int, directory: Directory, *, for_labels: bool) -> Pixels:
-    """Decodes what OpenCV cannot, where the extra `formats` is installed."""
+    """Decodes compressions that OpenCV lacks; requires the extra `formats`."""
     name = f"{tiff.COMPRESSION_NAMES.get(compression, 'an unknown method')} ({compression})"
     advice = "save it with LZW, deflate or no compression"
     photometric = directory.first(tiff.PHOTOMETRIC, BLACK_IS_ZERO)
@@ -216,4 +216,4 @@ def _decode_with_tifffile(data: bytes, compression: int, directory: Directory, *
 
 
 _TIFFFILE_COMPRESSIONS = frozenset({33005, 34712, 34887, 34925, 34926, 34927, 34933, 34934, 22610, 50000, 50001, 50002})
-"""Without YCbCr variants, whose colors are not converted, and DNG's."""
+"""Compressions that tifffile decodes; without YCbCr variants, whose colors it does not convert, and those of DNG."""

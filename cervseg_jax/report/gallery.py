@@ -1,4 +1,4 @@
-"""Selects and draws the images of the page's gallery, and the previews of each epoch."""
+"""Images of the report: the gallery, and the previews of each epoch."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ from cervseg_jax.report.pictures import fitting_size, jpeg_uri, layers, png_uri,
 from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, epoch_folders, number
 
 MAX_THUMBNAILS = 3000
-"""Further images are left out, so that the page stays below about 50 MB."""
+"""Maximum number of images, which keeps the page below about 50 MB."""
 MAX_EPOCHS = 40
-"""With more epochs, previews are shown for an even selection of them."""
+"""Maximum number of epochs with previews; of more, an even selection is shown."""
 PREVIEW_PX = 256
 """Longer side of preview images."""
 
@@ -36,7 +36,7 @@ def evaluated_images(
       on_progress: called after each image.
 
     Returns:
-      `name`, `group`, `scores`, `thumbnail` and `layers` of each image; the last two are None where its files are gone.
+      `name`, `group`, `scores`, `thumbnail` and `layers` of each image; the last two are None if its files are missing.
     """
     layered = _spread(len(evaluation.rows), num_layered)
     entries = []
@@ -61,7 +61,7 @@ def evaluated_images(
 def inferred_images(
     inference: InferenceData, *, num_layered: int, on_progress: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Returns the images of an inference folder, most uncertain first; arguments and result as `evaluated_images`."""
+    """Returns the images of an inference folder, most uncertain first; see `evaluated_images`."""
     layered = _spread(len(inference.rows), num_layered)
     entries = []
     for index, row in enumerate(inference.rows[:MAX_THUMBNAILS]):
@@ -116,7 +116,7 @@ def preview_epochs(run: RunData) -> dict[str, Any] | None:
 
 
 def embedded(name: str, value: Any) -> str:
-    """Returns a script element with values as JSON, escaped so that no text in them can end the element."""
+    """Returns a script element with values as JSON, escaped so that no value can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 

@@ -11,7 +11,7 @@ from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_outline
 
 THUMBNAIL_PX = 168
 LAYER_PX = 640
-"""Longer side of a layer, at most."""
+"""Maximum length of the longer side of a layer."""
 MISSED_COLOR = (240, 160, 0)
 _INSTANCE_COLORS = np.array(
     [(230, 60, 60), (60, 150, 240), (70, 190, 90), (245, 170, 40), (170, 90, 220), (30, 190, 190), (240, 120, 180)]
@@ -48,7 +48,7 @@ def thumbnail(image: np.ndarray, truth: np.ndarray | None, mask: np.ndarray) -> 
 
     Args:
       image: uint8 RGB [h, w, 3].
-      truth: 0 or 1, [h, w]; None where there is none.
+      truth: 0 or 1, [h, w]; None if unknown.
       mask: the prediction, 0 or 1, [h, w].
     """
     size = fitting_size(image.shape, THUMBNAIL_PX)
@@ -65,11 +65,11 @@ def layers(
     probabilities: np.ndarray | None,
     instances: np.ndarray | None,
 ) -> dict[str, str]:
-    """Returns the viewer's layers by name, as data URIs; all but the image are transparent where they show nothing.
+    """Returns the layers of the viewer by name, as data URIs; all but the image are transparent.
 
     Args:
       image: uint8 RGB [h, w, 3].
-      truth: 0 or 1, [h, w]; None where there is none.
+      truth: 0 or 1, [h, w]; None if unknown.
       mask: the prediction, 0 or 1, [h, w].
       probabilities: uint8 [h, w], 255 for 1.0; None if they were not stored.
       instances: integer labels [h, w], 0 for background; None without instances.

@@ -19,18 +19,18 @@ RENAMED = {
     "doubt_against_dice": "uncertainty_against_dice",
     "doubt_against_pq": "uncertainty_against_pq",
 }
-"""Columns and keys in files of earlier versions: old name to new one."""
+"""Current names of columns and keys in files of earlier versions, by old name."""
 
 
 class Evaluation(NamedTuple):
-    """What one call of `eval` wrote."""
+    """Results of one call of `eval`."""
 
     name: str
-    """The split, or the dataset and split, with the way of predicting where it differs from the run's own."""
+    """Split, or dataset and split, with a suffix if the prediction settings differ from the run's."""
     folder: Path
     summary: dict[str, Any]
     rows: list[dict[str, str]]
-    """One per image, the lowest Dice first; scores of nuclei are joined where there are any."""
+    """One per image, lowest Dice first, including scores of nuclei if there are any."""
 
 
 class RunData(NamedTuple):
@@ -123,7 +123,7 @@ def split_counts(files: Sequence[dict[str, str]]) -> list[tuple[str, int, int]]:
 
 
 def load_table(path: Path, *, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a table, under today's column names; empty where there is no file.
+    """Reads a table with current column names; empty if there is no file.
 
     Raises:
       CheckpointError: if it is damaged.
@@ -165,7 +165,7 @@ def _test_first(path: Path) -> tuple[bool, str]:
 
 
 def _load_object(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None where there is no file."""
+    """Reads a JSON object; None if there is no file."""
     if not path.is_file():
         return None
     try:

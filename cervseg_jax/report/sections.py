@@ -43,7 +43,7 @@ def inference_summary(inference: InferenceData) -> str:
 
 
 def scores_section(evaluations: Sequence[Evaluation]) -> str:
-    """Tables of all scores with the commands that made them; those of the first evaluation are open."""
+    """Tables of all scores with their commands; only those of the first evaluation are expanded."""
     first, *others = evaluations
     folded = "".join(
         f"<details><summary>{html.escape(evaluation.name)}</summary>{_scores(evaluation)}</details>"
@@ -159,7 +159,7 @@ def data_section(run: RunData) -> str:
 
 
 def leak_sentence(run: RunData) -> str:
-    """Says whether splits share sources, or image files where the sources are unknown."""
+    """Returns a sentence on whether splits share sources, or image files if the sources are unknown."""
     if not run.files:
         return "It is unknown which files the network was trained on."
     is_prepared = "dataset" in run.dataset
@@ -198,7 +198,7 @@ def config_section(run: RunData) -> str:
 
 
 def environment_section(run: RunData) -> str:
-    """Software and hardware of the training, and the commands that repeat it."""
+    """Software and hardware of the training, and the commands that reproduce it."""
     environment = run.environment
     rows = [
         ["command", " ".join(environment.get("command", []))],

@@ -1,4 +1,4 @@
-"""Sentences that say what the scores mean, and how far they can be trusted."""
+"""Sentences that interpret the scores and state their limits."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, numb
 FEW_SOURCES = 20
 """With fewer sources, bootstrap intervals are wide and themselves imprecise."""
 USEFUL_CORRELATION = -0.3
-"""Rank correlation of uncertainty and Dice below which uncertainty is said to point to errors."""
+"""Rank correlation of uncertainty and Dice below which the report recommends review by uncertainty."""
 RESEARCH_ONLY = "For research use only. Not a medical device; not for diagnosis."
 
 
@@ -33,7 +33,7 @@ def is_undefined(value: float | None) -> bool:
 
 
 def verdict(run: RunData) -> list[str]:
-    """Returns how well the network segments, how certain that is, and where it does worst."""
+    """Returns sentences about quality, uncertainty and weakest subset of an evaluation."""
     if not run.evaluations:
         state = "Training is finished; there is no evaluation yet" if run.is_finished else "Training is in progress"
         best = "" if run.contract is None else f". Best epoch so far: {run.contract['epoch']}"
@@ -63,7 +63,7 @@ def verdict(run: RunData) -> list[str]:
 
 
 def cautions(run: RunData, evaluation: Evaluation) -> list[str]:
-    """Returns what limits the scores, and what could improve them."""
+    """Returns sentences about limits of the scores and possible improvements."""
     summary = evaluation.summary
     found = []
     num_trained_on = summary.get("num_trained_on", 0)
@@ -119,7 +119,7 @@ def _training_advice(run: RunData) -> list[str]:
 
 
 def inference_verdict(inference: InferenceData) -> list[str]:
-    """Returns how much was segmented, and which images to review first."""
+    """Returns sentences about the number of nuclei and the images to review first."""
     counts = [number(row.get("num_nuclei")) for row in inference.rows]
     known = [round(count) for count in counts if count is not None]
     nuclei = f", {sum(known)} nuclei" if known else "; nuclei were not counted, as no chosen output needs them"

@@ -1,4 +1,4 @@
-"""The epochs of a training: everything that touches disk, clock and signals around the pure steps.
+"""The training loop: disk, clock and signals around the pure steps.
 
 The order within an epoch is fixed: train, evaluate, history, best weights, checkpoint, curves, previews.
 """
@@ -58,7 +58,7 @@ def end_reason(config: Config, progress: Progress) -> str | None:
 
 @dataclass(frozen=True)
 class EpochLoop:
-    """The training loop with everything that stays the same from epoch to epoch."""
+    """The training loop of a run, with the objects that all epochs share."""
 
     experiment: Experiment
     steps: CompiledSteps
@@ -111,7 +111,7 @@ class EpochLoop:
     def _train_epoch(
         self, state: TrainState, progress: Progress, batches: Iterator[Batch], training: RateMeter
     ) -> tuple[TrainState, float]:
-        """Makes the remaining steps of an epoch; returns the state and the seconds spent waiting for input."""
+        """Runs the remaining steps of an epoch; returns the state and the seconds spent waiting for input."""
         num_steps = self._steps_per_epoch
         done = int(state.step) - (progress.history[-1]["step"] if progress.history else 0)
         input_wait, pending = 0.0, None
@@ -145,7 +145,7 @@ class EpochLoop:
         return state, input_wait
 
     def _learning_rate(self, progress: Progress, step: int) -> float:
-        """Returns the learning rate of the update after `step` others."""
+        """Returns the learning rate of the update with the 0-based index `step`."""
         train = self._config.train
         return progress.plateau.learning_rate * lr_multiplier(
             step,
@@ -155,7 +155,7 @@ class EpochLoop:
         )
 
     def _record(self, progress: Progress, metrics: StepMetrics | None) -> None:
-        """Reads the metrics of a step, which waits for it, and adds them to the scores of the epoch."""
+        """Waits for the metrics of a step and adds them to the scores of the epoch."""
         if metrics is None:
             return
         loss = progress.scores.add(metrics)

@@ -1,4 +1,4 @@
-"""Training of a run: starts or resumes it, and closes it.
+"""Training of a run from the initial weights or the newest checkpoint.
 
 Everything that a resume needs is in the checkpoint: the state, and `Progress` as its metadata. The epochs themselves
 are in `training.epochs`.
@@ -48,8 +48,7 @@ def train(
 
     Args:
       config: the recipe.
-      run: an open run folder; its changed files are published before each checkpoint, so that the files that a
-        checkpoint refers to are safe first.
+      run: an open run folder; its changed files are published before each checkpoint, which may refer to them.
       pairs: files by split; "train" and "valid" are used.
       reporter: for messages.
       stop: polled after each step.
@@ -79,10 +78,10 @@ def train(
         state, progress = _restore(experiment, checkpoints, reporter=reporter, log=log)
         reason = end_reason(config, progress)
         if reason is None:
-            with sync_errors():  # compilation takes longer on some hosts, and may fail on one
+            with sync_errors():  # compilation may fail on some hosts only
                 steps = _compile(experiment, reporter=reporter, log=log)
             with ExitStack() as stack:
-                # Around all steps: dispatch is asynchronous, errors surface when results are read.
+                # Around all steps, as dispatch is asynchronous: errors surface when results are read.
                 stack.enter_context(out_of_memory_advice(config, steps.cost))
                 loop = EpochLoop(
                     experiment=experiment,
@@ -114,7 +113,7 @@ def train(
 
 
 def _kept_epochs(every: int | None) -> Callable[[dict[str, Any]], bool] | None:
-    """Returns the function that recognizes the checkpoints which `train.keep_every_epochs` keeps by their metadata."""
+    """Returns a predicate on checkpoint metadata: whether `train.keep_every_epochs` keeps the checkpoint."""
     if every is None:
         return None
 

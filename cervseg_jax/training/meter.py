@@ -48,10 +48,10 @@ class StepMeter:
         self._running: deque[tuple[int, float]] = deque()
 
     def start_step(self, step: int, *, learning_rate: float, wait: float) -> None:
-        """Notes that a step is about to be dispatched.
+        """Records that a step is about to be dispatched.
 
         Args:
-          step: number of updates before it.
+          step: 0-based index of the update.
           learning_rate: its learning rate.
           wait: seconds spent waiting for its batch.
         """
@@ -86,10 +86,10 @@ class StepMeter:
 
 
 class StepProfiler:
-    """Profiles some steps with JAX's profiler, for TensorBoard's profile plugin, xprof or Perfetto."""
+    """Records a trace of some steps with JAX's profiler, for TensorBoard, xprof or Perfetto."""
 
     FIRST = 5
-    """Steps before the profile starts; the first ones are not typical."""
+    """Number of steps before the profile starts; the first ones include compilation and warm-up."""
 
     def __init__(self, folder: Path, *, num_steps: int) -> None:
         """Creates a profiler that has not started.
@@ -112,7 +112,7 @@ class StepProfiler:
         self._stop()
 
     def step(self, metrics: StepMetrics) -> None:
-        """Starts or stops the profile if it is time; `metrics` are those of the step dispatched last."""
+        """Starts or stops the profile when due; `metrics` are those of the last dispatched step."""
         self._count += 1
         if self._count == self._steps.start and self._steps:
             jax.block_until_ready(metrics)

@@ -23,13 +23,13 @@ def write_previews(
 ) -> None:
     """Writes the masks of the first `infer.num_infer_images` pairs, and a sheet that shows them beside the truth.
 
-    Masks are those of `infer` with these weights, with `infer.threshold` or 0.5. With `infer.tiled` the masks from
-    tiles are written as well, under names that end in `_tiled`.
+    The masks equal those of `infer` with the same weights and a threshold of `infer.threshold` or 0.5. With
+    `infer.tiled`, masks predicted on tiles are written too, with the suffix `_tiled`.
 
     Args:
       folder: folder of the epoch.
       experiment: the experiment that is trained.
-      predict: its compiled prediction.
+      predict: compiled prediction function.
       state: state whose (averaged) weights are used.
       pairs: validation images.
 
@@ -51,7 +51,7 @@ def write_previews(
     overlays: dict[str, list[np.ndarray]] = {}
     for suffix, variant in segmenters.items():
         for pair, result in variant.predict(zip(pairs, images, strict=True), scratch=folder):
-            if is_primary():  # the other processes only take part in the prediction
+            if is_primary():  # other processes only join the prediction
                 mask = result.mask.astype(np.uint8)
                 write_png(folder / f"{pair.stem}{suffix}.png", mask * 255)
                 overlays.setdefault(pair.stem, []).append(draw_overlay(np.asarray(result.image), mask))

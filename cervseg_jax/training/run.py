@@ -1,4 +1,4 @@
-"""A training from config to tuned weights: data, run folders and seeds around the training loop."""
+"""Training from a config to tuned weights: data checks, run folders and seeds around the training loop."""
 
 import functools
 import os
@@ -56,7 +56,7 @@ class TrainedRun(NamedTuple):
 
 
 def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]:
-    """Trains as requested, or continues what an earlier call left in the run folder.
+    """Trains as requested; continues an unfinished training of the run folder.
 
     Args:
       request: the arguments.

@@ -50,7 +50,7 @@ def test_tiles_of_a_slide_equal_those_of_the_image(slide_and_image):
 
 def test_what_is_no_slide_is_named(tmp_path):
     (tmp_path / "a.svs").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"a\.svs: is no slide that can be read"):
+    with pytest.raises(DataError, match=r"a\.svs: cannot be read as a slide"):
         Slide(tmp_path / "a.svs")
 
 

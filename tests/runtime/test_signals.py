@@ -1,4 +1,4 @@
-"""A signal in every part of a training: the state is saved, and the same command ends where an undisturbed run does."""
+"""A signal at any stage of a training: the state is saved, and the same command ends as an uninterrupted run does."""
 
 import signal
 
