@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cervseg_jax.annotations.documents import corner, crops, json_with_list
+from cervseg_jax.annotations.documents import Columns, corner, crops, json_with_list
 from cervseg_jax.annotations.objects import AnnotatedObject, Annotation, Note, as_ring, parse_json, too_few_points
 from cervseg_jax.annotations.outlines import Rings, join_parts, trace
 from cervseg_jax.errors import DataError
+from cervseg_jax.label_maps import Labels
 
 MAX_MASK_PIXELS = 2**27
 
@@ -148,9 +149,7 @@ def coco_image(image_id: int, file_name: str, shape: tuple[int, int]) -> dict[st
     return {"id": image_id, "file_name": file_name, "height": shape[0], "width": shape[1]}
 
 
-def coco_annotations(
-    labels: np.ndarray, table: Mapping[str, np.ndarray], *, image_id: int, first_id: int
-) -> Iterator[dict[str, Any]]:
+def coco_annotations(labels: Labels, table: Columns, *, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
     """Yields the nuclei of an image as COCO annotations with exact run-length masks.
 
     Args:

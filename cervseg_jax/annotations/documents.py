@@ -9,6 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Shaped
+
+from cervseg_jax.label_maps import Labels
+
+Columns = Mapping[str, Shaped[np.ndarray, " nuclei"]]
+"""Measurements by column name, one row per nucleus, as `morphometry.measure` returns them."""
 
 
 def json_with_list(head: Mapping[str, Any], key: str, items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -21,7 +27,7 @@ def json_with_list(head: Mapping[str, Any], key: str, items: Iterable[Mapping[st
     yield "\n]}\n"
 
 
-def crops(labels: np.ndarray, table: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
+def crops(labels: Labels, table: Columns) -> Iterator[Bool[np.ndarray, "h w"]]:
     """Yields the mask of each nucleus within its bounding box, bool [h, w]."""
     for row, label in enumerate(table["label"]):
         top, left = corner(table, row)
@@ -29,6 +35,6 @@ def crops(labels: np.ndarray, table: Mapping[str, np.ndarray]) -> Iterator[np.nd
         yield np.asarray(labels[top:bottom, left:right] == label)
 
 
-def corner(table: Mapping[str, np.ndarray], row: int) -> tuple[int, int]:
+def corner(table: Columns, row: int) -> tuple[int, int]:
     """Returns top and left of a nucleus' bounding box."""
     return int(table["top"][row]), int(table["left"][row])

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from cervseg_jax.annotations.documents import json_with_list
+from cervseg_jax.annotations.documents import Columns, json_with_list
 from cervseg_jax.annotations.objects import (
     AnnotatedObject,
     Annotation,
@@ -152,9 +152,7 @@ def _label(feature: Mapping[str, Any]) -> str:
     return ": ".join(map(str, names)) if _is_list(names) else str(classification.get("name") or "")
 
 
-def geojson_document(
-    name: str, polygons: Sequence[Sequence[Polygon]], table: Mapping[str, np.ndarray]
-) -> Iterator[str]:
+def geojson_document(name: str, polygons: Sequence[Sequence[Polygon]], table: Columns) -> Iterator[str]:
     """Yields a FeatureCollection of detections as QuPath reads it.
 
     Args:
@@ -168,9 +166,7 @@ def geojson_document(
     return json_with_list({"type": "FeatureCollection"}, "features", _features(name, polygons, table))
 
 
-def _features(
-    name: str, polygons: Sequence[Sequence[Polygon]], table: Mapping[str, np.ndarray]
-) -> Iterator[dict[str, Any]]:
+def _features(name: str, polygons: Sequence[Sequence[Polygon]], table: Columns) -> Iterator[dict[str, Any]]:
     for row, parts in enumerate(polygons):
         coordinates = [[_closed(ring) for ring in (part.outer, *part.holes)] for part in parts]
         geometry = (
@@ -190,7 +186,7 @@ def _features(
         }
 
 
-def measurements(table: Mapping[str, np.ndarray], row: int) -> dict[str, float]:
+def measurements(table: Columns, row: int) -> dict[str, float]:
     """Returns the finite values of a nucleus, rounded to six significant digits."""
     values = {name: float(column[row]) for name, column in table.items() if name != "label"}
     return {name: float(f"{value:.6g}") for name, value in values.items() if math.isfinite(value)}

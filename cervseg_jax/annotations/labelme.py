@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.annotations.documents import corner, crops, json_with_list
+from cervseg_jax.annotations.documents import Columns, corner, crops, json_with_list
 from cervseg_jax.annotations.objects import (
     AnnotatedObject,
     Annotation,
@@ -28,6 +28,7 @@ from cervseg_jax.annotations.outlines import Rings, trace
 from cervseg_jax.annotations.polygons import Polygon
 from cervseg_jax.data.decode import decode_mask
 from cervseg_jax.errors import DataError
+from cervseg_jax.label_maps import Labels
 
 CIRCLE_CORNERS = 128
 WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
@@ -122,7 +123,7 @@ def _mask_rings(text: Any, points: np.ndarray, *, name: str) -> Rings:
         data = base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise DataError(f"{name}: its mask is not base64") from None
-    mask = decode_mask(data, source=Path(f"{name}, its mask")).mask
+    mask = decode_mask(data, source=Path(f"{name}, its mask")).mask > 0
     rings = trace(mask, left=int(points[:, 0].min()), top=int(points[:, 1].min()))
     if not rings:
         raise DataError(f"{name}: its mask is empty")
@@ -160,9 +161,9 @@ def labelme_document(
 
 
 def labelme_with_masks(
-    labels: np.ndarray,
+    labels: Labels,
     polygons: Sequence[Sequence[Polygon]],
-    table: Mapping[str, np.ndarray],
+    table: Columns,
     *,
     image_path: str,
 ) -> Iterator[str]:
@@ -194,9 +195,7 @@ def path_from(folder: Path, image: Path) -> str:
         return image.absolute().as_posix()
 
 
-def _shapes(
-    labels: np.ndarray, polygons: Sequence[Sequence[Polygon]], table: Mapping[str, np.ndarray]
-) -> Iterator[dict[str, Any]]:
+def _shapes(labels: Labels, polygons: Sequence[Sequence[Polygon]], table: Columns) -> Iterator[dict[str, Any]]:
     for row, (parts, inside) in enumerate(zip(polygons, crops(labels, table), strict=True)):
         if len(parts) == 1 and not parts[0].holes:
             yield _polygon_shape(parts[0].outer)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from cervseg_jax.annotations.outlines import Rings
 from cervseg_jax.errors import DataError
@@ -123,7 +124,7 @@ def parse_json(data: bytes, *, source: Path) -> Any:
         raise DataError(f"{source}: is not valid JSON: {error}") from None
 
 
-def as_ring(points: Any, *, name: str) -> np.ndarray:
+def as_ring(points: Any, *, name: str) -> Float[np.ndarray, "points 2"]:
     """Checks a list of points.
 
     Args:

@@ -11,12 +11,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, Int32, Real
+
+from cervseg_jax.typing import typechecked
 
 MAX_JOINED_PIXELS = 2**26
 """Largest bounding box, times the number of rings, within which rings are checked for overlap."""
 
-Rings = Sequence[np.ndarray]
-"""Closed rings of one nucleus, float [n, 2] each with x and y; the last point joins the first."""
+Ring = Real[np.ndarray, "points 2"]
+"""Closed ring of points with x and y; the last point joins the first."""
+Rings = Sequence[Ring]
+"""Closed rings of one nucleus."""
 
 
 class Window(NamedTuple):
@@ -24,8 +29,8 @@ class Window(NamedTuple):
 
     top: int
     left: int
-    inside: np.ndarray
-    """bool [h, w]; may be empty."""
+    inside: Bool[np.ndarray, "h w"]
+    """May be empty."""
 
 
 def rasterize(rings: Rings, *, shape: tuple[int, int]) -> Window:
@@ -57,7 +62,7 @@ def rasterize(rings: Rings, *, shape: tuple[int, int]) -> Window:
     return Window(top, left, inside)
 
 
-def draw_instances(outlines: Sequence[Rings], *, shape: tuple[int, int]) -> np.ndarray:
+def draw_instances(outlines: Sequence[Rings], *, shape: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
     """Paints outlines into a label map; where they overlap, the later one lies on top.
 
     Args:
@@ -65,7 +70,7 @@ def draw_instances(outlines: Sequence[Rings], *, shape: tuple[int, int]) -> np.n
       shape: height and width.
 
     Returns:
-      int32 [h, w]: 0 for background, i + 1 for outline i.
+      Label map: 0 for background, i + 1 for outline i.
     """
     labels = np.zeros(shape, np.int32)
     for label, rings in enumerate(outlines, start=1):
@@ -84,7 +89,7 @@ def enclosed_area(rings: Rings) -> float:
     return abs(sum(signed_area(ring) for ring in rings))
 
 
-def signed_area(ring: np.ndarray) -> float:
+def signed_area(ring: Ring) -> float:
     """Returns the area within a ring, positive if the ring runs clockwise on the screen."""
     x, y = np.asarray(ring, np.float64).T
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
@@ -93,14 +98,15 @@ def signed_area(ring: np.ndarray) -> float:
 _TURN_RIGHT = {(0, 1): (1, 0), (1, 0): (0, -1), (0, -1): (-1, 0), (-1, 0): (0, 1)}
 
 
-def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
+@typechecked
+def trace(mask: Bool[np.ndarray, "h w"], *, top: int = 0, left: int = 0) -> list[Float[np.ndarray, "_ 2"]]:
     """Returns the outline of a mask along pixel edges.
 
     Rasterizing the rings restores the mask exactly. No ring crosses or touches itself: pixels that meet only at a
     corner get separate rings.
 
     Args:
-      mask: bool [h, w].
+      mask: pixels of the nucleus.
       top: row of the mask's first pixel in the image.
       left: its column.
 
@@ -111,7 +117,7 @@ def trace(mask: np.ndarray, *, top: int = 0, left: int = 0) -> list[np.ndarray]:
       >>> trace(np.array([[True, True]]))[0].tolist()
       [[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0]]
     """
-    steps = _edges(np.asarray(mask, bool))
+    steps = _edges(mask)
     rings = []
     while steps:
         start = point = min(steps)
@@ -145,14 +151,15 @@ def _simple_rings(corners: list[tuple[int, int]]) -> list[list[tuple[int, int]]]
     return [walk, *rings]
 
 
-def from_pixel_centers(ring: np.ndarray) -> list[np.ndarray]:
+@typechecked
+def from_pixel_centers(ring: Ring) -> list[Float[np.ndarray, "_ 2"]]:
     """Converts an outline through the centers of border pixels to one along pixel edges.
 
     `cv2.findContours` and programs that use it write such outlines: integers that index pixels. Read as positions in
     the image, they lose half a pixel on every side, a tenth of the area of a small nucleus.
 
     Args:
-      ring: [n, 2], columns and rows of pixels.
+      ring: columns and rows of pixels.
 
     Returns:
       Rings that enclose the same pixels, border included.

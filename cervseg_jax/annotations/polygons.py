@@ -4,22 +4,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cervseg_jax.annotations.outlines import rasterize, signed_area, trace
-from cervseg_jax.label_maps import bounding_boxes
+from cervseg_jax.annotations.outlines import Ring, rasterize, signed_area, trace
+from cervseg_jax.label_maps import Labels, bounding_boxes
+from cervseg_jax.typing import typechecked
 
 
 class Polygon(NamedTuple):
-    """An outer ring with its holes; float [n, 2] each with x and y, not closed."""
+    """An outer ring with its holes."""
 
-    outer: np.ndarray
-    holes: list[np.ndarray]
+    outer: Ring
+    holes: list[Ring]
 
 
-def polygons_of(labels: np.ndarray) -> list[list[Polygon]]:
+@typechecked
+def polygons_of(labels: Labels) -> list[list[Polygon]]:
     """Traces every nucleus.
 
     Args:
-      labels: integer labels [h, w], 0 for background.
+      labels: label map.
 
     Returns:
       For each nucleus, in the order of the labels, its polygons; more than one where its pixels meet at corners alone.

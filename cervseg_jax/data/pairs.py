@@ -61,7 +61,7 @@ def find_pairs(
     missing = [name for name in needed if not (root / name).is_dir()]
     if missing:
         hint = (
-            "it has images and masks without splits; set how to split them, for example --set 'data.split={valid: 0.2}'"
+            "it has images and masks without splits; split them with, for example, --set 'data.split={valid: 0.2}'"
             if (root / "images").is_dir()
             else "expected are train, valid and test, each with images and masks"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float, Real, Shaped
 from scipy.stats import norm, spearmanr, t, wilcoxon
 
 from cervseg_jax.typing import typechecked
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 @typechecked
 def bootstrap_mean(
     values: Real[np.ndarray, " images"],
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: Sequence[Any] | Shaped[np.ndarray, " images"] | None = None,
     *,
     level: float = 0.95,
     seed: int = 0,
@@ -53,9 +53,9 @@ def bootstrap_mean(
 
 @typechecked
 def bootstrap_sums(
-    statistic: Callable[[np.ndarray], np.ndarray],
+    statistic: Callable[[Float[np.ndarray, "*resamples k"]], Float[np.ndarray, "*resamples"]],
     rows: Real[np.ndarray, "images k"],
-    groups: Sequence[Any] | np.ndarray,
+    groups: Sequence[Any] | Shaped[np.ndarray, " images"],
     *,
     level: float = 0.95,
     seed: int = 0,

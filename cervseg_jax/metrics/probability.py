@@ -95,7 +95,7 @@ def reliability(counts: ProbabilityCounts) -> Reliability:
     Reference: DeGroot and Fienberg 1983, The Statistician 32.
     """
 
-    def merge_bins(field: np.ndarray) -> np.ndarray:
+    def merge_bins(field: Real[np.ndarray, "*images all"]) -> Real[np.ndarray, "*images bins"]:
         return field.reshape(*field.shape[:-1], NUM_CALIBRATION_BINS, -1).sum(axis=-1)
 
     nucleus, pixels = merge_bins(counts.nucleus), merge_bins(counts.nucleus + counts.background)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer, Real, Shaped, UInt8
 from scipy.spatial import KDTree
 
 from cervseg_jax.data.photometric import HED
@@ -19,10 +19,10 @@ from cervseg_jax.typing import typechecked
 GRAY_LEVELS = 32
 """Gray levels of the co-occurrence matrix."""
 
-Table = dict[str, np.ndarray]
+Table = dict[str, Shaped[np.ndarray, " nuclei"]]
 """One array per column, one row per nucleus in the order of the labels."""
 
-Mean = Callable[[np.ndarray], np.ndarray]
+Mean = Callable[[Real[np.ndarray, " pixels"]], Float[np.ndarray, " nuclei"]]
 """From the values of all pixels of nuclei to the mean of each nucleus."""
 
 
@@ -97,7 +97,7 @@ def measure(
         return {name: np.zeros(0, COLUMNS[name].dtype) for name in names}
     area = np.bincount(owner).astype(np.float64)
 
-    def mean(values: np.ndarray) -> np.ndarray:
+    def mean(values: Real[np.ndarray, " pixels"]) -> Float[np.ndarray, " nuclei"]:
         return np.bincount(owner, values, len(unique)) / area
 
     levels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -161,7 +161,7 @@ def _intensity_columns(mean: Mean, gray: np.ndarray, colors: np.ndarray) -> Tabl
     return table
 
 
-def in_micrometers(table: Mapping[str, np.ndarray], mpp: float) -> Table:
+def in_micrometers(table: Mapping[str, Shaped[np.ndarray, " nuclei"]], mpp: float) -> Table:
     """Adds a column in micrometers for each in pixels.
 
     Args:
@@ -254,8 +254,9 @@ def _num_touching(labels: np.ndarray, unique: np.ndarray, context: np.ndarray) -
     return np.bincount(np.searchsorted(unique, pairs[:, 0]), minlength=len(unique))
 
 
-def nearest_distances(centers: np.ndarray) -> np.ndarray:
-    """Returns the distance from each point [n, 2] to the nearest other one; NaN for a single one."""
+@typechecked
+def nearest_distances(centers: Float[np.ndarray, "nuclei 2"]) -> Float[np.ndarray, " nuclei"]:
+    """Returns the distance from each point to the nearest other one; NaN for a single point."""
     if len(centers) < 2:
         return np.full(len(centers), np.nan)
     distances, _ = KDTree(centers).query(centers, k=2)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from cervseg_jax.data.resize import resize_image
 from cervseg_jax.engine.predict import Predict, make_predict
@@ -64,7 +65,7 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int, test_time_au
         for network in networks
     ]
 
-    def mean(images: np.ndarray) -> np.ndarray:
+    def mean(images: UInt8[np.ndarray, "b h w 3"]) -> Float32[np.ndarray, "b h w maps"]:
         return np.mean([predict(images) for predict in members], axis=0)
 
     predict = mean if len(members) > 1 else members[0]
@@ -73,17 +74,19 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int, test_time_au
     return Predictor(predict, first.image_size, math.lcm(batch_size, num_batch_shards(mesh)), first.heads)
 
 
-def predict_images(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def predict_images(
+    predictor: Predictor, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]
+) -> Iterator[Float32[np.ndarray, "_ _ maps"]]:
     """Predicts images resized to the network's input size, and resizes the maps back.
 
     While a batch is predicted, the images of the next one are read and the maps of the previous one are consumed.
 
     Args:
       predictor: the prediction function.
-      images: uint8 RGB [h, w, 3] of any size; consumed lazily, up to two batches ahead.
+      images: RGB, of any size; consumed lazily, up to two batches ahead.
 
     Yields:
-      Float32 probabilities [h, w, maps] of each image in its own size, in order.
+      Probabilities of each image in its own size, in order.
     """
     images = iter(images)
     pending: list[tuple[list[np.ndarray], Future[np.ndarray]]] = []

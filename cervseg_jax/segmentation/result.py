@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int32, UInt8
 from matplotlib.colors import to_rgb
 
 from cervseg_jax.components import lookup
@@ -98,13 +99,13 @@ class Result:
         return f"Result({self.name!r}, {height}x{width})"
 
     @property
-    def probabilities(self) -> np.ndarray:
-        """Probability of nucleus, float32 or float16 [h, w] in [0, 1]."""
+    def probabilities(self) -> Float[np.ndarray, "h w"]:
+        """Probability of nucleus in [0, 1], float32 or float16."""
         return self.maps[..., 0]
 
     @functools.cached_property
-    def mask(self) -> np.ndarray:
-        """Pixels that belong to nuclei, bool [h, w]."""
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        """Pixels that belong to nuclei."""
         return make_mask(self.probabilities, self.postprocessing.threshold, self.postprocessing.threshold_rule)
 
     @functools.cached_property
@@ -115,8 +116,8 @@ class Result:
         )
 
     @functools.cached_property
-    def labels(self) -> np.ndarray:
-        """Label map, int32 [h, w]: 1..n for nuclei, 0 for background."""
+    def labels(self) -> Int32[np.ndarray, "h w"]:
+        """Label map: 1..n for nuclei, 0 for background."""
         if "nuclei" in self.__dict__:
             return self.nuclei.labels
         return label_nuclei(self.maps, self.mask, self.heads, self.postprocessing.params, labels=self._zeros())
@@ -135,8 +136,8 @@ class Result:
         """Mean binary entropy of the mask probabilities near nuclei, bits per pixel in [0, 1]; see `uncertainty`."""
         return uncertainty(self.maps)
 
-    def overlay(self, *, with_labels: bool = True) -> np.ndarray:
-        """Returns the image with tinted, outlined nuclei, uint8 RGB [h, w, 3]; images above 64 megapixels subsampled.
+    def overlay(self, *, with_labels: bool = True) -> UInt8[np.ndarray, "rows columns 3"]:
+        """Returns the RGB image with tinted, outlined nuclei; images above 64 megapixels are subsampled.
 
         Args:
           with_labels: outline every nucleus; otherwise the mask.

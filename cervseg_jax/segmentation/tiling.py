@@ -8,7 +8,7 @@ are yielded as soon as they are complete, so memory grows with the image's width
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.typing import typechecked
@@ -48,18 +48,18 @@ def fade(tile: int, overlap: int) -> Float32[np.ndarray, " tile"]:
 
 
 def predict_tiled(
-    predict: Callable[[np.ndarray], np.ndarray],
+    predict: Callable[[UInt8[np.ndarray, "b h w 3"]], Float32[np.ndarray, "b h w maps"]],
     image: ImageLike,
     *,
     tile_size: tuple[int, int],
     overlap_px: int,
     batch_size: int,
     on_progress: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, Float32[np.ndarray, "rows width maps"]]]:
     """Predicts an image in tiles, from the top down.
 
     Args:
-      predict: from uint8 [batch_size, h, w, 3] to probabilities [batch_size, h, w, maps].
+      predict: from `batch_size` images to probabilities.
       image: of any size.
       tile_size: height and width of the network's input.
       overlap_px: pixels that neighboring tiles share.
@@ -67,7 +67,7 @@ def predict_tiled(
       on_progress: called after each row of tiles.
 
     Yields:
-      The index of the first row, and float32 probabilities [rows, image width, maps].
+      The index of the first row, and the probabilities of the rows.
     """
     (tile_h, tile_w), (height, width) = tile_size, image.shape[:2]
     tops, lefts = (tile_starts(length, tile, overlap_px) for length, tile in ((height, tile_h), (width, tile_w)))

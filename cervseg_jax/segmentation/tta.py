@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from cervseg_jax.engine.predict import Predict
 from cervseg_jax.heads import Head, channels
@@ -22,7 +23,7 @@ def with_tta(predict: Predict, heads: Sequence[Head]) -> Predict:
       rectangular one.
     """
 
-    def averaged(images: np.ndarray) -> np.ndarray:
+    def averaged(images: UInt8[np.ndarray, "b h w 3"]) -> Float32[np.ndarray, "b h w maps"]:
         transposes = (False, True) if images.shape[1] == images.shape[2] else (False,)
         total: Any = 0.0
         for flips in itertools.product(transposes, (False, True), (False, True)):

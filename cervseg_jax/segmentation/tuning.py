@@ -1,10 +1,11 @@
-"""Tuning of the threshold and the watershed parameters, on validation images alone."""
+"""Tuning of the threshold and the watershed parameters, on validation images only."""
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
@@ -23,12 +24,12 @@ BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)
 MIN_SADDLE_DEPTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 SMOOTHINGS_PX = (1.0, 2.0)
 MAX_IMAGES = 32
-"""More images hardly change the choice, and cost time."""
+"""Maximum number of images; more hardly change the result."""
 
 
 def tune(
-    maps: Sequence[np.ndarray],
-    truths: Sequence[np.ndarray],
+    maps: Sequence[Float[np.ndarray, "_ _ maps"]],
+    truths: Sequence[Integer[np.ndarray, "_ _"]],
     heads: Sequence[Head],
     *,
     thresholds: Sequence[float] = THRESHOLDS,
@@ -38,8 +39,8 @@ def tune(
     """Grid search for the highest mean PQ.
 
     Args:
-      maps: probabilities of each image, float [h, w, maps].
-      truths: true instance labels of each image, integer [h, w].
+      maps: probabilities of each image.
+      truths: true label map of each image.
       heads: heads of the network in the order of the maps.
       thresholds: mask thresholds to try.
       threshold_rule: how masks are made; with another rule than "fixed" the thresholds change nothing.

@@ -40,7 +40,7 @@ def test_images_without_mask(tiny_config, tiny_dataset):
 def test_folders_that_are_missing_or_empty(tiny_config, tiny_dataset, tmp_path):
     with pytest.raises(ConfigError, match="data.root: no such folder"):
         find_pairs(data_of(tiny_config, f"data.root={tmp_path / 'nowhere'}"))
-    with pytest.raises(ConfigError, match="has no folder train; it has images and masks at its top"):
+    with pytest.raises(ConfigError, match="has no folder train; it has images and masks without splits"):
         find_pairs(data_of(tiny_config, f"data.root={tiny_dataset / 'test'}"))
     (tmp_path / "e" / "train" / "images").mkdir(parents=True)
     with pytest.raises(ConfigError, match="has no folder valid; expected are train, valid and test"):

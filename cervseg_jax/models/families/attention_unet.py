@@ -32,9 +32,9 @@ def attention_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: filters at full resolution (the paper: 64, or a quarter of it).
-      levels: resolutions, the bottom one included.
+      levels: number of resolutions, including the bottom one.
       dropout_rate: dropout between the convolutions of a block, and in the gates of the "reference" variant.
       variant: "paper" gates with the coarse decoder features at half the skip's size, one coefficient per pixel;
         "reference" gates at the skip's size with the upsampled features, one coefficient per channel.

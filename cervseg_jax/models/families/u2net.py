@@ -42,10 +42,10 @@ def u2net(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: filters of the first level (the paper: 64).
-      levels: blocks with poolings inside; two with dilations follow. The paper has 4.
-      deep_supervision: whether the side outputs are outputs too.
+      levels: number of blocks with pooling (the paper: 4); two dilated blocks follow.
+      deep_supervision: whether the side outputs are returned too.
       variant: "paper" normalizes after each convolution and fuses logits; "reference" does not normalize, fuses
         probabilities, and has other inner widths.
       input_range: "unit" or "raw".

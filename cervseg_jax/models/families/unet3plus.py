@@ -36,7 +36,7 @@ def unet3plus(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: filters at full resolution, and of each branch of the decoder (the paper: 64).
       fused_width: channels of a decoder level, in multiples of `base_filters`.
       dropout_rate: in the reference variant; doubled after the second convolution of a block.

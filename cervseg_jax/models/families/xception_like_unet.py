@@ -31,9 +31,9 @@ def xception_like_unet(
     Args:
       net: layer factory.
       images: [b, h, w, c] in 0..255.
-      num_maps: channels of the output.
+      num_maps: number of output channels.
       base_filters: filters of the first level; doubled per level.
-      levels: halvings of the size.
+      levels: number of times that the resolution is halved.
       input_range: "unit" or "raw".
 
     Returns:
