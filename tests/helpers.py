@@ -92,8 +92,9 @@ def assert_same_run(one, other):
 
 
 def start(arguments, folder):
+    """Starts a training in a process of its own, with the devices and compiled programs of the tests' process."""
     command = [*COMMAND, *map(str, arguments), "--run-dir", str(folder)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, process, seconds=120):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cervseg_jax
-from tests.helpers import rows_of, run, run_process
+from tests.helpers import rows_of, run
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -82,7 +82,7 @@ def test_errors_are_ours_with_the_commands_messages(finished, tmp_path):
 
 def test_the_command_shows_notices_of_renamed_keys_once(finished, tmp_path):
     config, folder, _ = finished
-    code, _, stderr = run_process(
+    code, _, stderr = run(
         "eval", folder, "--split", "valid", "--set", "eval.threshold=0.4", "--set", "infer.colours=[red, blue]"
     )
     assert code == 0, stderr

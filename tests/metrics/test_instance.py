@@ -11,7 +11,7 @@ from cervseg_jax import label_maps
 from cervseg_jax.metrics import instance
 from cervseg_jax.metrics.instance import INSTANCE_METRICS, count_instances
 
-NUM_PAIRS = 1000
+NUM_PAIRS = 150
 
 
 def random_labels(rng, side=24):
@@ -125,7 +125,7 @@ def test_scores_equal_those_of_slow_loops_on_random_pairs(rng):
                 assert np.isnan(got[name])
             else:
                 assert got[name] == pytest.approx(value, abs=1e-12), (name, number)
-    assert num_empty > 10
+    assert num_empty > 5
     assert num_matches > NUM_PAIRS / 3
 
 

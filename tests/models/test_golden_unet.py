@@ -105,7 +105,7 @@ def three_steps(golden, name, file, dtype):
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("TensorflowUNet", "adam3.npz"),
+        pytest.param("TensorflowUNet", "adam3.npz", marks=pytest.mark.slow),  # the next test has it in float32
         pytest.param("TensorflowUNet", "adam3_strongclip.npz", marks=pytest.mark.slow),
         ("TensorflowUNet_norm", "adam3.npz"),
     ],

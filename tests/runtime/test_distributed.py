@@ -63,9 +63,9 @@ def arguments(finished):
 
 @pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory):
-    """The run of the same training in one process with one device."""
+    """The run of the same training, of one epoch, in one process with one device."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    code, _, stderr = run_process(*arguments, "--run-dir", folder)
+    code, _, stderr = run_process(*arguments, "--set", "train.epochs=1", "--run-dir", folder)
     assert code == 0, stderr
     return folder
 

@@ -1,5 +1,7 @@
 """Packed layers and networks equal plain ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -18,7 +20,7 @@ from cervseg_jax.models.layers.packed import (
 from cervseg_jax.models.layers.packed_layers import layers_for
 from cervseg_jax.models.layers.packing import Layout, halved, max_pool_packed, pack, tile, unpack
 from cervseg_jax.models.layers.upsampling import UpsampleConv2x2
-from tests.models.layers.conv.test_cpu import plain
+from tests.models.layers.conv.test_cpu import plain, value_and_gradients
 from tests.models.test_models import SMALL
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
@@ -59,9 +61,8 @@ def test_values_and_gradients_equal_those_of_xla(shape, kernel_size, dilation, b
     def convolve(images, kernel):
         return unpack(convolve_packed(packed(images, layout), kernel, layout, dilation), Layout(block, (filters,)))
 
-    actual, actual_vjp = jax.vjp(convolve, images, kernel)
-    expected, expected_vjp = jax.vjp(lambda *arrays: plain(*arrays, dilation), images, kernel)
-    results = (actual, *actual_vjp(cotangent)), (expected, *expected_vjp(cotangent))
+    reference = functools.partial(plain, dilation=dilation)
+    results = (value_and_gradients(f, images, kernel, cotangent) for f in (convolve, reference))
     for value, expected_value in zip(*results, strict=True):
         assert value.dtype == expected_value.dtype == dtype
         wide = [np.asarray(x, np.float64) for x in (value, expected_value)]

@@ -1,5 +1,7 @@
 """The convolution for CPUs equals XLA's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,16 @@ def plain(images, kernel, dilation):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision="highest",
     )
+
+
+def value_and_gradients(convolve, images, kernel, cotangent):
+    """Returns a convolution's value and both gradients, compiled as one program."""
+
+    def compute(images, kernel, cotangent):
+        value, pullback = jax.vjp(convolve, images, kernel)
+        return value, *pullback(cotangent)
+
+    return jax.jit(compute)(images, kernel, cotangent)
 
 
 def arrays(rng, shape, kernel_size, channels, filters):
@@ -47,10 +59,8 @@ def test_values_and_gradients_equal_those_of_xla(
     shape, kernel_size, dilation, channels, filters, block_values, rng, monkeypatch
 ):
     monkeypatch.setattr(cpu, "BLOCK_VALUES", block_values)  # the smaller leaves rows over
-    images, kernel, cotangent = arrays(rng, shape, kernel_size, channels, filters)
-    actual, actual_vjp = jax.vjp(lambda *arrays: convolve_on_cpu(*arrays, dilation), images, kernel)
-    expected, expected_vjp = jax.vjp(lambda *arrays: plain(*arrays, dilation), images, kernel)
-    results = (actual, *actual_vjp(cotangent)), (expected, *expected_vjp(cotangent))
+    given = arrays(rng, shape, kernel_size, channels, filters)
+    results = (value_and_gradients(functools.partial(f, dilation=dilation), *given) for f in (convolve_on_cpu, plain))
     for value, expected_value in zip(*results, strict=True):
         np.testing.assert_allclose(value, expected_value, rtol=0, atol=1e-5 * float(np.abs(expected_value).max()))
 
