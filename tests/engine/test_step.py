@@ -32,12 +32,17 @@ SIZE = (32, 48)
 ARGS = {"base_filters": 4, "levels": 3, "kernel_size": 9, "dilation": 3, "dropout_rate": 0.1, "batch_norm": True}
 
 
-@pytest.fixture
-def parts(rng):
+@pytest.fixture(scope="module")
+def network():
     import keras
 
     keras.utils.set_random_seed(0)
-    apply, params, model_state = functionalize(build_model("unet", image_size=SIZE, args=ARGS))
+    return functionalize(build_model("unet", image_size=SIZE, args=ARGS))
+
+
+@pytest.fixture
+def parts(network, rng):
+    apply, params, model_state = network
     batch = Batch(
         rng.integers(0, 256, (8, *SIZE, 3), np.uint8),
         (rng.random((8, *SIZE, 1)) < 0.3).astype(np.uint8),

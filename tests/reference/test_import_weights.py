@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cervseg_jax.errors import CheckpointError
-from cervseg_jax.models import MODELS, build_model, functionalize
+from cervseg_jax.models import MODELS, build_abstract
 from cervseg_jax.reference.config import import_config
 from cervseg_jax.reference.families import FAMILIES
 from cervseg_jax.reference.hdf5 import read_layers
@@ -95,7 +95,7 @@ def test_probabilities_equal_the_references(golden, name, tmp_path):
 
 
 def predict(model, values, images):
-    apply, params, model_state = functionalize(build_model(model.name, image_size=model.image_size, args=model.args))
+    apply, params, model_state = build_abstract(model.name, image_size=model.image_size, args=model.args)
     assert set(params) | set(model_state) == set(values)
     outputs, _ = jax.jit(apply)({path: values[path] for path in params}, {p: values[p] for p in model_state}, images)
     return [np.asarray(jax.nn.sigmoid(logits)) for logits in outputs]
@@ -154,12 +154,12 @@ def test_files_that_are_none(attention, tmp_path):
             read_layers(tmp_path / name)
 
 
-def test_an_imported_run_is_scored_infers_and_starts_a_training(attention, tiny_dataset, tmp_path):
-    recipe, folder = tmp_path / "mine.yaml", tmp_path / "run"
-    assert run("import-config", attention / "train_eval_infer.config", "-o", recipe)[0] == 0
-    code, stdout, stderr = run("import-weights", attention / "weights.h5", "--config", recipe, "--out", folder)
+def test_an_imported_run_is_scored_infers_and_starts_a_training(golden, tiny_dataset, tmp_path):
+    source, recipe, folder = golden / "TensorflowSharpUNet", tmp_path / "mine.yaml", tmp_path / "run"
+    assert run("import-config", source / "train_eval_infer.config", "-o", recipe)[0] == 0
+    code, stdout, stderr = run("import-weights", source / "weights.h5", "--config", recipe, "--out", folder)
     assert code == 0, stderr
-    assert "44 layers, 129,513 weights" in stdout
+    assert "layers, 88,553 weights" in stdout
     data = ("--set", f"data.root={tiny_dataset}")
     assert run("eval", folder, "--split", "valid", *data)[0] == 0
     images = tiny_dataset / "valid" / "images"
@@ -174,6 +174,6 @@ def test_an_imported_run_is_scored_infers_and_starts_a_training(attention, tiny_
     )
     assert 0 < np.abs(before - after).max() < 1e-3  # one small step away
     assert "not an empty folder" in refused(
-        2, "import-weights", attention / "weights.h5", "--config", recipe, "--out", folder
+        2, "import-weights", source / "weights.h5", "--config", recipe, "--out", folder
     )
-    assert "already exists" in refused(2, "import-config", attention / "train_eval_infer.config", "-o", recipe)
+    assert "already exists" in refused(2, "import-config", source / "train_eval_infer.config", "-o", recipe)

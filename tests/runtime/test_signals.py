@@ -26,14 +26,14 @@ def raise_within(monkeypatch, owner, name, *, call=1):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "code"),
     [
-        (loop, "_compile", 1, 75),
+        pytest.param(loop, "_compile", 1, 75, marks=pytest.mark.slow),
         pytest.param(epochs, "train_batches", 1, 75, marks=pytest.mark.slow),
         (epochs, "evaluate", 2, 75),
         pytest.param(epochs, "write_previews", 1, 75, marks=pytest.mark.slow),
         pytest.param(epochs, "save_weights", 1, 75, marks=pytest.mark.slow),
         pytest.param(checkpoint.Checkpoints, "save", 1, 75, marks=pytest.mark.slow),
         (checkpoint.Checkpoints, "save", 3, 0),  # the last one
-        (loop, "write_history", 1, 0),  # after the last epoch
+        pytest.param(loop, "write_history", 1, 0, marks=pytest.mark.slow),  # after the last epoch
     ],
 )
 def test_one_signal(finished, tmp_path, monkeypatch, owner, name, call, code):

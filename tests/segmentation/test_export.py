@@ -39,7 +39,7 @@ def export_to(folder, network, format_name):
     return export_network(network, folder, format_name, postprocessing=Postprocessing(threshold=0.3))
 
 
-QUICK = ("unet-",)
+QUICK = ("unet-1",)
 CASES = [
     pytest.param(
         *case.values,
