@@ -15,7 +15,7 @@ from cervseg_jax.data.resize import resize_image
 from cervseg_jax.engine.predict import Predict, make_predict
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
-from cervseg_jax.models import backend_for
+from cervseg_jax.models import Backend, backend_for
 from cervseg_jax.runs.weights import Network
 from cervseg_jax.runtime.mesh import make_mesh, num_batch_shards
 from cervseg_jax.segmentation.tta import with_tta
@@ -33,13 +33,20 @@ class Predictor(NamedTuple):
     """Heads of the network, in the order of the output channels."""
 
 
-def make_predictor(networks: Sequence[Network], *, batch_size: int, test_time_augmentation: bool = False) -> Predictor:
+def make_predictor(
+    networks: Sequence[Network],
+    *,
+    batch_size: int,
+    test_time_augmentation: bool = False,
+    backend: Backend | None = None,
+) -> Predictor:
     """Returns the prediction of one network, or the mean of several, on the devices of this process.
 
     Args:
       networks: networks with weights; of equal heads and image size.
       batch_size: rounded up to a multiple of the number of batch shards.
       test_time_augmentation: average over flipped and transposed copies, see `with_tta`.
+      backend: implementation of the convolutions; None: the fastest one for the devices, see `backend_for`.
 
     Returns:
       The predictor.
@@ -61,7 +68,9 @@ def make_predictor(networks: Sequence[Network], *, batch_size: int, test_time_au
             )
     mesh = make_mesh(None, batch_size=batch_size)
     members = [
-        functools.partial(make_predict(network.apply_for(backend_for(mesh)), mesh), network.params, network.model_state)
+        functools.partial(
+            make_predict(network.apply_for(backend or backend_for(mesh)), mesh), network.params, network.model_state
+        )
         for network in networks
     ]
 

@@ -76,6 +76,16 @@ def test_the_contract_describes_the_exported_file(tmp_path):
     assert "pip install jax flatbuffers" in (tmp_path / "example.py").read_text().splitlines()[0]
 
 
+def test_the_comparison_uses_the_convolutions_of_the_exported_file(tmp_path, monkeypatch):
+    """Those for CPUs round differently, by 4e-5 for the kernels of clustered.yaml."""
+    backends, apply_for = [], Network.apply_for
+    monkeypatch.setattr(
+        Network, "apply_for", lambda self, backend: backends.append(backend) or apply_for(self, backend)
+    )
+    export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}), "stablehlo")
+    assert set(backends) == {"xla"}
+
+
 def test_networks_that_pad_keep_their_size(tmp_path):
     metadata = export_to(tmp_path, network("unet", {"base_filters": 4, "levels": 3}, size=(30, 51)), "stablehlo")
     assert metadata["divisor"] is None
