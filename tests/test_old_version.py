@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.config import load_config
+from cervseg_jax.runs.weights import read_contract
 from tests.helpers import embedded_data, rows_of, run
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "version_0_1.tar.xz"
@@ -90,6 +91,13 @@ def test_an_old_run_infers_as_before(old, expected, tmp_path):
     for path in (old / "found" / "instances").iterdir():
         now, before = pixels(tmp_path / "found" / "instances" / path.name), pixels(path)
         assert np.mean(now == before) > 0.99  # parts attached at a corner are dropped now
+
+
+def test_an_old_contract_states_input_and_output_apart(old):
+    assert "its output are logits" in (old / "run" / "best" / "contract.json").read_text()
+    contract = read_contract(old / "run" / "best")
+    assert contract.preprocessing.endswith("the network scales inside")
+    assert contract.output.startswith("logits")
 
 
 def test_an_old_training_goes_on(old, expected):
