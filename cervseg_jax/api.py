@@ -18,7 +18,7 @@ from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
 from cervseg_jax.training.run import TrainedRun, TrainRequest, train_runs
 
 RunAddress = str | os.PathLike[str]
-"""Path of a run folder, or its address in a bucket."""
+"""Path of a run folder, its address in a bucket, or the name of built-in weights, such as "pap"."""
 
 
 def load(
@@ -27,14 +27,17 @@ def load(
     overrides: Sequence[str] = (),
     members: Sequence[RunAddress] = (),
     mpp: float | None = None,
+    nucleus_px: float | None = None,
 ) -> Segmenter:
-    """Loads the best weights of a run.
+    """Loads the best weights of a run, or built-in weights.
 
     Args:
-      run: run folder, or its address in a bucket.
+      run: run folder, its address in a bucket, or the name of built-in weights, such as "pap".
       overrides: `section.key=value` items on the run's config, such as `infer.threshold=0.4` or `infer.tiled={}`.
       members: further runs, whose predictions are averaged with those of `run`.
       mpp: micrometers per pixel; adds columns in micrometers to the measurements.
+      nucleus_px: median diameter of nuclei in the images, in pixels, for weights of one scale; None: by `mpp` where
+        the weights know theirs, or else estimated in each image.
 
     Returns:
       The segmenter: call it with an image, or with an iterable of images.
@@ -44,9 +47,10 @@ def load(
       CheckpointError: if a folder is not a run, or has no usable weights.
     """
     with ExitStack() as stack:
-        copies = stack.enter_context(local_copies([_run_path(name) for name in (run, *members)]))
+        copies = stack.enter_context(local_copies([Path(name) for name in (run, *members)]))
         folders = [copy.folder for copy in copies]
-        config = load_run_config(folders[0], overrides)
+        sizes = [] if nucleus_px is None else [f"infer.nucleus_px={nucleus_px}"]
+        config = load_run_config(folders[0], [*overrides, *sizes])
         require_devices(config.runtime)
         return load_segmenter(folders, config, mpp=mpp)
 
@@ -115,7 +119,7 @@ def evaluate(
       DataError: if files are bad, or a run was trained on some.
       CheckpointError: if a run has no usable weights.
     """
-    with local_copies([_run_path(name) for name in (run, *members)]) as (own, *others):
+    with local_copies([Path(name) for name in (run, *members)]) as (own, *others):
         request = ScoreRequest(
             own.folder,
             split,
@@ -125,8 +129,3 @@ def evaluate(
             allow_trained=allow_trained,
         )
         return score_run(request, reporter=LogReporter()).summary
-
-
-def _run_path(run: RunAddress) -> Path:
-    """Resolves what a user names as a run: the one place where names of built-in weights would be looked up."""
-    return Path(run)

@@ -16,6 +16,7 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import is_in_bucket
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.packaged_recipes import find_recipe
+from cervseg_jax.pretrained_weights import pretrained_names
 from cervseg_jax.renamed_keys import drop_old_default_thresholds, rename_keys, renamed_assignments
 from cervseg_jax.schema import Config
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
@@ -29,7 +30,7 @@ PATH_KEYS: tuple[tuple[str, ...], ...] = (
 )
 """Keys that hold paths: relative to the config file, or to the current folder if set with `--set`."""
 
-NAMES = frozenset({"imagenet"})
+NAMES = frozenset({"imagenet", *pretrained_names()})
 """Values of `PATH_KEYS` that are names and no paths."""
 
 

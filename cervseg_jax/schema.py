@@ -22,6 +22,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class Scale(Section):
+    """Scale of a network's input."""
+
+    nucleus_px: PositiveFloat
+    """Median diameter of nuclei, in pixels."""
+    mpp: PositiveFloat | None = None
+    """Micrometers per pixel; None: unknown."""
+
+
 class ModelConfig(Section):
     """Network architecture, input size and heads."""
 
@@ -73,6 +82,12 @@ class DataConfig(Section):
     """Threads that read, augment and write images; None: one per CPU core available to the process, at most 16."""
     prefetch_batches: PositiveInt = 4
     """Batches that training prefetches; at least the number of threads."""
+    nucleus_px: PositiveFloat | Literal["auto"] | None = None
+    """Median diameter of nuclei at the network's input, in pixels: each image is scaled by its own annotations, and the
+    network sees windows of it. "auto": that of `train.init_from`, or else 20. None: whole images are resized."""
+    mpp: PositiveFloat | None = None
+    """Micrometers per pixel of the image files; with `data.nucleus_px` stored with the weights, so that `--mpp` tells
+    inference the scale."""
     cache_gib: NonNegative = 2.0
     """Memory in GiB for caching decoded images at the network's size during training; 0: no cache."""
 
@@ -85,9 +100,21 @@ class OperationConfig(Section):
     args: dict[str, Any] = {}
 
 
+class WindowConfig(Section):
+    """Random windows of scaled images, with `data.nucleus_px`; one window per image and pass."""
+
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.4)
+    """Smallest and largest further magnification, log-uniform."""
+    max_degrees: NonNegative = 180.0
+    """Rotations are uniform in [-max_degrees, max_degrees]."""
+    nucleus_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of windows that are centered near a random pixel of a nucleus; the others lie anywhere."""
+
+
 class AugmentConfig(Section):
     """Augmentations of the training split, in order of application."""
 
+    window: WindowConfig = WindowConfig()
     operations: tuple[OperationConfig, ...] = ()
 
 
@@ -170,7 +197,10 @@ class EvalConfig(Section):
 
 
 class PostprocessingConfig(Section):
-    """Parameters of the watershed that splits the mask into nuclei."""
+    """Parameters of the watershed that splits the mask into nuclei.
+
+    Pixels are those of the image; for weights of one scale (`data.nucleus_px`) those of the network's input.
+    """
 
     boundary_threshold: Probability = 0.5
     """Boundary probability from which a pixel separates nuclei; used only if the heads are mask and boundary."""
@@ -207,6 +237,9 @@ class InferConfig(Section):
     threshold: Probability | None = None
     """Mask probability from which a pixel belongs to a nucleus. None: the value tuned on the validation images and
     stored with the weights, or 0.5 if there is none."""
+    nucleus_px: PositiveFloat | Literal["auto"] = "auto"
+    """Median diameter of nuclei in the images, in pixels, for weights that were trained at one scale. "auto": by the
+    pixel size where images and weights state it, or else estimated in each image."""
     threshold_rule: ThresholdRule = "fixed"
     """Use `threshold` ("fixed"), or compute one per image from the histogram of its probabilities."""
     num_infer_images: Count = 6

@@ -13,6 +13,7 @@ from cervseg_jax.cli.options import (
     RunArgument,
     Tiled,
     complete_output,
+    nucleus_px_setting,
     positive,
     tiled_setting,
 )
@@ -39,6 +40,14 @@ def infer(
             callback=positive,
             help="Micrometers per pixel; adds measurements in micrometers to the tables. "
             "Default: as TIFF files and slides state it.",
+        ),
+    ] = None,
+    nucleus_px: Annotated[
+        float | None,
+        typer.Option(
+            callback=positive,
+            help="Diameter of nuclei in the images, in pixels, for weights of one scale such as pap. "
+            "Default: by the pixel size where it is known, or else estimated in each image.",
         ),
     ] = None,
     tiled: Tiled = None,
@@ -72,7 +81,7 @@ def infer(
             own.folder,
             tuple(images),
             out,
-            overrides=(*tiled_setting(tiled), *(overrides or [])),
+            overrides=(*tiled_setting(tiled), *nucleus_px_setting(nucleus_px), *(overrides or [])),
             members=tuple(other.folder for other in others),
             outputs=outputs,
             mpp=mpp,

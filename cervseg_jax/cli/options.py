@@ -85,7 +85,9 @@ ConfigArgument = Annotated[
         autocompletion=complete_config,
     ),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+RunArgument = Annotated[
+    Path, typer.Argument(help="A run folder, such as runs/quickstart, or built-in weights, such as pap.")
+]
 DatasetArgument = Annotated[
     Path,
     typer.Argument(help="A folder with train, valid and test, each with images and masks; or images and masks."),
@@ -115,3 +117,8 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="A
 def tiled_setting(tiled: bool | None) -> list[str]:
     """Returns the override that `--tiled` or `--whole` stands for."""
     return [] if tiled is None else ["infer.tiled={}" if tiled else "infer.tiled=null"]
+
+
+def nucleus_px_setting(nucleus_px: float | None) -> list[str]:
+    """Returns the override that `--nucleus-px` stands for."""
+    return [] if nucleus_px is None else [f"infer.nucleus_px={nucleus_px}"]

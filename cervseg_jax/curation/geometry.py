@@ -11,8 +11,7 @@ import numpy as np
 
 from cervseg_jax.annotations.outlines import Rings
 from cervseg_jax.choices import Padding
-from cervseg_jax.data.geometric import border_color
-from cervseg_jax.data.resize import resize_image, resize_mask
+from cervseg_jax.data.resize import border_color, resize_image, resize_mask
 
 
 class Geometry(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cervseg_jax.data.geometric import affine, bulge, crop, elastic, flip, map_sample, rotate90
-from cervseg_jax.data.photometric import blur, color, noise, sharpen, stain
+from cervseg_jax.data.photometric import blur, color, gray, jpeg, noise, reinhard, sharpen, stain
 from cervseg_jax.data.samples import Sample
 
 Operation = Callable[..., Sample]
@@ -26,6 +26,9 @@ AUGMENTATIONS: Mapping[str, Operation] = {
     "blur": blur,
     "sharpen": sharpen,
     "noise": noise,
+    "gray": gray,
+    "jpeg": jpeg,
+    "reinhard": reinhard,
 }
 """Operations by config name."""
 

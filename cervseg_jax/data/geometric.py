@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
+from cervseg_jax.data.resize import border_color
 from cervseg_jax.data.samples import Sample
 from cervseg_jax.schema import PositiveFloat
 
@@ -120,6 +121,46 @@ def bulge(
     return _remap(sample, np.float32(x0) + factor * dx, np.float32(y0) + factor * dy)
 
 
+def random_window(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    max_degrees: float,
+    nucleus_share: float,
+) -> Sample:
+    """Takes a rotated and magnified window at a random place of an image of any size, in one interpolation.
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      size: height and width of the window, in pixels.
+      scale: smallest and largest magnification; log-uniform.
+      max_degrees: the angle is uniform in [-max_degrees, max_degrees].
+      nucleus_share: share of windows that contain a random pixel of a nucleus; the others lie anywhere.
+
+    Returns:
+      A sample of the given size. Pixels beyond the image have the median color of its border, and no nuclei.
+    """
+    factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
+    angle = np.deg2rad(rng.uniform(-max_degrees, max_degrees))
+    on_nucleus, place = rng.random() < nucleus_share, rng.random()
+    offset = rng.uniform(-0.5, 0.5, 2)
+    lengths, reach = np.array(sample.mask.shape), np.array(size) / factor
+    inside = np.flatnonzero(sample.mask) if on_nucleus else np.zeros(0, int)
+    if inside.size:
+        pixel = np.array(np.unravel_index(inside[int(place * inside.size)], sample.mask.shape))
+        center = pixel + 0.8 * offset * reach
+    else:
+        center = lengths / 2 + 2 * offset * np.maximum(lengths - reach, 0) / 2
+    row, column = np.where(lengths > reach, np.clip(center, reach / 2, lengths - reach / 2), lengths / 2) - 0.5
+    cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
+    turn = np.array([[cos, sin], [-sin, cos]])
+    shift = np.array([column, row]) - turn @ ((np.array(size[::-1]) - 1) / 2)
+    return _warp_affine(sample, np.column_stack([turn, shift]), size)
+
+
 def crop(
     sample: Sample, rng: np.random.Generator, *, min_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
 ) -> Sample:
@@ -140,20 +181,14 @@ def crop(
     return _warp_affine(sample, np.column_stack([share * np.eye(2), corner]))
 
 
-def border_color(image: np.ndarray) -> tuple[float, ...]:
-    """Returns the median color of the outermost pixels: the slide's background in most images."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    return tuple(float(value) for value in np.median(border, axis=0))
-
-
 def _positions(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows [h, 1] and columns [1, w], float32: what `remap` takes, and half the time of float64."""
     return np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
 
 
-def _warp_affine(sample: Sample, origin: np.ndarray) -> Sample:
-    """Fetches from the positions `origin` [2, 3] @ (x, y, 1)."""
-    height, width = sample.mask.shape
+def _warp_affine(sample: Sample, origin: np.ndarray, size: tuple[int, ...] | None = None) -> Sample:
+    """Fetches pixels from the positions `origin` [2, 3] @ (x, y, 1); `size` is the sample's by default."""
+    height, width = sample.mask.shape if size is None else size
 
     def fetch(picture: np.ndarray, interpolation: int, outside: Sequence[float]) -> np.ndarray:
         flags = interpolation | cv2.WARP_INVERSE_MAP

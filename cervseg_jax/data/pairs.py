@@ -27,6 +27,10 @@ class Pair(NamedTuple):
     mask_path: Path
     instances_path: Path | None = None
     """Instance labels, where the dataset has them."""
+    scale: float | None = None
+    """Factor of the image's size at which the network sees it; None: it is resized to the network's input."""
+    window: tuple[int, int] | None = None
+    """Top and left of the part of the scaled image that is taken, of the network's size; None: all."""
 
 
 def find_pairs(

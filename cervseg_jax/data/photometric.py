@@ -9,6 +9,7 @@ from pydantic import Field
 from cervseg_jax.data.samples import Sample
 
 NonNegative = Annotated[float, Field(ge=0.0)]
+Quality = Annotated[int, Field(ge=1, le=95)]
 
 
 def color(
@@ -97,3 +98,40 @@ def stain(
     changed = cv2.transform(cv2.LUT(sample.image, DENSITY), np.column_stack([change.T, offset @ HED]))
     transmitted = cv2.exp(-np.maximum(changed, 0.0, out=changed))
     return sample._replace(image=cv2.convertScaleAbs(transmitted, alpha=255.0))
+
+
+def gray(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Turns the image gray with random weights of the channels, as cameras without color and other filters do."""
+    weights = np.tile(rng.dirichlet((2.0, 2.0, 2.0)), (3, 1))
+    return sample._replace(image=cv2.transform(sample.image, weights))
+
+
+def jpeg(sample: Sample, rng: np.random.Generator, *, min_quality: Quality = 40) -> Sample:
+    """Compresses the image as JPEG with a quality from `min_quality` to 95."""
+    quality = int(rng.integers(min_quality, 96))
+    _, encoded = cv2.imencode(".jpg", sample.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return sample._replace(image=np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)))
+
+
+def reinhard(
+    sample: Sample, rng: np.random.Generator, *, max_shift: NonNegative = 15.0, max_gain: NonNegative = 0.3
+) -> Sample:
+    """Moves mean and spread of lightness and color opponents in CIELAB, as between slides of different laboratories.
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      max_shift: largest shift of each channel's mean, in 8-bit levels.
+      max_gain: largest relative change of each channel's standard deviation.
+
+    Returns:
+      The sample with a changed image.
+
+    Reference: Reinhard et al. 2001, IEEE CG&A 21(5), equations 10 and 11, with random target statistics.
+    """
+    lab = cv2.cvtColor(sample.image, cv2.COLOR_RGB2LAB).astype(np.float32)
+    mean = lab.mean(axis=(0, 1))
+    gain = 1.0 + rng.uniform(-max_gain, max_gain, 3)
+    shifted = (lab - mean) * gain + mean + rng.uniform(-max_shift, max_shift, 3)
+    changed = np.clip(np.rint(shifted), 0, 255).astype(np.uint8)
+    return sample._replace(image=cv2.cvtColor(changed, cv2.COLOR_LAB2RGB))

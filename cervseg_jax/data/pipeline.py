@@ -2,14 +2,15 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
+from cervseg_jax.data.augment import AUGMENTATIONS, Operation, apply_operations
 from cervseg_jax.data.batch import Batch, Element, collate
+from cervseg_jax.data.geometric import random_window
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import Sample
 from cervseg_jax.runtime.threads import num_threads
@@ -47,7 +48,12 @@ def train_batches(
     Raises:
       DataError: from the iterator, if a file has become unreadable.
     """
-    operations = [(AUGMENTATIONS[op.name], op.probability, op.args) for op in config.augment.operations]
+    operations: list[tuple[Operation, float, Mapping[str, Any]]] = [
+        (AUGMENTATIONS[op.name], op.probability, op.args) for op in config.augment.operations
+    ]
+    if config.data.nucleus_px is not None:
+        window = config.augment.window.model_dump() | {"size": config.model.image_size}
+        operations = [(random_window, 1.0, window), *operations]
 
     def augment(element: Element, rng: np.random.Generator) -> Element:
         return element._replace(sample=apply_operations(element.sample, rng, operations))

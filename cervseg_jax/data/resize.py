@@ -1,4 +1,4 @@
-"""Resizing of images and label maps."""
+"""Resizing and padding of images and label maps."""
 
 import cv2
 import numpy as np
@@ -21,3 +21,14 @@ def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
         ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(image_size, mask.shape, strict=True)
     )
     return mask[np.ix_(rows, columns)]
+
+
+def scaled_size(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
+    """Returns height and width of an image after scaling."""
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def border_color(image: np.ndarray) -> tuple[float, ...]:
+    """Returns the median color of the outermost pixels: the slide's background in most images."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    return tuple(float(value) for value in np.median(border, axis=0))

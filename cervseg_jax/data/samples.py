@@ -5,13 +5,14 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from cervseg_jax.choices import BitDepth, MaskRule
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import Pair
-from cervseg_jax.data.resize import resize_image, resize_mask
+from cervseg_jax.data.resize import border_color, resize_image, resize_mask, scaled_size
 from cervseg_jax.errors import DataError
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.schema import Config
@@ -52,11 +53,29 @@ def load_sample(
       DataError: if a file is bad.
     """
     mask = read_mask(pair.mask_path, rule=mask_rule).mask
+    size = image_size if pair.scale is None else scaled_size(mask.shape, pair.scale)
     instances = None
     if with_instances and pair.instances_path is not None:
-        instances = resize_mask(read_instances(pair, mask.shape), image_size)
-    image = resize_image(read_image(pair.image_path, bit_depth=bit_depth), image_size)
-    return Sample(image, resize_mask(mask, image_size), instances)
+        instances = resize_mask(read_instances(pair, mask.shape), size)
+    image = resize_image(read_image(pair.image_path, bit_depth=bit_depth), size)
+    sample = Sample(image, resize_mask(mask, size), instances)
+    return sample if pair.window is None else _window(sample, pair.window, image_size)
+
+
+def _window(sample: Sample, start: tuple[int, int], size: tuple[int, int]) -> Sample:
+    """Cuts a window out of a sample; where it ends beyond the image, it has the color of the border."""
+    (top, left), (height, width) = start, size
+    image, mask, instances = (
+        None if array is None else array[top : top + height, left : left + width] for array in sample
+    )
+    assert image is not None and mask is not None  # noqa: S101 (only instances may be missing)
+    below, right = height - mask.shape[0], width - mask.shape[1]
+    if below or right:
+        color = border_color(image)
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=color)
+        mask = np.pad(mask, ((0, below), (0, right)))
+        instances = None if instances is None else np.pad(instances, ((0, below), (0, right)))
+    return Sample(image, mask, instances)
 
 
 def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:

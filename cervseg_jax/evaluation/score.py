@@ -33,6 +33,7 @@ from cervseg_jax.files import make_folder, write_json, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
+from cervseg_jax.pretrained_weights import results_folder
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import Network
 from cervseg_jax.runtime.mesh import make_mesh, replicated, require_devices
@@ -95,7 +96,9 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     contract = segmenter.networks[0].contract
     trained = {"image_size": contract.image_size, "heads": contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
-    folder = make_folder(run / "eval" / _folder_name(split, config, load_run_config(run), request.members))
+    folder = make_folder(
+        results_folder(run) / "eval" / _folder_name(split, config, load_run_config(run), request.members)
+    )
     scores = score_images(segmenter, split.pairs, config, reporter, folder=folder)
     is_fixed = segmenter.postprocessing.threshold_rule == "fixed"
     summary: dict[str, Any] = {

@@ -153,7 +153,8 @@ def encode(
         else:
             if dilated_p5 and layer.name.startswith("conv5_") and isinstance(layer, keras.layers.Conv2D):
                 settings |= {"strides": 1, "dilation_rate": 2 if layer.name.endswith("_2_conv") else 1}
-            made = type(layer).from_config(settings)
+            is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            made = net.depthwise(settings) if is_depthwise else type(layer).from_config(settings)
         made.trainable = layer.name not in frozen
         return net.record(made)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from cervseg_jax.console import short_path
 from cervseg_jax.errors import CervsegError, ConfigError
 from cervseg_jax.extras import install_command
+from cervseg_jax.pretrained_weights import find_run
 
 SCHEME = "gs"
 STATES = "checkpoints"
@@ -98,7 +99,7 @@ def local_copy(path: Path, *, is_primary: bool = True) -> Iterator[LocalRun]:
     address instead of the folder.
 
     Args:
-      path: a folder, or an address in a bucket.
+      path: a folder, an address in a bucket, or the name of built-in weights.
       is_primary: whether this process copies files; all other processes get an empty folder to work in.
 
     Yields:
@@ -108,7 +109,7 @@ def local_copy(path: Path, *, is_primary: bool = True) -> Iterator[LocalRun]:
       ConfigError: if the bucket cannot be read or written.
     """
     if not is_address(path):
-        yield LocalRun(path)
+        yield LocalRun(find_run(path))
         return
     address = format_address(path)
     if len(path.parts) < 3:

@@ -18,7 +18,7 @@ from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
 from cervseg_jax.models import Apply, Backend, build_abstract
-from cervseg_jax.schema import Config
+from cervseg_jax.schema import Config, Scale
 from cervseg_jax.typing import ModelState, Params
 
 PREPROCESSING = (
@@ -53,6 +53,8 @@ class Contract(BaseModel):
     mask_rule: MaskRule
     bit_depth: BitDepth = 16
     """Bits used in 16-bit images, see `data.bit_depth`; contracts of earlier versions lack it and mean 16."""
+    scale: Scale | None = None
+    """Scale of the network's input; None: whole images are resized to `image_size`."""
     epoch: int
     step: int
     val_loss: float | None
@@ -117,6 +119,7 @@ def save_weights(
     epoch: int,
     step: int,
     val_loss: float | None,
+    scale: Scale | None = None,
 ) -> None:
     """Writes weights and contract, replacing existing ones.
 
@@ -128,6 +131,7 @@ def save_weights(
       epoch: 1-based epoch of the weights; 0 for imported weights.
       step: number of optimizer updates so far.
       val_loss: validation loss of the epoch; None if unknown.
+      scale: scale of the network's input, for networks that see scaled windows.
 
     Raises:
       CheckpointError: if the disk is full or not writable; existing weights stay usable.
@@ -143,6 +147,7 @@ def save_weights(
         preprocessing=PREPROCESSING,
         mask_rule=config.data.mask_rule,
         bit_depth=config.data.bit_depth,
+        scale=scale,
         epoch=epoch,
         step=step,
         val_loss=val_loss,

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import remove_stale_temporaries, write_text
 from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.runs.weights import read_contract
 from cervseg_jax.runtime.mesh import require_devices
 from cervseg_jax.runtime.signals import stop_requests
 from cervseg_jax.runtime.threads import num_threads
@@ -82,11 +84,17 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
     for name in outputs:
         lookup(OUTPUTS, name, key="--output")
     parse_colors(config.infer.colors)
-    jobs = plan_jobs(request.images, with_slides=config.infer.tiled is not None, on_left_out=reporter.warn)
+    has_scale = read_contract(request.run / "best").scale is not None
+    if config.infer.nucleus_px != "auto" and not has_scale:
+        raise ConfigError(
+            "infer.nucleus_px: these weights were not trained at one scale (data.nucleus_px); leave it out"
+        )
+    is_tiled = config.infer.tiled is not None or has_scale
+    jobs = plan_jobs(request.images, with_slides=is_tiled, on_left_out=reporter.warn)
     require_safe_output(out, outputs, jobs, overwrite=request.overwrite or request.resume)
     require_devices(config.runtime)
     segmenter = load_segmenter((request.run, *request.members), config, mpp=request.mpp)
-    if segmenter.tiled is not None:
+    if segmenter.tiled is not None and not has_scale:
         tile_overlap(segmenter.tiled, segmenter.predictor.image_size)  # fails before earlier results are removed
     pixel_sizes = stated_pixel_sizes(jobs, reporter) if request.mpp is None else {}
     remove_stale_temporaries(out)
@@ -124,7 +132,9 @@ def _settings(request: InferRequest, config: Config, segmenter: Segmenter, *, ha
         "mpp": "of each file" if has_pixel_sizes else request.mpp,
         "bit_depth": segmenter.bit_depth,
         "postprocessing": segmenter.postprocessing.to_json(),
-        "infer": config.infer.model_dump(mode="json", include={"tiled", "test_time_augmentation", "colors"}),
+        "infer": config.infer.model_dump(
+            mode="json", include={"tiled", "test_time_augmentation", "colors", "nucleus_px"}
+        ),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cervseg_jax.data.resize import resize_image
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.schema import TiledConfig
@@ -27,6 +28,7 @@ def predict_maps(
     tiled: TiledConfig | None,
     images: Iterable[tuple[Tag, ImageLike]],
     *,
+    factor_of: Callable[[Tag, ImageLike], float] | None = None,
     scratch: Path | None = None,
     on_progress: Callable[[], None] = lambda: None,
     on_failure: Callable[[Tag, Exception], None] | None = None,
@@ -37,6 +39,8 @@ def predict_maps(
       predictor: the prediction function.
       tiled: settings of the tiles; None resizes whole images.
       images: images of any size, each with a tag that is yielded with its result.
+      factor_of: for networks of one scale: returns the factor of an image's size at which it is predicted. Images are
+        then predicted in tiles, with the settings of `tiled` or the defaults.
       scratch: folder for the temporary files of large maps; None: the system's.
       on_progress: called after each image, and after each row of tiles.
       on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
@@ -47,7 +51,7 @@ def predict_maps(
     Raises:
       ConfigError: if the overlap is not smaller than a tile.
     """
-    if tiled is None:
+    if tiled is None and factor_of is None:
         waiting: list[tuple[Tag, ImageLike]] = []
 
         def whole() -> Iterator[np.ndarray]:
@@ -60,16 +64,37 @@ def predict_maps(
             yield tag, image, maps
             on_progress()
         return
-    overlap_px = tile_overlap(tiled, predictor.image_size)
+    tiled = tiled or TiledConfig()
     for tag, image in images:
         try:
-            maps = _tiled_maps(predictor, tiled, image, overlap_px, scratch=scratch, on_progress=on_progress)
+            scaled = predictor if factor_of is None else scaled_predictor(predictor, factor_of(tag, image))
+            overlap_px = tile_overlap(tiled, scaled.image_size)
+            maps = _tiled_maps(scaled, tiled, image, overlap_px, scratch=scratch, on_progress=on_progress)
         except (DataError, OSError, MemoryError) as error:
             if on_failure is None:
                 raise
             on_failure(tag, error)
             continue
         yield tag, image, maps
+
+
+def scaled_predictor(predictor: Predictor, factor: float) -> Predictor:
+    """Returns a predictor whose tiles are resized to the network's input, and their probabilities back.
+
+    Args:
+      predictor: the network.
+      factor: of the image's size at which the network sees it.
+
+    Returns:
+      A predictor of tiles in the image's own pixels.
+    """
+    height, width = (max(8, round(length / factor)) for length in predictor.image_size)
+
+    def predict(tiles: np.ndarray) -> np.ndarray:
+        maps = predictor.predict(np.stack([resize_image(tile, predictor.image_size) for tile in tiles]))
+        return np.stack([resize_image(probs, (height, width)).reshape(height, width, -1) for probs in maps])
+
+    return predictor._replace(predict=predict, image_size=(height, width))
 
 
 def tile_overlap(tiled: TiledConfig, image_size: tuple[int, int]) -> int:

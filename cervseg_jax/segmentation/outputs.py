@@ -166,7 +166,17 @@ def _paths(out: Path, name: str, output: str) -> list[Path]:
 
 TABLES: Mapping[str, str | None] = {"images.csv": None, "failed.csv": None, "nuclei.csv": "nuclei", "coco.json": "coco"}
 """Files about all images, with the output that they need."""
-IMAGE_COLUMNS = ("image", "file", "height", "width", "num_nuclei", "foreground", "uncertainty")
+IMAGE_COLUMNS = (
+    "image",
+    "file",
+    "height",
+    "width",
+    "num_nuclei",
+    "foreground",
+    "uncertainty",
+    "nucleus_px",
+    "scale_from",
+)
 
 
 def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
@@ -174,7 +184,8 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
     height, width = result.mask.shape
     count = int(result.labels.max(initial=0)) if with_nuclei else ""
     share = float(result.mask.mean())
-    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}"]
+    scale = ["", ""] if result.scale is None else [f"{result.scale.nucleus_px:.1f}", result.scale.source]
+    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale]
 
 
 def merge_tables(out: Path, names: Sequence[str]) -> None:

@@ -96,11 +96,12 @@ class Pipeline:
         """
         segmenter = self._segmenter
         # Whole images are read ahead by a batch and more; of tiled ones, which may be large, by one.
-        ahead = 1 if segmenter.tiled else max(2 * segmenter.predictor.batch_size, self._num_threads)
+        ahead = 1 if segmenter.is_tiled else max(2 * segmenter.predictor.batch_size, self._num_threads)
         with ThreadPoolExecutor(self._num_threads) as pool:
             writes: list[tuple[Job, Future[Exception | None]]] = []
             results = segmenter.predict(
                 self._readable(pool, jobs, ahead),
+                mpp_of=lambda opened: self._pixel_sizes.get(opened.job),
                 scratch=self._out,
                 on_progress=self._leave_if_asked,
                 on_failure=lambda opened, error: self._fail(opened.job, error),
@@ -125,7 +126,7 @@ class Pipeline:
     ) -> Iterator[tuple[_Opened, ImageLike]]:
         """Yields the images that could be opened."""
         height, width = self._segmenter.predictor.image_size
-        has_warned = self._segmenter.tiled is not None
+        has_warned = self._segmenter.is_tiled
         for job, opened in _read_ahead(pool, self._read, jobs, ahead=ahead):
             if isinstance(opened, Exception):
                 self._fail(job, opened)
@@ -146,7 +147,7 @@ class Pipeline:
             stamp = file_stamp(job.path)
             image = open_image(
                 job.path,
-                is_tiled=segmenter.tiled is not None,
+                is_tiled=segmenter.is_tiled,
                 bit_depth=segmenter.bit_depth,
                 on_narrow=self._narrow.append,
             )

@@ -30,6 +30,15 @@ class Postprocessing(NamedTuple):
     params: PostprocessingConfig = PostprocessingConfig()
     """Parameters of the watershed."""
 
+    def at_scale(self, factor: float) -> "Postprocessing":
+        """Returns the settings for an image that the network sees at `factor` times its size.
+
+        Lengths and areas are then given in pixels of the network's input.
+        """
+        lengths = {"smoothing_px": self.params.smoothing_px / factor}
+        areas = {name: round(getattr(self.params, name) / factor**2) for name in ("min_area_px", "max_hole_px")}
+        return self._replace(params=self.params.model_copy(update=lengths | areas))
+
     def to_json(self) -> dict[str, Any]:
         """Returns all settings as JSON values, by the names of their config keys."""
         return {"threshold": self.threshold, "threshold_rule": self.threshold_rule, **self.params.model_dump()}

@@ -18,6 +18,7 @@ from cervseg_jax.segmentation.maps import allocate
 from cervseg_jax.segmentation.morphometry import Table, in_micrometers
 from cervseg_jax.segmentation.nuclei import Nuclei, find_nuclei, label_nuclei
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
+from cervseg_jax.segmentation.scale import ImageScale
 from cervseg_jax.segmentation.uncertainty import uncertainty
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Result:
         heads: tuple[Head, ...] = ("mask",),
         postprocessing: Postprocessing | None = None,
         style: OutputStyle | None = None,
+        scale: ImageScale | None = None,
         name: str = "image",
         path: Path | None = None,
         scratch: Path | None = None,
@@ -80,6 +82,7 @@ class Result:
           heads: heads of the network in the order of `maps`.
           postprocessing: threshold and watershed parameters; None: the defaults.
           style: settings of the files; None: the defaults.
+          scale: size of nuclei that was taken for the prediction; None: the image was not scaled by it.
           name: stem of the files that `save` writes.
           path: file of the image; None for an array.
           scratch: folder for temporary files of large label maps; None: the system's.
@@ -89,6 +92,7 @@ class Result:
         self.heads = heads
         self.postprocessing = postprocessing or Postprocessing()
         self.style = style or OutputStyle()
+        self.scale = scale
         self.name = name
         self.path = path
         self._scratch = scratch

@@ -17,7 +17,7 @@ from cervseg_jax.choices import BitDepth
 from cervseg_jax.engine.predict import Predict
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.runtime.mesh import num_batch_shards
-from cervseg_jax.schema import Config, TiledConfig
+from cervseg_jax.schema import Config, Scale, TiledConfig
 from cervseg_jax.segmentation.images import (
     ImageLike,
     ImageSource,
@@ -29,6 +29,7 @@ from cervseg_jax.segmentation.maps import predict_maps
 from cervseg_jax.segmentation.postprocess import Postprocessing, resolve_postprocessing
 from cervseg_jax.segmentation.predict import Predictor, make_predictor
 from cervseg_jax.segmentation.result import OutputStyle, Result, parse_colors
+from cervseg_jax.segmentation.scale import ImageScale, estimate_nucleus_px, image_scale
 from cervseg_jax.segmentation.tta import with_tta
 
 Tag = TypeVar("Tag")
@@ -51,6 +52,11 @@ class Segmenter:
     style: OutputStyle = OutputStyle()
     bit_depth: BitDepth = "auto"
     """Bits that the values of 16-bit images have, as in the data that the network was trained on."""
+    scale: Scale | None = None
+    """Scale of the network's input; None: see `tiled`. With a scale, each image is predicted in tiles at the factor
+    that brings its nuclei to the size of those in training."""
+    nucleus_px: float | None = None
+    """Median diameter of nuclei in the images, in pixels; None: by the pixel size, or else estimated."""
     networks: tuple[Network, ...] = ()
     """Networks whose predictions are averaged; empty for weights in training."""
 
@@ -98,6 +104,7 @@ class Segmenter:
         self,
         images: Iterable[tuple[Tag, ImageLike]],
         *,
+        mpp_of: Callable[[Tag], float | None] = lambda tag: None,
         scratch: Path | None = None,
         on_progress: Callable[[], None] = lambda: None,
         on_failure: Callable[[Tag, Exception], None] | None = None,
@@ -105,7 +112,8 @@ class Segmenter:
         """Segments opened images, each with a tag that is yielded with its result.
 
         Args:
-          images: uint8 RGB arrays [h, w, 3], or slides where `tiled` is set.
+          images: uint8 RGB arrays [h, w, 3], or slides where `is_tiled`.
+          mpp_of: micrometers per pixel of an image by its tag, where known.
           scratch: folder for temporary files of large maps; None: the system's.
           on_progress: called after each image, and after each row of tiles.
           on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
@@ -113,8 +121,21 @@ class Segmenter:
         Yields:
           Tag and result, in order.
         """
+        taken: ImageScale | None = None
+
+        def factor_of(tag: Tag, image: ImageLike) -> float:
+            nonlocal taken
+            taken = self.scale_of(image, mpp=mpp_of(tag))
+            return taken.factor
+
         maps_of_images = predict_maps(
-            self.predictor, self.tiled, images, scratch=scratch, on_progress=on_progress, on_failure=on_failure
+            self.predictor,
+            self.tiled,
+            images,
+            factor_of=None if self.scale is None else factor_of,
+            scratch=scratch,
+            on_progress=on_progress,
+            on_failure=on_failure,
         )
         for tag, image, maps in maps_of_images:
             yield (
@@ -123,11 +144,42 @@ class Segmenter:
                     image,
                     maps,
                     heads=self.predictor.heads,
-                    postprocessing=self.postprocessing,
+                    postprocessing=(
+                        self.postprocessing if taken is None else self.postprocessing.at_scale(taken.factor)
+                    ),
                     style=self.style,
+                    scale=taken,
                     scratch=scratch,
                 ),
             )
+
+    def scale_of(self, image: ImageLike, *, mpp: float | None = None) -> ImageScale:
+        """Returns the size of nuclei in an image, for networks of one scale.
+
+        Args:
+          image: uint8 RGB [h, w, 3], or a slide.
+          mpp: micrometers per pixel of this image, where known; None: those of `style`.
+
+        Returns:
+          The size that is set, or that follows from the pixel size, or is estimated from the image.
+        """
+        if self.scale is None:
+            raise ValueError("scale_of: the network has no scale")
+        network_px = self.scale.nucleus_px
+        if self.nucleus_px is not None:
+            return image_scale(self.nucleus_px, "given", network_px)
+        mpp = self.style.mpp if mpp is None else mpp
+        if mpp is not None and self.scale.mpp is not None:
+            return image_scale(network_px * self.scale.mpp / mpp, "pixel size", network_px)
+        estimate = estimate_nucleus_px(self.predictor, image, self.scale, self.postprocessing)
+        if estimate is None:
+            return image_scale(network_px, "default", network_px)
+        return image_scale(estimate, "estimated", network_px)
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether images are predicted in tiles, so that slides can be read."""
+        return self.tiled is not None or self.scale is not None
 
     def _opened(self, images: Iterable[ImageSource]) -> Iterator[tuple[tuple[str, Path | None], ImageLike]]:
         for index, image in enumerate(images):
@@ -136,7 +188,7 @@ class Segmenter:
                 yield (name, None), image_from_array(image, name=name, bit_depth=self.bit_depth)
             else:
                 path = Path(image)
-                yield (path.stem, path), open_image(path, is_tiled=self.tiled is not None, bit_depth=self.bit_depth)
+                yield (path.stem, path), open_image(path, is_tiled=self.is_tiled, bit_depth=self.bit_depth)
 
 
 def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = None) -> Segmenter:
@@ -166,22 +218,34 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
         config.infer.tiled,
         style,
         config.data.bit_depth,
+        networks[0].contract.scale,
+        _given_nucleus_px(config),
         tuple(networks),
     )
 
 
-def training_segmenter(predict: Predict, config: Config, mesh: Mesh) -> Segmenter:
+def _given_nucleus_px(config: Config) -> float | None:
+    return None if config.infer.nucleus_px == "auto" else config.infer.nucleus_px
+
+
+def training_segmenter(predict: Predict, config: Config, mesh: Mesh, scale: Scale | None = None) -> Segmenter:
     """Returns a segmenter for the weights of a training that is under way, with `infer.threshold` or 0.5.
 
     Args:
       predict: prediction with these weights, compiled for `mesh`.
       config: config of the training.
       mesh: devices of the training.
+      scale: scale of the network's input; None: whole images are resized.
     """
     if config.infer.test_time_augmentation:
         predict = with_tta(predict, config.model.heads)
     batch_size = math.lcm(config.infer.batch_size, num_batch_shards(mesh))
     predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
     return Segmenter(
-        predictor, resolve_postprocessing(config.infer), config.infer.tiled, bit_depth=config.data.bit_depth
+        predictor,
+        resolve_postprocessing(config.infer),
+        config.infer.tiled,
+        bit_depth=config.data.bit_depth,
+        scale=scale,
+        nucleus_px=_given_nucleus_px(config),
     )

@@ -32,6 +32,7 @@ def tune(
     truths: Sequence[Integer[np.ndarray, "_ _"]],
     heads: Sequence[Head],
     *,
+    factors: Sequence[float] | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     threshold_rule: ThresholdRule = "fixed",
     min_saddle_depths: Sequence[float] = MIN_SADDLE_DEPTHS,
@@ -42,6 +43,7 @@ def tune(
       maps: probabilities of each image.
       truths: true label map of each image.
       heads: heads of the network in the order of the maps.
+      factors: factor of each image's size at which the network saw it; None: 1.
       thresholds: mask thresholds to try.
       threshold_rule: how masks are made; with another rule than "fixed" the thresholds change nothing.
       min_saddle_depths: values of `min_saddle_depth` to try.
@@ -57,15 +59,20 @@ def tune(
         PostprocessingConfig(boundary_threshold=boundary, min_saddle_depth=depth, smoothing_px=smoothing)
         for boundary, depth, smoothing in grid
     ]
+    factors = [1.0] * len(maps) if factors is None else factors
     best, best_quality = Postprocessing(threshold_rule=threshold_rule), -1.0
     for threshold in thresholds:
         masks = [make_mask(image[..., 0], threshold, threshold_rule) for image in maps]
         for params in candidates:
-            labels = [label_instances(image, mask, heads, params) for image, mask in zip(maps, masks, strict=True)]
+            settings = Postprocessing(threshold, threshold_rule, params)
+            labels = [
+                label_instances(image, mask, heads, settings.at_scale(factor).params)
+                for image, mask, factor in zip(maps, masks, factors, strict=True)
+            ]
             counts = join_counts(list(map(count_instances, truths, labels)))
             quality = float(np.nan_to_num(panoptic_quality(counts)).mean())
             if quality > best_quality:
-                best, best_quality = Postprocessing(threshold, threshold_rule, params), quality
+                best, best_quality = settings, quality
     return best, best_quality
 
 
@@ -89,6 +96,7 @@ def tune_segmenter(
         [result.maps for result in results],
         truths,
         segmenter.predictor.heads,
+        factors=[1.0 if result.scale is None else result.scale.factor for result in results],
         thresholds=thresholds,
         threshold_rule=segmenter.postprocessing.threshold_rule,
     )

@@ -33,7 +33,7 @@ from cervseg_jax.runs.weights import save_weights
 from cervseg_jax.runtime.distributed import is_primary
 from cervseg_jax.runtime.mesh import to_host
 from cervseg_jax.runtime.signals import StopVote, Vote
-from cervseg_jax.schema import Config
+from cervseg_jax.schema import Config, Scale
 from cervseg_jax.training.meter import StepMeter, StepProfiler
 from cervseg_jax.training.preview import write_previews
 from cervseg_jax.training.watchdog import InputWatchdog
@@ -65,6 +65,7 @@ class EpochLoop:
     run: LocalRun
     pairs: Mapping[str, Sequence[Pair]]
     load: SampleCache
+    scale: Scale | None
     checkpoints: Checkpoints
     reporter: Reporter
     log: EventLog
@@ -237,6 +238,7 @@ class EpochLoop:
                     epoch=progress.epoch,
                     step=int(state.step),
                     val_loss=row["val_loss"],
+                    scale=self.scale,
                 )
         self._save(state, progress)
         try:
@@ -248,6 +250,7 @@ class EpochLoop:
                 self.steps.predict,
                 state,
                 self.pairs["valid"],
+                scale=self.scale,
             )
             self.log.write("epoch", **row)
         except OSError as error:

@@ -26,7 +26,7 @@ from cervseg_jax.runs.progress import Phase, Progress, finite
 from cervseg_jax.runs.weights import load_arrays
 from cervseg_jax.runtime.distributed import is_primary, sync_errors
 from cervseg_jax.runtime.signals import StopRequest, StopVote
-from cervseg_jax.schema import Config
+from cervseg_jax.schema import Config, Scale
 from cervseg_jax.training.epochs import EpochLoop, end_reason
 from cervseg_jax.training.meter import StepMeter, StepProfiler
 from cervseg_jax.training.watchdog import InputWatchdog
@@ -42,7 +42,13 @@ class TrainResult:
 
 
 def train(
-    config: Config, run: LocalRun, pairs: Mapping[str, Sequence[Pair]], *, reporter: Reporter, stop: StopRequest
+    config: Config,
+    run: LocalRun,
+    pairs: Mapping[str, Sequence[Pair]],
+    *,
+    scale: Scale | None = None,
+    reporter: Reporter,
+    stop: StopRequest,
 ) -> TrainResult:
     """Trains until the last epoch or an early stop; resumes from the newest checkpoint if there is one.
 
@@ -50,6 +56,7 @@ def train(
       config: the recipe.
       run: an open run folder; its changed files are published before each checkpoint, which may refer to them.
       pairs: files by split; "train" and "valid" are used.
+      scale: scale of the network's input, stored with the weights; None: whole images are resized.
       reporter: for messages.
       stop: polled after each step.
 
@@ -89,6 +96,7 @@ def train(
                     run=run,
                     pairs=pairs,
                     load=sample_cache(config),
+                    scale=scale,
                     checkpoints=checkpoints,
                     reporter=reporter,
                     log=log,

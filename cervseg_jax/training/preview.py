@@ -15,11 +15,18 @@ from cervseg_jax.engine.state import TrainState
 from cervseg_jax.files import make_folder, write_png
 from cervseg_jax.plots import TRUTH_COLOR, draw_overlay, draw_sheet
 from cervseg_jax.runtime.distributed import is_primary
+from cervseg_jax.schema import Scale
 from cervseg_jax.segmentation.segmenter import training_segmenter
 
 
 def write_previews(
-    folder: Path, experiment: Experiment, predict: WeightedPredict, state: TrainState, pairs: Sequence[Pair]
+    folder: Path,
+    experiment: Experiment,
+    predict: WeightedPredict,
+    state: TrainState,
+    pairs: Sequence[Pair],
+    *,
+    scale: Scale | None,
 ) -> None:
     """Writes the masks of the first `infer.num_infer_images` pairs, and a sheet that shows them beside the truth.
 
@@ -31,22 +38,24 @@ def write_previews(
       experiment: the experiment that is trained.
       predict: compiled prediction function.
       state: state whose (averaged) weights are used.
-      pairs: validation images.
+      pairs: validation images, or windows of them.
+      scale: scale of the network's input; None: whole images are resized.
 
     Raises:
       OSError: if a file cannot be written.
     """
     config = experiment.config
-    pairs = pairs[: config.infer.num_infer_images]
+    images_of_pairs = dict.fromkeys(pair._replace(scale=None, window=None) for pair in pairs)
+    pairs = list(images_of_pairs)[: config.infer.num_infer_images]
     if not pairs:
         return
     make_folder(folder)
     images = [read_image(pair.image_path, bit_depth=config.data.bit_depth) for pair in pairs]
     segmenter = training_segmenter(
-        functools.partial(predict, state.averaged_params, state.model_state), config, experiment.mesh
+        functools.partial(predict, state.averaged_params, state.model_state), config, experiment.mesh, scale
     )
     segmenters = {"": dataclasses.replace(segmenter, tiled=None)}
-    if segmenter.tiled is not None:
+    if segmenter.tiled is not None and scale is None:
         segmenters["_tiled"] = segmenter
     overlays: dict[str, list[np.ndarray]] = {}
     for suffix, variant in segmenters.items():

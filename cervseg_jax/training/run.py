@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, check_pairs, common_bit_depth
-from cervseg_jax.data.pairs import Pair, find_pairs
+from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, common_bit_depth
+from cervseg_jax.data.pairs import Pair
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import LocalRun, local_copy
 from cervseg_jax.runs.progress import Progress
 from cervseg_jax.runtime.processes import ProcessSpec
-from cervseg_jax.schema import Config
+from cervseg_jax.schema import Config, Scale
+from cervseg_jax.training.data import check_instances, generate_data, read_data, resolve_nucleus_px, scale_data
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ class TrainedRun(NamedTuple):
     def __fspath__(self) -> str:
         """Returns the folder."""
         return str(self.folder)
+
+
+class TrainingData(NamedTuple):
+    """The files of a training."""
+
+    checked: Mapping[str, CheckedPairs]
+    """Files by split."""
+    pairs: Mapping[str, Sequence[Pair]]
+    """As the network sees them: scaled, and windows of validation images, with `data.nucleus_px`."""
+    scale: Scale | None
+    """Scale of the network's input; None: whole images are resized."""
 
 
 def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]:
@@ -95,26 +106,30 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
         for turn in (True, False):  # if hosts share a disk, process 0 generates the data and the others find them
             with sync_errors():
                 if is_primary() == turn:
-                    _generate_data(config, reporter)
+                    generate_data(config, reporter)
         with sync_errors():
-            pairs = _checked_data(config, reporter)
+            pairs = read_data(config, reporter)
         bits = [item.bits for checked in pairs.values() for item in checked.stats]
         depth = common_bit_depth(bits, config.data.bit_depth)
         warning = bit_depth_warning(bits, depth, option="--set data.bit_depth=")
         if warning:
             reporter.warn(warning)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"bit_depth": depth})})
+        with sync_errors():
+            config = resolve_nucleus_px(config)
+            data = TrainingData(pairs, *scale_data(config, pairs, reporter))
+        resolved = {"bit_depth": depth, "nucleus_px": config.data.nucleus_px}
+        config = config.model_copy(update={"data": config.data.model_copy(update=resolved)})
         stats = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(stats))
         train_one = functools.partial(_train_one, allow_changes=request.allow_changes, reporter=reporter)
         if request.num_seeds is None:
-            runs = [train_one(config, run, pairs)._replace(folder=home)]
+            runs = [train_one(config, run, data)._replace(folder=home)]
         else:
             runs = []
             for seed in range(config.train.seed, config.train.seed + request.num_seeds):
-                overrides = [*request.overrides, f"train.seed={seed}", f"data.bit_depth={depth}"]
-                member_config, name = load_config(request.config, overrides), seed_name(seed)
-                runs.append(train_one(member_config, run.subrun(name), pairs)._replace(folder=home / name))
+                name = seed_name(seed)
+                member_config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+                runs.append(train_one(member_config, run.subrun(name), data)._replace(folder=home / name))
             losses = [trained.progress.best.val_loss for trained in runs]
             spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
             mean = statistics.mean(losses)
@@ -124,7 +139,7 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
 
 
 def _train_one(
-    config: Config, run: LocalRun, pairs: Mapping[str, CheckedPairs], *, allow_changes: bool, reporter: Reporter
+    config: Config, run: LocalRun, data: TrainingData, *, allow_changes: bool, reporter: Reporter
 ) -> TrainedRun:
     """Trains in one run folder, and tunes the post-processing of new best weights."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
@@ -140,98 +155,26 @@ def _train_one(
             if is_primary():
                 stack.enter_context(locked(folder))
                 open_run_folder(folder, config, allow_changes=allow_changes)
-                stats = {split: checked.stats for split, checked in pairs.items()}
+                stats = {split: checked.stats for split, checked in data.checked.items()}
                 record_data(folder, stats, allow_changes=allow_changes)
                 run.publish()  # fails early if the bucket is not writable
-            files = {split: checked.pairs for split, checked in pairs.items()}
-            _check_instances(config, files["train"], reporter)
+            check_instances(config, data.pairs["train"], reporter)
         reporter.info(f"run folder: {run.display_path(folder)}; config.yaml there has all settings")
         for advice in viewing_advice(config.train.trackers, run.display_path(folder)):
             reporter.info(advice)
         stop = stack.enter_context(stop_requests())
-        result = train(config, run, files, reporter=reporter, stop=stop)
+        result = train(config, run, data.pairs, scale=data.scale, reporter=reporter, stop=stop)
     # Saving new best weights removes the tuned parameters of the old ones.
     is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
-    if is_primary() and not is_tuned and any(pair.instances_path for pair in files["valid"]):
+    valid = data.checked["valid"].pairs
+    if is_primary() and not is_tuned and any(pair.instances_path for pair in valid):
         from cervseg_jax.segmentation.tuning import tune_run
 
-        tune_run(folder, config, files["valid"], reporter=reporter)
+        tune_run(folder, config, valid, reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {run.display_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
     return TrainedRun(folder, result.progress, result.reason)
-
-
-def _generate_data(config: Config, reporter: Reporter) -> None:
-    """Generates the synthetic dataset if the config has one."""
-    synthetic = config.data.synthetic
-    if synthetic is not None:
-        from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
-
-        count = synthetic.train + synthetic.valid + synthetic.test
-        with reporter.progress("generating synthetic images", count) as advance:
-            ensure_synthetic_dataset(config.data.root, synthetic, on_progress=advance)
-
-
-def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
-    """Finds all files and reads each of them once."""
-    found, problems = find_pairs(config.data)
-    checked = {}
-    for split, pairs in found.items():
-        with reporter.progress(f"reading {split}", len(pairs)) as advance:
-            checked[split] = check_pairs(pairs, config.data, on_progress=advance)
-        problems += checked[split].problems
-    reporter.info(f"data: {config.data.root}")
-    for split, result in checked.items():
-        reporter.info("  " + _describe(split, result))
-    for problem in problems:
-        reporter.warn(problem)
-    if problems:
-        reporter.warn(f"{len(problems)} files are left out")
-    num_inverted = sum(result.num_inverted_masks for result in checked.values())
-    if num_inverted:
-        reporter.warn(
-            f"{num_inverted} of {sum(len(result.stats) for result in checked.values())} masks seem inverted: they mark "
-            "the larger and brighter part of the image; nuclei must not be zero"
-        )
-    num_noisy = sum(result.num_noisy_masks for result in checked.values())
-    if num_noisy:
-        reporter.warn(
-            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
-            "which is typical of lossy compression; "
-            + (
-                "values from half of the range count as nucleus (data.mask_rule: half_range)"
-                if config.data.mask_rule == "half_range"
-                else "every non-zero value counts as nucleus, which enlarges nuclei (data.mask_rule: any_nonzero)"
-            )
-        )
-    return checked
-
-
-def _check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -> None:
-    """Checks that heads other than the mask have instance labels to learn from."""
-    if not needs_instances(config.model.heads):
-        return
-    num_known = sum(pair.instances_path is not None for pair in pairs)
-    if not num_known:
-        raise ConfigError(
-            f"model.heads: {', '.join(config.model.heads[1:])} need instance labels, but {config.data.root} has no "
-            "train/instances; `cervseg-jax prepare` makes them from outlines or label images, or use "
-            "model.heads=[mask]"
-        )
-    if num_known < len(pairs):
-        reporter.warn(
-            f"{len(pairs) - num_known} of {len(pairs)} training images have no instance labels and train the mask only"
-        )
-
-
-def _describe(split: str, checked: CheckedPairs) -> str:
-    stats = checked.stats
-    groups = len({item.pair.group for item in stats})
-    sizes = sorted({(item.height, item.width) for item in stats})
-    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
-    foreground = sum(item.foreground for item in stats) / len(stats)
-    return f"{split}: {len(stats)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
 
 
 def _device_line() -> str:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from cervseg_jax.models.layers.backend import Backend
+from cervseg_jax.models.layers.conv.depthwise import DepthwiseConv
 from cervseg_jax.models.layers.conv.layer import SameConv2D
 from cervseg_jax.models.layers.dropout import Uint16Dropout
 from cervseg_jax.models.layers.pooling import BlockMaxPool
@@ -88,6 +89,12 @@ class Layers:
             backend=self.backend,
         )
         return self.record(layer)(x)
+
+    def depthwise(self, settings: dict[str, Any]) -> Any:
+        """Returns a depthwise convolution with the given config of `keras.layers.DepthwiseConv2D`, not recorded."""
+        layer: Any = DepthwiseConv.from_config(settings)
+        layer.backend = self.backend
+        return layer
 
     def norm(self, x: Any, name: str, *, epsilon: float = 1e-3) -> Any:
         """Applies BatchNorm."""

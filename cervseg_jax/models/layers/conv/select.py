@@ -135,6 +135,20 @@ def choose_cpu_form(shape: ConvShape, *, split: bool = True) -> CpuForm:
     return "xla"
 
 
+MAX_DEPTHWISE_KERNEL = 5
+"""Kernels up to this size are unrolled."""
+
+
+def choose_depthwise(backend: Backend, kernel_size: tuple[int, ...]) -> Implementation:
+    """Returns the implementation of a depthwise convolution.
+
+    On CPUs a sum of shifted images is faster than XLA's grouped convolution. CPU seconds on an AVX-512 Xeon, batch 4,
+    XLA -> ours: 3x3, 64x64, 144 channels: forward 0.082 -> 0.006, gradients 0.47 -> 0.07; 3x3 with stride 2, 128x128,
+    96 channels: 0.060 -> 0.008, 1.20 -> 0.09; 5x5, 16x16, 672 channels: 0.045 -> 0.003, 0.39 -> 0.07.
+    """
+    return "cpu" if backend == "cpu" and max(kernel_size) <= MAX_DEPTHWISE_KERNEL else "xla"
+
+
 class PackRule(NamedTuple):
     """One line of the table of packed convolutions."""
 

@@ -1,0 +1,162 @@
+"""The scale at which an image is predicted: by what is known of it, or by the nuclei that the network finds.
+
+A network that was trained at one scale (`Contract.scale`) recognizes nuclei of about that size. The image is predicted
+in tiles that hold nuclei of this size, and the probabilities are resized back to the image.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from cervseg_jax.data.resize import resize_image, scaled_size
+from cervseg_jax.schema import Scale
+from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
+from cervseg_jax.segmentation.predict import Predictor
+from cervseg_jax.segmentation.watershed import label_instances
+
+
+class ImageScale(NamedTuple):
+    """The size of nuclei that was taken for an image."""
+
+    nucleus_px: float
+    """Median diameter in the image's own pixels."""
+    source: str
+    """"given", "pixel size", "estimated", or "default" if no nucleus was found."""
+    factor: float
+    """Factor of the image's size at which the network sees it."""
+
+
+MIN_FACTOR, MAX_FACTOR = 1 / 16, 16.0
+
+
+def image_scale(nucleus_px: float, source: str, network_px: float) -> ImageScale:
+    """Returns the scale of an image from the diameters of nuclei in it and at the network's input."""
+    return ImageScale(nucleus_px, source, min(MAX_FACTOR, max(MIN_FACTOR, network_px / nucleus_px)))
+
+
+CANDIDATES_PX = tuple(float(size) for size in np.geomspace(6.0, 120.0, 8).round(1))
+"""Diameters that are tried first."""
+MAX_WINDOWS = 3
+"""Windows per candidate."""
+SIZE_TOLERANCE = 0.35
+"""Standard deviation of the logarithm of sizes that a network recognizes well."""
+MIN_VOTES = 0.5
+"""Weight below which nothing was found."""
+
+
+def estimate_nucleus_px(
+    predictor: Predictor, image: ImageLike, scale: Scale, postprocessing: Postprocessing
+) -> float | None:
+    """Estimates the median diameter of nuclei from predictions at several scales.
+
+    At each scale every nucleus that is found votes for its diameter in the image, with more weight the surer it is and
+    the closer its size at the network's input is to the size that the network was trained on. The estimate is the
+    densest place of the votes, refined by the nuclei found at that scale.
+
+    Args:
+      predictor: the network.
+      image: an image or a slide.
+      scale: scale of the network's input.
+      postprocessing: threshold and watershed parameters.
+
+    Returns:
+      The diameter in the image's pixels, or None if no nuclei were found.
+    """
+    thumbnail = _Content(image)
+    votes = [_votes(predictor, image, size, scale, postprocessing, thumbnail) for size in CANDIDATES_PX]
+    first = _densest(np.concatenate([found for found, _ in votes]), np.concatenate([weights for _, weights in votes]))
+    if first is None:
+        return None
+    refined = _densest(*_votes(predictor, image, first, scale, postprocessing, thumbnail))
+    return first if refined is None else math.sqrt(first * refined)
+
+
+def _votes(
+    predictor: Predictor,
+    image: ImageLike,
+    size_px: float,
+    scale: Scale,
+    postprocessing: Postprocessing,
+    content: "_Content",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the diameters of the nuclei found if nuclei were `size_px` across, in image pixels, and their weights."""
+    factor = scale.nucleus_px / size_px
+    side = tuple(max(1, round(length / factor)) for length in predictor.image_size)
+    windows = content.windows((side[0], side[1]), MAX_WINDOWS)
+    tiles = [_fitted(np.asarray(image[window]), factor, predictor.image_size) for window in windows]
+    found, weights = [np.zeros(0)], [np.zeros(0)]
+    for start in range(0, len(tiles), predictor.batch_size):
+        batch = tiles[start : start + predictor.batch_size]
+        filled = np.stack(batch + [batch[0]] * (predictor.batch_size - len(batch)))
+        for maps in predictor.predict(filled)[: len(batch)]:
+            mask = make_mask(maps[..., 0], postprocessing.threshold)
+            labels = label_instances(maps, mask, predictor.heads, postprocessing.params)
+            sizes, certainty = _sizes_and_certainty(labels, maps[..., 0])
+            off = np.log(sizes / scale.nucleus_px) / SIZE_TOLERANCE
+            found.append(sizes / factor)
+            weights.append(certainty * np.exp(-0.5 * off**2))
+    return np.concatenate(found), np.concatenate(weights)
+
+
+def _sizes_and_certainty(labels: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns diameter and mean probability of each nucleus that does not touch the border."""
+    count = int(labels.max(initial=0))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    means = np.bincount(labels.ravel(), probs.ravel(), minlength=count + 1)[1:] / np.maximum(areas, 1)
+    is_cut = np.zeros(count + 1, bool)
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        is_cut[border] = True
+    whole = ~is_cut[1:]
+    return np.sqrt(4 * areas[whole] / math.pi), np.clip(2 * means[whole] - 1, 0, 1) ** 2
+
+
+def _densest(sizes: np.ndarray, weights: np.ndarray) -> float | None:
+    """Returns the weighted median of the votes around their densest place; None where there are too few."""
+    if weights.sum() < MIN_VOTES:
+        return None
+    logs = np.log(sizes)
+    grid = np.linspace(logs.min(), logs.max(), 200)
+    density = (weights * np.exp(-0.5 * ((grid[:, None] - logs) / 0.2) ** 2)).sum(axis=1)
+    near = np.abs(logs - grid[density.argmax()]) < 0.5
+    order = np.argsort(logs[near])
+    cumulated = np.cumsum(weights[near][order])
+    return float(np.exp(logs[near][order][np.searchsorted(cumulated, cumulated[-1] / 2)]))
+
+
+def _fitted(window: np.ndarray, factor: float, size: tuple[int, int]) -> np.ndarray:
+    """Scales a window of the image and pads it by reflection to the network's size."""
+    height, width = (min(a, b) for a, b in zip(scaled_size(window.shape, factor), size, strict=True))
+    tile = resize_image(window, (height, width))
+    return np.pad(tile, ((0, size[0] - height), (0, size[1] - width), (0, 0)), mode="symmetric")
+
+
+class _Content:
+    """Where an image has structure, on a coarse grid: empty places tell nothing about its scale."""
+
+    MAX_SIDE = 256
+
+    def __init__(self, image: ImageLike) -> None:
+        self._shape = image.shape[:2]
+        step = max(1, math.ceil(max(self._shape) / self.MAX_SIDE))
+        small = np.asarray(image[0 : self._shape[0], 0 : self._shape[1]])[::step, ::step].astype(np.float32)
+        darkness = np.clip(np.percentile(small.mean(axis=2), 90) - small.mean(axis=2), 0, None)
+        self._darkness, self._step = darkness, step
+
+    def windows(self, side: tuple[int, int], count: int) -> list[tuple[slice, slice]]:
+        """Returns up to `count` windows that overlap little, the darkest first."""
+        height, width = (min(a, b) for a, b in zip(side, self._shape, strict=True))
+        darkness, windows = self._darkness.copy(), []
+        rows, columns = (max(1, round(length / self._step)) for length in (height, width))
+        for _ in range(count):
+            sums = np.pad(darkness.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+            boxes = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+            if boxes.size == 0 or boxes.max() <= 0:
+                break
+            top, left = np.unravel_index(boxes.argmax(), boxes.shape)
+            darkness[top : top + rows, left : left + columns] = 0
+            y = min(int(top) * self._step, self._shape[0] - height)
+            x = min(int(left) * self._step, self._shape[1] - width)
+            windows.append((slice(y, y + height), slice(x, x + width)))
+        return windows or [(slice(0, height), slice(0, width))]

@@ -1,0 +1,137 @@
+"""The data of a training: generated where that is asked for, read once, checked, and brought to one scale."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cervseg_jax.console import Reporter
+from cervseg_jax.data.checks import CheckedPairs, check_pairs
+from cervseg_jax.data.pairs import Pair, find_pairs
+from cervseg_jax.data.scale import DEFAULT_NUCLEUS_PX, scale_pairs, window_pairs
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.heads import needs_instances
+from cervseg_jax.runs.bucket import local_copy
+from cervseg_jax.schema import Config, Scale
+
+
+def generate_data(config: Config, reporter: Reporter) -> None:
+    """Generates the synthetic dataset if the config has one."""
+    synthetic = config.data.synthetic
+    if synthetic is not None:
+        from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
+
+        count = synthetic.train + synthetic.valid + synthetic.test
+        with reporter.progress("generating synthetic images", count) as advance:
+            ensure_synthetic_dataset(config.data.root, synthetic, on_progress=advance)
+
+
+def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
+    """Finds all files and reads each of them once."""
+    found, problems = find_pairs(config.data)
+    checked = {}
+    for split, pairs in found.items():
+        with reporter.progress(f"reading {split}", len(pairs)) as advance:
+            checked[split] = check_pairs(pairs, config.data, on_progress=advance)
+        problems += checked[split].problems
+    reporter.info(f"data: {config.data.root}")
+    for split, result in checked.items():
+        reporter.info("  " + _describe(split, result))
+    for problem in problems:
+        reporter.warn(problem)
+    if problems:
+        reporter.warn(f"{len(problems)} files are left out")
+    num_inverted = sum(result.num_inverted_masks for result in checked.values())
+    if num_inverted:
+        reporter.warn(
+            f"{num_inverted} of {sum(len(result.stats) for result in checked.values())} masks seem inverted: they mark "
+            "the larger and brighter part of the image; nuclei must not be zero"
+        )
+    num_noisy = sum(result.num_noisy_masks for result in checked.values())
+    if num_noisy:
+        reporter.warn(
+            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
+            "which is typical of lossy compression; "
+            + (
+                "values from half of the range count as nucleus (data.mask_rule: half_range)"
+                if config.data.mask_rule == "half_range"
+                else "every non-zero value counts as nucleus, which enlarges nuclei (data.mask_rule: any_nonzero)"
+            )
+        )
+    return checked
+
+
+def resolve_nucleus_px(config: Config) -> Config:
+    """Replaces `data.nucleus_px: auto` by the size that the initial weights were trained at, or else the default.
+
+    Raises:
+      ConfigError: if the initial weights belong to whole images of the network's size.
+    """
+    if config.data.nucleus_px != "auto":
+        return config
+    nucleus_px = DEFAULT_NUCLEUS_PX
+    if config.train.init_from is not None:
+        from cervseg_jax.runs.weights import read_contract
+
+        with local_copy(config.train.init_from) as run:
+            nucleus_px = getattr(read_contract(run.folder / "best").scale, "nucleus_px", nucleus_px)
+    return config.model_copy(update={"data": config.data.model_copy(update={"nucleus_px": nucleus_px})})
+
+
+def scale_data(
+    config: Config, checked: Mapping[str, CheckedPairs], reporter: Reporter
+) -> tuple[dict[str, list[Pair]], Scale | None]:
+    """Prepares the pairs as the network sees them: scaled, and validation images divided into windows.
+
+    Args:
+      config: a recipe with a number or None for `data.nucleus_px`.
+      checked: pairs by split; "train" and "valid" are used.
+      reporter: for messages.
+
+    Returns:
+      Pairs by split, and the scale of the network's input; unchanged pairs and None without `data.nucleus_px`.
+    """
+    nucleus_px = config.data.nucleus_px
+    if nucleus_px is None or nucleus_px == "auto":
+        return {split: result.pairs for split, result in checked.items()}, None
+    pairs: dict[str, list[Pair]] = {}
+    scales: list[float] = []
+    for split, result in checked.items():
+        with reporter.progress(f"measuring nuclei, {split}", len(result.stats)) as advance:
+            pairs[split], sizes = scale_pairs(result.pairs, config.data, nucleus_px=nucleus_px, on_progress=advance)
+        scales += [pair.scale for pair in pairs[split] if pair.scale is not None] if split == "train" else []
+        least, median, most = np.percentile(sizes, (0, 50, 100))
+        reporter.info(
+            f"  {split}: nuclei are {median:.0f} px across ({least:.0f} to {most:.0f} by image), scaled to "
+            f"{nucleus_px:g} px"
+        )
+    if "valid" in checked:
+        sizes_px = [(item.height, item.width) for item in checked["valid"].stats]
+        pairs["valid"] = window_pairs(pairs["valid"], sizes_px, config.model.image_size)
+    mpp = None if config.data.mpp is None else config.data.mpp / float(np.median(scales))
+    return pairs, Scale(nucleus_px=nucleus_px, mpp=mpp)
+
+
+def check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -> None:
+    """Checks that heads other than the mask have instance labels to learn from."""
+    if not needs_instances(config.model.heads):
+        return
+    num_known = sum(pair.instances_path is not None for pair in pairs)
+    if not num_known:
+        raise ConfigError(
+            f"model.heads: {', '.join(config.model.heads[1:])} need instance labels, but {config.data.root} has no "
+            "train/instances; `cervseg-jax prepare` makes them from outlines or label images, or use "
+            "model.heads=[mask]"
+        )
+    if num_known < len(pairs):
+        reporter.warn(
+            f"{len(pairs) - num_known} of {len(pairs)} training images have no instance labels and train the mask only"
+        )
+
+
+def _describe(split: str, checked: CheckedPairs) -> str:
+    stats = checked.stats
+    groups = len({item.pair.group for item in stats})
+    sizes = sorted({(item.height, item.width) for item in stats})
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
+    foreground = sum(item.foreground for item in stats) / len(stats)
+    return f"{split}: {len(stats)} images of {groups} sources, {shown}, {foreground:.1%} nucleus"
