@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -44,6 +45,7 @@ class Infer:
             self.write(name, radius=8)
         monkeypatch.setattr(folder_module, "load_run_config", lambda run, overrides: self.config())
         monkeypatch.setattr(folder_module, "load_segmenter", self.load_segmenter)
+        monkeypatch.setattr(folder_module, "read_contract", lambda folder: SimpleNamespace(scale=None))
 
     def write(self, name, *, radius):
         cv2.imwrite(str(self.images / f"{name}.png"), disc_image(radius))

@@ -17,7 +17,6 @@ def backend_for(mesh: Mesh) -> Backend:
     Args:
       mesh: the devices that the program will be compiled for; they need not be present.
     """
-    is_whole = all(size == 1 for axis, size in mesh.shape.items() if axis != "data")
-    if is_whole and mesh.devices.flat[0].platform == "cpu":
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
         return "cpu"
     return "xla"

@@ -148,9 +148,8 @@ def _kernel_gradient(images: jax.Array, kernel: jax.Array, geometry: _Geometry, 
     def add_row(row: Any, total: jax.Array) -> jax.Array:
         rows = lax.dynamic_slice_in_dim(padded, row * geometry.stride, reach, axis=1)
         row_gradient = lax.dynamic_slice_in_dim(gradient, row, 1, axis=1)
-        sums = [jnp.sum(part * row_gradient, axis=(1, 2)) for _, part in _shifted(rows, kernel.shape[:2], of_row)]
+        sums = [jnp.sum(part * row_gradient, axis=(0, 1, 2)) for _, part in _shifted(rows, kernel.shape[:2], of_row)]
         return total + jnp.stack(sums)
 
-    # One sum per image: where images are divided over devices, they are added once and not in each row.
-    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], len(images), kernel.shape[2]), kernel.dtype)
-    return lax.fori_loop(0, geometry.size[0], add_row, start).sum(axis=1).reshape(kernel.shape)
+    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[2]), kernel.dtype)
+    return lax.fori_loop(0, geometry.size[0], add_row, start).reshape(kernel.shape)
