@@ -173,6 +173,9 @@ class TrainConfig(Section):
     """Cosine decay; replaces `plateau`."""
     warmup_steps: Count = 0
     """Updates of linear learning-rate warmup."""
+    selection_epochs: PositiveInt = 1
+    """Number of last epochs whose mean `val_loss` selects the best epoch and stops the training; more than one where
+    validation images are few."""
     early_stop_patience: PositiveInt | None = 10
     """Number of epochs without a lower `val_loss` after which training stops; None: never."""
     seed: Count = 0

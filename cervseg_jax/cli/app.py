@@ -19,6 +19,7 @@ from cervseg_jax.cli import (
     import_weights,
     infer,
     models,
+    plan,
     prepare,
     recipes,
     report,
@@ -82,6 +83,7 @@ def _register(
 
 
 _register(recipes.recipes, recipes.EXAMPLE, loads="nothing")
+_register(plan.plan, plan.EXAMPLE)
 _register(train.train, train.EXAMPLE)
 _register(eval.evaluate, eval.EXAMPLE, name="eval")
 _register(compare.compare, compare.EXAMPLE)

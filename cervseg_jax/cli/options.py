@@ -78,13 +78,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config value (repeatable)."),
 ]
-ConfigArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="A YAML file, or the name of a recipe (`cervseg-jax recipes` lists them).",
-        autocompletion=complete_config,
-    ),
-]
+_CONFIG = typer.Argument(
+    help="A YAML file, or the name of a recipe (`cervseg-jax recipes` lists them).", autocompletion=complete_config
+)
+ConfigArgument = Annotated[Path, _CONFIG]
+OptionalConfig = Annotated[Path | None, _CONFIG]
 RunArgument = Annotated[
     Path, typer.Argument(help="A run folder, such as runs/quickstart, or built-in weights, such as pap.")
 ]

@@ -13,11 +13,9 @@ from cervseg_jax.errors import ConfigError
 if TYPE_CHECKING:
     from cervseg_jax.choices import Outlines
     from cervseg_jax.console import Reporter
-    from cervseg_jax.curation.recipe import Recipe
 
 EXAMPLE = "cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512"
 
-MAX_NOTES = 20
 """Notes on annotations that are printed; the others are counted."""
 
 OutlinesName = Literal["exact", "pixel_centers", "drawn", "traced"]
@@ -160,7 +158,9 @@ def prepare(
         variants=variants,
         on_bad_file=on_bad_file,
     )
-    _prepare(source, out, recipe, reporter=reporter)
+    from cervseg_jax.curation.dataset import make_dataset
+
+    make_dataset(source, out, recipe, reporter=reporter)
 
 
 def _current_outlines(name: OutlinesName) -> "Outlines":
@@ -180,54 +180,3 @@ def _prepare_reference(source: Path, out: Path, *, seed: int, reporter: "Reporte
         counts = build_reference_dataset(source, out.absolute(), seed=seed, on_progress=advance)
     reporter.info(", ".join(f"{split}: {count} images" for split, count in counts.items()))
     reporter.warn("this dataset follows the reference: splits share sources; see `cervseg-jax audit`")
-
-
-def _prepare(source: Path, out: Path, recipe: "Recipe", *, reporter: "Reporter") -> None:
-    """Makes a dataset and reports what it contains."""
-    from cervseg_jax.console import short_path
-    from cervseg_jax.curation.prepare import count_nuclei, group_problems
-    from cervseg_jax.curation.prepare import prepare as prepare_dataset
-    from cervseg_jax.curation.statistics import write_statistics
-
-    made = prepare_dataset(
-        source,
-        out,
-        recipe,
-        progress=reporter.progress,
-        is_resumed=lambda: reporter.info(f"{out}: continuing an interrupted call"),
-        summarize=lambda: write_statistics(out.absolute(), out.absolute(), progress=reporter.progress),
-    )
-    for remark in made.remarks:
-        reporter.info(remark)
-    for problem in group_problems(made.problems):
-        reporter.warn(problem)
-    if made.problems:
-        reporter.warn(f"{len(made.problems)} files or entries are left out")
-    for note in made.notes[:MAX_NOTES]:
-        reporter.warn(note)
-    if len(made.notes) > MAX_NOTES:
-        reporter.warn(f"{len(made.notes) - MAX_NOTES} more notes like these")
-    for split in ("train", "valid", "test"):
-        records = [record for record in made.records if record.split == split]
-        if records:
-            groups = len({record.group for record in records})
-            reporter.info(f"{split}: {len(records)} images of {groups} sources, {count_nuclei(records)}")
-    has_instances = any(record.num_nuclei >= 0 for record in made.records)
-    if made.records and not has_instances:
-        reporter.warn("masks do not separate touching nuclei; the dataset has no instance labels")
-    reporter.info(f"written to {short_path(out)}; overview: {short_path(out / 'overview.html')}")
-    reporter.info(f"next: {suggested_training(short_path(out), recipe, has_instances=has_instances)}")
-
-
-def suggested_training(dataset: str, recipe: "Recipe", *, has_instances: bool) -> str:
-    """Returns a training command that fits a prepared dataset.
-
-    Args:
-      dataset: the folder, as the user would write it.
-      recipe: how it was prepared.
-      has_instances: whether it has instance labels.
-    """
-    if not has_instances:
-        return f"cervseg-jax train clustered_small --set data.root={dataset} --set data.split=null"
-    name = "tiled" if recipe.geometry.tile else "nuclei_small"
-    return f"cervseg-jax train {name} --set data.root={dataset}"

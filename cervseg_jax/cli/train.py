@@ -5,14 +5,23 @@ from typing import Annotated
 
 import typer
 
-from cervseg_jax.cli.options import ConfigArgument, Overrides, Quiet, host_and_port
+from cervseg_jax.cli.options import OptionalConfig, Overrides, Quiet, host_and_port
 from cervseg_jax.errors import ConfigError
 
 EXAMPLE = "cervseg-jax train quickstart --set train.epochs=5"
 
 
 def train(
-    config: ConfigArgument,
+    config: OptionalConfig = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Train on a folder of annotated images without a config: it is prepared, a recipe is planned "
+            "(`cervseg-jax plan` shows it), and training starts from the built-in weights.",
+        ),
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the config>.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="If the run folder exists, start a new run in a numbered folder beside it.")
@@ -51,10 +60,19 @@ def train(
     """
     if num_processes is not None and process_id is not None and process_id >= num_processes:
         raise ConfigError(f"--process-id: must be less than --num-processes ({num_processes}), got {process_id}")
+    if (config is None) == (data is None):
+        raise ConfigError("train: needs a config or --data FOLDER" + (", not both" if config else ""))
     from cervseg_jax.console import Reporter
     from cervseg_jax.runtime.processes import ProcessSpec
     from cervseg_jax.training.run import TrainRequest, train_runs
 
+    reporter = Reporter(quiet=quiet)
+    if data is not None:
+        from cervseg_jax.training.own_data import planned_recipe
+
+        run_dir = run_dir or Path("runs") / data.absolute().name
+        config = planned_recipe(data, run_dir, reporter=reporter)
+    assert config is not None  # noqa: S101 (checked above)
     request = TrainRequest(
         config,
         run_dir,
@@ -64,4 +82,4 @@ def train(
         fresh=fresh,
         allow_changes=allow_changes,
     )
-    train_runs(request, reporter=Reporter(quiet=quiet))
+    train_runs(request, reporter=reporter)

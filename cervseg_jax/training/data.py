@@ -116,7 +116,7 @@ def check_instances(config: Config, pairs: Sequence[Pair], reporter: Reporter) -
     if not needs_instances(config.model.heads):
         return
     num_known = sum(pair.instances_path is not None for pair in pairs)
-    if not num_known:
+    if not num_known and config.train.init_from is None:
         raise ConfigError(
             f"model.heads: {', '.join(config.model.heads[1:])} need instance labels, but {config.data.root} has no "
             "train/instances; `cervseg-jax prepare` makes them from outlines or label images, or use "

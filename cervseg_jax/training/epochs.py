@@ -220,7 +220,9 @@ class EpochLoop:
         }
         rules = self._config.train.plateau
         plateau = update_plateau(progress.plateau, val_loss, **rules.model_dump()) if rules else progress.plateau
-        best = update_best(progress.best, val_loss, progress.epoch + 1)
+        recent = [row["val_loss"] for row in progress.history[-self._config.train.selection_epochs + 1 :]]
+        recent = [*recent, val_loss] if self._config.train.selection_epochs > 1 else [val_loss]
+        best = update_best(progress.best, float(np.mean(recent)), progress.epoch + 1)
         return Progress(plateau, best, [*progress.history, row], Scores())
 
     def _write_epoch(self, state: TrainState, progress: Progress) -> None:

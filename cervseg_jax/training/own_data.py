@@ -1,0 +1,48 @@
+"""From a folder of annotated images to a recipe, for `cervseg-jax train --data`."""
+
+from pathlib import Path
+
+from cervseg_jax.console import Reporter, short_path
+from cervseg_jax.curation.dataset import make_dataset
+from cervseg_jax.curation.recipe import Recipe
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import make_folder, write_text
+from cervseg_jax.runs.bucket import is_address
+from cervseg_jax.training.plan import plan_training
+
+VALID_SHARE = 0.25
+"""Of the sources; none are kept for a test, which a user of few images cannot spare."""
+
+
+def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Path:
+    """Prepares a folder and plans its training; an earlier call's dataset and plan are used again.
+
+    Args:
+      folder: a dataset with `train` and `valid`, or annotated images in any form that `prepare` reads.
+      run_dir: the run folder; dataset and recipe are written beside it, as `NAME-dataset` and `NAME.yaml`.
+      reporter: for messages.
+
+    Returns:
+      Path of the recipe.
+
+    Raises:
+      ConfigError: if there is no such folder, or `run_dir` is in a bucket.
+      DataError: if files are bad.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--data: no such folder: {folder}")
+    if is_address(run_dir):
+        raise ConfigError("--data: needs a --run-dir on this machine; plan a config for runs in a bucket")
+    recipe = run_dir.with_name(f"{run_dir.name}.yaml")
+    if recipe.exists():
+        reporter.info(f"recipe: {short_path(recipe)}, as planned before")
+        return recipe
+    dataset = folder
+    if not (folder / "train" / "images").is_dir():
+        dataset = run_dir.with_name(f"{run_dir.name}-dataset")
+        make_dataset(folder, dataset, Recipe(valid=VALID_SHARE, test=0.0), reporter=reporter)
+    text = plan_training(dataset, reporter=reporter)
+    make_folder(recipe.parent)
+    write_text(recipe, text)
+    reporter.info(f"recipe: {short_path(recipe)}; it says why each value was chosen")
+    return recipe
