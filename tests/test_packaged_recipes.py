@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cervseg_jax.cli.prepare import suggested_training
 from cervseg_jax.config import load_config
-from cervseg_jax.curation.geometry import Geometry
-from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.packaged_recipes import RECIPES, find_recipe, recipe_names, recipe_summary
 from tests.helpers import ROOT, refused, run
@@ -64,19 +61,3 @@ def test_a_recipe_can_be_printed():
     code, stdout, _ = run("recipes", "tiled")
     assert code == 0
     assert stdout.startswith("# U-Net trained on tiles")
-
-
-@pytest.mark.parametrize(
-    ("tile", "has_instances", "name"),
-    [(None, True, "nuclei_small"), ((256, 256), True, "tiled"), (None, False, "clustered_small")],
-)
-def test_prepare_suggests_a_recipe_that_fits(tmp_path, tile, has_instances, name):
-    command = suggested_training(
-        str(tmp_path), Recipe(geometry=Geometry("none", None, tile)), has_instances=has_instances
-    )
-    words = command.split()
-    assert words[:3] == ["cervseg-jax", "train", name]
-    config = load_config(words[2], words[4::2])
-    assert config.data.root == tmp_path
-    assert config.data.split is None
-    assert has_instances == (len(config.model.heads) > 1)
