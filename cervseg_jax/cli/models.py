@@ -36,12 +36,18 @@ def models(
         bool | None,
         typer.Option("--cost/--no-cost", help="Compile and time a train step. Default: only if NAME is given."),
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="List the weights that come with the package.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """List the models, or describe one.
 
     Shows layers, parameters, operations, memory and the time of a train step.
     """
+    if pretrained:
+        _list_pretrained()
+        return
     args = _model_args(overrides or [])
     has_cost = name is not None if cost is None else cost
     if name is None:
@@ -67,6 +73,20 @@ def models(
         write_json(folder / "facts.json", facts)
         _draw(folder / "graph.png", model, size)
         print(f"layers.txt, summary.md, facts.json and graph.png written to {out}")
+
+
+def _list_pretrained() -> None:
+    """Prints the name, network, scale and size of the built-in weights, and where their model card is."""
+    from cervseg_jax.pretrained_weights import FOLDER, pretrained_names
+    from cervseg_jax.runs.weights import read_contract
+
+    for name in pretrained_names():
+        folder = FOLDER / name
+        contract = read_contract(folder / "best")
+        scale = "" if contract.scale is None else f", nuclei at {contract.scale.nucleus_px:g} px"
+        megabytes = (folder / "best" / contract.weights_file).stat().st_size / 1e6
+        print(f"{name:<12}{contract.model_name}, {', '.join(contract.heads)}{scale}, {megabytes:.1f} MB")
+        print(f"{'':<12}model card: {folder / 'README.md'}")
 
 
 def _model_args(overrides: Sequence[str]) -> dict[str, Any]:
