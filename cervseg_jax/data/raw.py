@@ -24,6 +24,7 @@ def decode_pixels(data: bytes, *, source: Path, for_labels: bool = False) -> Pix
             pixels = Pixels(_palette_indices(data))
         else:
             pixels = Pixels(_imdecode(data))
+            _check_lossless_webp(data, pixels.values)
     except (HeaderError, TiffError) as error:
         raise DataError(f"{source}: {error}") from None
     except (cv2.error, MemoryError) as error:
@@ -37,6 +38,21 @@ def _imdecode(data: bytes) -> np.ndarray:
     if pixels is None:
         raise HeaderError("is damaged and cannot be decoded")
     return pixels
+
+
+def _check_lossless_webp(data: bytes, pixels: np.ndarray) -> None:
+    """Refuses lossless WebP data that end before the last pixel.
+
+    OpenCV reports success for them. The bytes behind the end of whole data change nothing.
+    """
+    if data[8:16] != b"WEBPVP8L":
+        return
+    length = int.from_bytes(data[16:20], "little")
+    padded = data[20 : 20 + length] + b"\xff" * 64
+    body = b"WEBPVP8L" + len(padded).to_bytes(4, "little") + padded + b"\0" * (len(padded) % 2)
+    again = _imdecode(b"RIFF" + len(body).to_bytes(4, "little") + body)
+    if not np.array_equal(again, pixels):
+        raise HeaderError("is damaged (its data end before its last pixel)")
 
 
 def _palette_indices(data: bytes) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Large images that are read window by window."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,9 @@ class Slide:
         self._is_inverted = photometric == 0
         self._is_premultiplied = num_channels == 4 and tuple(page.extrasamples) == (1,)
         size = self.path.stat().st_size
+        # TiffFile shows tiles that the directory does not list as black.
+        if len(page.dataoffsets) < math.prod(page.chunked):
+            raise DataError(f"{self.path}: is damaged ({len(page.dataoffsets)} of {math.prod(page.chunked)} tiles)")
         if any(
             offset + count > size
             for page in self._series.pages

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import NamedTuple
 
+from cervseg_jax.data.jpeg import find_jpeg_damage
 from cervseg_jax.data.lzw import expanded_size_lzw
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -137,6 +138,8 @@ def find_damage(data: bytes, directory: Directory) -> str:
     compression = directory.first(COMPRESSION, NO_COMPRESSION)
     blocks = list(_blocks(directory))
     num_expected = _num_blocks(directory)
+    if num_expected < 1:
+        return "is damaged (its strips or tiles have no size)"
     if len(blocks) < num_expected:
         return f"has {len(blocks)} strips or tiles where its size needs {num_expected}"
     for index, block in enumerate(blocks[:num_expected]):
@@ -164,7 +167,7 @@ def _is_whole(packed: bytes, compression: int, block: Block, data: bytes, num_bl
     elif compression == LZW:
         size = expanded_size_lzw(packed)
     elif compression == JPEG:
-        return packed.startswith(b"\xff\xd8") and b"\xff\xd9" in packed[-16:]
+        return packed.startswith(b"\xff\xd8") and b"\xff\xd9" in packed[-16:] and not find_jpeg_damage(packed)
     else:
         return True
     return size in (least, largest)
