@@ -13,6 +13,7 @@ Needs the extras `slides` and `formats`, and Pillow.
 
 import argparse
 import collections
+import copy
 import io
 import json
 import logging
@@ -157,32 +158,32 @@ def _child(make_trial: Callable[[], Trial], out: Path, indices: range, seed: int
 
 def damaged(data: bytes, rng: np.random.Generator, *, other: bytes = b"") -> bytes:
     """Returns a copy with one or a few faults."""
-    copy = bytearray(data)
+    changed = bytearray(data)
     for _ in range(int(rng.geometric(0.6))):
-        if not copy:
+        if not changed:
             break
         # A third of the faults hit the first bytes, where headers are.
-        at = int(rng.integers(min(len(copy), 200) if rng.integers(3) == 0 else len(copy)))
+        at = int(rng.integers(min(len(changed), 200) if rng.integers(3) == 0 else len(changed)))
         match int(rng.integers(9)):
             case 0:
-                copy[at] ^= 1 << int(rng.integers(8))
+                changed[at] ^= 1 << int(rng.integers(8))
             case 1:
-                copy[at : at + 4] = rng.bytes(4)
+                changed[at : at + 4] = rng.bytes(4)
             case 2:
-                del copy[at : at + int(rng.integers(1, 30))]
+                del changed[at : at + int(rng.integers(1, 30))]
             case 3:
-                copy[at:at] = rng.bytes(3)
+                changed[at:at] = rng.bytes(3)
             case 4:
-                del copy[max(at, 4) :]
+                del changed[max(at, 4) :]
             case 5:
-                copy[at : at + 64] = bytes(len(copy[at : at + 64]))
+                changed[at : at + 64] = bytes(len(changed[at : at + 64]))
             case 6:
-                copy[at : at + 4] = int(rng.choice([0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1])).to_bytes(4, "little")
+                changed[at : at + 4] = int(rng.choice([0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1])).to_bytes(4, "little")
             case 7:
-                copy[at : at + 64] = other[at : at + 64]
+                changed[at : at + 64] = other[at : at + 64]
             case _:
-                copy[at:at] = copy[at : at + 200]
-    return bytes(copy)
+                changed[at:at] = changed[at : at + 200]
+    return bytes(changed)
 
 
 def _photo(*, seed: int = 7, size: tuple[int, int] = (48, 70)) -> np.ndarray:
@@ -264,6 +265,8 @@ def _independent(data: bytes, name: str) -> np.ndarray | None:
         if name.startswith("tif"):
             with tifffile.TiffFile(io.BytesIO(data)) as file:
                 values = file.pages[0].asarray()
+                if file.pages[0].photometric == 0:  # white is zero
+                    values = np.iinfo(values.dtype).max - values
         else:
             with Image.open(io.BytesIO(data)) as picture:
                 picture.load()
@@ -341,7 +344,7 @@ def damaged_json(document: Any, rng: np.random.Generator) -> bytes:
     for _ in range(int(rng.integers(0, 4))):
         places = list(_places(document))
         holder, key = places[int(rng.integers(len(places)))]
-        value = NASTY[int(rng.integers(len(NASTY)))]
+        value = copy.deepcopy(NASTY[int(rng.integers(len(NASTY)))])
         if rng.integers(4) == 0 and isinstance(holder, dict):
             del holder[key]
         else:

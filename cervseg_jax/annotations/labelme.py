@@ -95,6 +95,8 @@ def _read_shape(shape: Any, name: str, notes: list[Note]) -> Rings:
     if not isinstance(shape, dict):
         raise DataError(f"{name}: is not an object")
     kind = shape.get("shape_type") or "polygon"
+    if not isinstance(kind, str):
+        raise DataError(f"{name}: unknown shape_type {kind!r}")
     if kind in WITHOUT_AREA:
         notes.append(Note(f"a {kind} has no area and is left out", name))
         return []

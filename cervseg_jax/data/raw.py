@@ -24,7 +24,7 @@ def decode_pixels(data: bytes, *, source: Path, for_labels: bool = False) -> Pix
             pixels = Pixels(_palette_indices(data))
         else:
             pixels = Pixels(_imdecode(data))
-            _check_lossless_webp(data, pixels.values)
+            _check_end_of_webp(data, pixels.values)
     except (HeaderError, TiffError) as error:
         raise DataError(f"{source}: {error}") from None
     except (cv2.error, MemoryError) as error:
@@ -40,19 +40,21 @@ def _imdecode(data: bytes) -> np.ndarray:
     return pixels
 
 
-def _check_lossless_webp(data: bytes, pixels: np.ndarray) -> None:
-    """Refuses lossless WebP data that end before the last pixel.
+def _check_end_of_webp(data: bytes, pixels: np.ndarray) -> None:
+    """Refuses WebP data that end before the last pixel, for which OpenCV reports success.
 
-    OpenCV reports success for them. The bytes behind the end of whole data change nothing.
+    Bytes added behind the end of whole data change nothing.
     """
-    if data[8:16] != b"WEBPVP8L":
-        return
-    length = int.from_bytes(data[16:20], "little")
-    padded = data[20 : 20 + length] + b"\xff" * 64
-    body = b"WEBPVP8L" + len(padded).to_bytes(4, "little") + padded + b"\0" * (len(padded) % 2)
-    again = _imdecode(b"RIFF" + len(body).to_bytes(4, "little") + body)
-    if not np.array_equal(again, pixels):
-        raise HeaderError("is damaged (its data end before its last pixel)")
+    position = 12
+    while data[:4] == b"RIFF" and position + 8 <= len(data):
+        kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            padded = data[position + 8 : position + 8 + length] + b"\xff" * 64
+            body = b"WEBP" + kind + len(padded).to_bytes(4, "little") + padded + b"\0" * (len(padded) % 2)
+            again = _imdecode(b"RIFF" + len(body).to_bytes(4, "little") + body)
+            if not np.array_equal(again[:, :, :3], pixels[:, :, :3]):
+                raise HeaderError("is damaged (its data end before its last pixel)")
+        position += 8 + length + length % 2
 
 
 def _palette_indices(data: bytes) -> np.ndarray:

@@ -84,9 +84,11 @@ class Slide:
             width, height = self._slide.dimensions
             self.shape = (height, width, 3)
             self._bits = self._estimate_bits() if bit_depth == "auto" else bit_depth
-        except DataError:
+        except Exception as error:
             self._slide.close()
-            raise
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: has damaged tags: {error}") from None  # values of another type than expected
 
     def _check(self) -> None:
         """Makes sure that the pixels can be shown as RGB."""
@@ -105,8 +107,9 @@ class Slide:
         self._is_premultiplied = num_channels == 4 and tuple(page.extrasamples) == (1,)
         size = self.path.stat().st_size
         # TiffFile shows tiles that the directory does not list as black.
-        if len(page.dataoffsets) < math.prod(page.chunked):
-            raise DataError(f"{self.path}: is damaged ({len(page.dataoffsets)} of {math.prod(page.chunked)} tiles)")
+        num_tiles, num_listed = math.prod(page.chunked), min(len(page.dataoffsets), len(page.databytecounts))
+        if num_listed < num_tiles:
+            raise DataError(f"{self.path}: is damaged (it lists {num_listed} of {num_tiles} tiles)")
         if any(
             offset + count > size
             for page in self._series.pages

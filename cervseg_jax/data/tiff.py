@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import NamedTuple
 
-from cervseg_jax.data.jpeg import find_jpeg_damage
+from cervseg_jax.data.jpeg import find_jpeg_damage, jpeg_size
 from cervseg_jax.data.lzw import expanded_size_lzw
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -128,6 +128,8 @@ class Block(NamedTuple):
     num_bytes: int
     expected: tuple[int, int]
     """Least and largest number of bytes that it expands to."""
+    size: tuple[int, int]
+    """Width, and least number of rows."""
 
 
 def find_damage(data: bytes, directory: Directory) -> str:
@@ -167,7 +169,10 @@ def _is_whole(packed: bytes, compression: int, block: Block, data: bytes, num_bl
     elif compression == LZW:
         size = expanded_size_lzw(packed)
     elif compression == JPEG:
-        return packed.startswith(b"\xff\xd8") and b"\xff\xd9" in packed[-16:] and not find_jpeg_damage(packed)
+        if not packed.startswith(b"\xff\xd8") or b"\xff\xd9" not in packed[-16:] or find_jpeg_damage(packed):
+            return False
+        width, height = jpeg_size(packed)
+        return width == block.size[0] and height >= block.size[1]
     else:
         return True
     return size in (least, largest)
@@ -227,4 +232,4 @@ def _blocks(directory: Directory) -> Iterator[Block]:
     for index, (offset, size) in enumerate(zip(offsets, sizes, strict=False)):
         is_last = not tiled and index % per_plane == per_plane - 1
         filled = directory.first(HEIGHT, 0) - (down - 1) * rows if is_last else rows
-        yield Block(offset, size, (row_bytes * filled, row_bytes * rows))
+        yield Block(offset, size, (row_bytes * filled, row_bytes * rows), (width, filled))
