@@ -127,7 +127,8 @@ def run_trials(make_trial: Callable[[], Trial], out: Path, count: int, seed: int
             folder = out / "work" / f"{make_trial.__name__}-{index}"
             if outcome.startswith("WRONG"):
                 print(f"{folder.name}, seed {seed}: {outcome}", file=sys.stderr, flush=True)
-                shutil.copytree(folder, out / "wrong" / folder.name, symlinks=True)
+                if folder.exists():
+                    shutil.copytree(folder, out / "wrong" / folder.name, symlinks=True)
             shutil.rmtree(folder, ignore_errors=True)
             index += 1
             if outcome.startswith(("WRONG: no end", "WRONG: the process", "WRONG: more than")):
