@@ -17,7 +17,7 @@ _SEGMENTS = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0x
 
 
 def find_jpeg_damage(data: bytes) -> str:
-    """Returns what is wrong with the markers of a JPEG, or "" if each is one that may stand where it does.
+    r"""Returns what is wrong with the markers of a JPEG, or "" if each is one that may stand where it does.
 
     Tables of a TIFF file's JPEG strips may be elsewhere. What follows the end of the image is not looked at.
 
@@ -25,9 +25,9 @@ def find_jpeg_damage(data: bytes) -> str:
       data: bytes from the start-of-image marker on.
 
     Example:
-      >>> find_jpeg_damage(b"\\xff\\xd8\\xff\\xd9")
+      >>> find_jpeg_damage(b"\xff\xd8\xff\xd9")
       ''
-      >>> find_jpeg_damage(b"\\xff\\xd8\\xff\\x21\\xff\\xd9")
+      >>> find_jpeg_damage(b"\xff\xd8\xff\x21\xff\xd9")
       'a marker of an unknown kind at byte 2'
     """
     position, num_restarts, has_restarts, in_scan = 2, 0, False, False

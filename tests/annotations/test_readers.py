@@ -249,7 +249,9 @@ def test_a_polygon_within_another_one_of_its_coco_entry_is_said_to_be_a_hole(sec
     first = [2.0, 2, 12, 2, 12, 12, 2, 12]
     for polygons in ([first, second], [second, first]):
         (annotation,), _ = read_coco(coco(annotations=[entry(polygons)]), source=Path("c.json"))
-        assert [note.message.startswith("a polygon within another one") for note in annotation.notes] == [True] * is_hole
+        assert [note.message.startswith("a polygon within another one") for note in annotation.notes] == [
+            True
+        ] * is_hole
         expected = {4: 84, 14: 116, 8: 116}[second[0]]
         assert whole(annotation.objects[0].rings, (20, 30)).sum() == expected
 
