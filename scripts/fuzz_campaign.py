@@ -266,7 +266,7 @@ def _independent(data: bytes, name: str) -> np.ndarray | None:
         if name.startswith("tif"):
             with tifffile.TiffFile(io.BytesIO(data)) as file:
                 values = file.pages[0].asarray()
-                if file.pages[0].photometric == 0:  # white is zero
+                if 262 in file.pages[0].tags and file.pages[0].photometric == 0:  # white is zero
                     values = np.iinfo(values.dtype).max - values
         else:
             with Image.open(io.BytesIO(data)) as picture:

@@ -48,13 +48,23 @@ def _check_end_of_webp(data: bytes, pixels: np.ndarray) -> None:
     position = 12
     while data[:4] == b"RIFF" and position + 8 <= len(data):
         kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
-        if kind in (b"VP8 ", b"VP8L"):
-            padded = data[position + 8 : position + 8 + length] + b"\xff" * 64
+        for padding in (b"\xff" * 64, b"\x5a" * 64) if kind in (b"VP8 ", b"VP8L") else ():
+            padded = _padded_webp(data[position + 8 : position + 8 + length], padding, is_lossy=kind == b"VP8 ")
             body = b"WEBP" + kind + len(padded).to_bytes(4, "little") + padded + b"\0" * (len(padded) % 2)
             again = _imdecode(b"RIFF" + len(body).to_bytes(4, "little") + body)
             if not np.array_equal(again[:, :, :3], pixels[:, :, :3]):
                 raise HeaderError("is damaged (its data end before its last pixel)")
         position += 8 + length + length % 2
+
+
+def _padded_webp(stream: bytes, padding: bytes, *, is_lossy: bool) -> bytes:
+    """Adds bytes behind a picture's data; in lossy ones also behind the first partition (RFC 6386, 9.1)."""
+    tag = int.from_bytes(stream[:3], "little")
+    size = tag >> 5
+    if is_lossy and size + len(padding) < 2**19:
+        tag = (tag & 31) | (size + len(padding)) << 5
+        stream = tag.to_bytes(3, "little") + stream[3 : 10 + size] + padding + stream[10 + size :]
+    return stream + padding
 
 
 def _palette_indices(data: bytes) -> np.ndarray:

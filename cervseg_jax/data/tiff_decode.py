@@ -86,6 +86,8 @@ def _check_samples(directory: Directory, *, for_labels: bool) -> None:
     if photometric == YCBCR and compression != tiff.JPEG and subsampling != (1, 1):
         raise TiffError("is a TIFF of YCbCr colors without JPEG compression; save RGB")
     samples, num_colors = directory.first(tiff.SAMPLES, 1), _COLORS[photometric]
+    if len(bits) not in (1, samples):
+        raise TiffError(f"is damaged ({samples} channels, and depths of {len(bits)})")
     if samples < num_colors:
         raise TiffError(f"is damaged ({samples} channels, where its colors need {num_colors})")
     if samples - num_colors > 1 or (samples > num_colors and photometric in (PALETTE, CMYK, YCBCR)):
