@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from cervseg_jax.choices import MaskRule
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, check_pairs, common_bit_depth
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import remove_stale_temporaries
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import LocalRun, local_copy
 from cervseg_jax.runs.progress import Progress
@@ -139,6 +141,8 @@ def _train_one(
         with sync_errors():
             if is_primary():
                 stack.enter_context(locked(folder))
+                for place in (folder, folder / "previews"):
+                    remove_stale_temporaries(place)
                 open_run_folder(folder, config, allow_changes=allow_changes)
                 stats = {split: checked.stats for split, checked in pairs.items()}
                 record_data(folder, stats, allow_changes=allow_changes)
@@ -173,6 +177,14 @@ def _generate_data(config: Config, reporter: Reporter) -> None:
             ensure_synthetic_dataset(config.data.root, synthetic, on_progress=advance)
 
 
+_RULE_TEXTS: Mapping[MaskRule, str] = {
+    "half_range": ", which is typical of lossy compression; values from half of the range count as nucleus",
+    "any_nonzero": ", which is typical of lossy compression; every non-zero value counts as nucleus and enlarges it",
+    "value_1": "; the value 1 alone counts as nucleus",
+}
+"""What becomes of masks with several levels, by mask rule."""
+
+
 def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
     """Finds all files and reads each of them once."""
     found, problems = find_pairs(config.data)
@@ -192,18 +204,13 @@ def _checked_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]
     if num_inverted:
         reporter.warn(
             f"{num_inverted} of {sum(len(result.stats) for result in checked.values())} masks seem inverted: they mark "
-            "the larger and brighter part of the image; nuclei must not be zero"
+            "the background; nuclei must not be zero"
         )
     num_noisy = sum(result.num_noisy_masks for result in checked.values())
     if num_noisy:
         reporter.warn(
-            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
-            "which is typical of lossy compression; "
-            + (
-                "values from half of the range count as nucleus (data.mask_rule: half_range)"
-                if config.data.mask_rule == "half_range"
-                else "every non-zero value counts as nucleus, which enlarges nuclei (data.mask_rule: any_nonzero)"
-            )
+            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels"
+            f"{_RULE_TEXTS[config.data.mask_rule]} (data.mask_rule: {config.data.mask_rule})"
         )
     return checked
 

@@ -270,9 +270,10 @@ def test_whatever_a_killed_call_leaves_the_next_one_ends_the_same(drawn, tmp_pat
                     make_with(out)
         for folder in (out, out / "train" / "masks"):
             folder.mkdir(parents=True, exist_ok=True)
-        left = [out / ".dataset.json.77.tmp"]
+        stale = f".cervseg-{os.getpid()}-1-2-3.tmp"  # of an earlier process with this number
+        left = [out / stale]
         if (out / "dataset.json").exists():
-            left.append(out / "train" / "masks" / ".a.png.77.tmp")
+            left.append(out / "train" / "masks" / stale)
         else:
             for folder in (out / "train" / "masks", out / "train"):
                 folder.rmdir()
