@@ -9,6 +9,7 @@ import numpy as np
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import MAX_FILE_BYTES, bits_used, lay_on_white, read_bytes, scale_to_8_bit
 from cervseg_jax.data.headers import HeaderError, SlideHeaderError, read_header
+from cervseg_jax.data.tiff import PHOTOMETRIC
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.extras import install_command
 
@@ -103,7 +104,8 @@ class Slide:
         photometric = int(page.photometric)
         if photometric not in (0, 1, 2, 6):
             raise DataError(f"{self.path}: has colors of another kind than gray and RGB; save RGB")
-        self._is_inverted = photometric == 0
+        # TiffFile takes white for zero where the tag is missing; decoding of whole files takes black.
+        self._is_inverted = photometric == 0 and PHOTOMETRIC in page.tags
         self._is_premultiplied = num_channels == 4 and tuple(page.extrasamples) == (1,)
         size = self.path.stat().st_size
         # TiffFile shows tiles that the directory does not list as black.
