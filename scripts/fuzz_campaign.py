@@ -216,7 +216,8 @@ def _encoded_images() -> dict[str, bytes]:
         picture.save(buffer, **settings)
         files[name] = buffer.getvalue()
     for codec in (None, "zlib", "lzw", "packbits", "jpeg", "zstd", "jpeg2000", "webp", "png"):
-        for layout in ({"rowsperstrip": 16}, {"tile": (32, 32)}):
+        layouts: tuple[dict[str, Any], ...] = ({"rowsperstrip": 16}, {"tile": (32, 32)})
+        for layout in layouts:
             buffer = io.BytesIO()
             tifffile.imwrite(buffer, photo, photometric="rgb", compression=codec, **layout)
             files[f"tif {codec} {next(iter(layout))}"] = buffer.getvalue()
@@ -265,8 +266,9 @@ def _independent(data: bytes, name: str) -> np.ndarray | None:
     try:
         if name.startswith("tif"):
             with tifffile.TiffFile(io.BytesIO(data)) as file:
-                values = file.pages[0].asarray()
-                if 262 in file.pages[0].tags and file.pages[0].photometric == 0:  # white is zero
+                page: Any = file.pages[0]
+                values = page.asarray()
+                if 262 in page.tags and page.photometric == 0:  # white is zero
                     values = np.iinfo(values.dtype).max - values
         else:
             with Image.open(io.BytesIO(data)) as picture:
@@ -395,7 +397,11 @@ def slide_trials() -> Trial:
         for name, image in (("rgb", photo), ("gray", photo[..., 0].copy())):
             buffer = io.BytesIO()
             with tifffile.TiffWriter(buffer, bigtiff=codec == "zlib") as writer:
-                settings = {"tile": (128, 128), "compression": codec, "photometric": "rgb" if name == "rgb" else None}
+                settings: dict[str, Any] = {
+                    "tile": (128, 128),
+                    "compression": codec,
+                    "photometric": "rgb" if name == "rgb" else None,
+                }
                 writer.write(image, subifds=1, resolution=(40000, 40000), resolutionunit=3, **settings)
                 writer.write(image[::2, ::2], subfiletype=1, **settings)
             files[f"tif {codec} {name}"] = buffer.getvalue()

@@ -113,8 +113,9 @@ def load_inference(folder: Path) -> InferenceData:
     if not rows and not failed:
         raise ConfigError(f"{folder}: is neither a run folder (config.yaml) nor an inference folder (images.csv)")
     rows.sort(key=lambda row: -(number(row.get("uncertainty")) or 0.0))
-    depth = (read_settings(folder) or {}).get("bit_depth")
-    return InferenceData(folder.absolute(), rows, failed, depth if depth in get_args(BitDepth) else "auto")
+    stated = (read_settings(folder) or {}).get("bit_depth")
+    depth = next((depth for depth in get_args(BitDepth) if depth == stated), "auto")
+    return InferenceData(folder.absolute(), rows, failed, depth)
 
 
 def split_counts(files: Sequence[dict[str, str]]) -> list[tuple[str, int, int]]:
