@@ -1,5 +1,7 @@
-"""The scripts for Cloud TPUs, with a gcloud that only remembers what it was asked."""
+"""The scripts for Cloud TPUs, with a gcloud that only remembers what it was asked; and checks of files and readers."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -103,3 +105,73 @@ def test_shellcheck_finds_nothing():
     program = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run([program, SCRIPT, ROOT / ".ci" / "run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SQUARE = [[2.0, 2.0], [8.0, 2.0], [8.0, 6.0], [2.0, 6.0], [2.0, 2.0]]
+
+
+def feature(identifier="6f1d7c1e-6d0f-5d0e-9a43-2f0b8a5a1c77", ring=SQUARE, kind="detection"):
+    properties = {
+        "objectType": kind,
+        "classification": {"name": "nucleus", "color": [1, 2, 3]},
+        "measurements": {"a": 1},
+    }
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    return {"type": "Feature", "id": identifier, "geometry": geometry, "properties": properties}
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([feature(), feature()], "not unique"),
+        ([feature(identifier="1")], "badly formed"),
+        ([feature(ring=SQUARE[:-1])], "not closed"),
+        ([feature(kind="annotation")], "not a detection"),
+    ],
+)
+def test_features_that_qupath_would_not_read_as_detections_are_named(features, message):
+    clients = load_script("check_clients")
+    clients.check_features({"type": "FeatureCollection", "features": [feature()]})
+    with pytest.raises(ValueError, match=message):
+        clients.check_features({"type": "FeatureCollection", "features": features})
+
+
+def test_clients_see_the_counts_and_areas_of_the_table(tmp_path):
+    clients = load_script("check_clients")
+    (tmp_path / "images.csv").write_text("image,file\na,x/a.png\nb,x/b.png\n")
+    (tmp_path / "nuclei.csv").write_text("image,label,area_px\na,1,24\n")
+    (tmp_path / "geojson").mkdir()
+    for name, features in (("a", [feature()]), ("b", [])):
+        document = {"type": "FeatureCollection", "features": features}
+        (tmp_path / "geojson" / f"{name}.geojson").write_text(json.dumps(document))
+    files, expected = clients.files_by_name(tmp_path), clients.measured_areas(tmp_path)
+    assert expected == {"a": [24.0], "b": []}
+
+    def read():
+        return clients.areas_of_geojson(tmp_path, files, with_shapely=False)
+
+    assert clients.outcome(read, expected) == "1 nuclei, all areas equal"
+    assert clients.outcome(read, {"a": [23.0], "b": []}) == "WRONG: a: nucleus 1 has 24 px instead of 23"
+    assert clients.outcome(read, {"a": [], "b": []}) == "WRONG: a: 1 nuclei instead of 0"
+    absent = tmp_path / "ij.jar"
+    message = clients.outcome(lambda: clients.areas_of_rois(tmp_path, files, absent), expected)
+    assert message == f"not installed: {absent}, or java"
+
+
+def test_damaged_files_end_as_a_result_or_a_message(tmp_path):
+    """A small part of the fuzz campaign."""
+    pytest.importorskip("imagecodecs", reason="the extra `formats` is not installed")
+    counts = ("--images", "40", "--annotations", "10", "--archives", "4", "--slides", "4")
+    command = [sys.executable, ROOT / "scripts" / "fuzz_campaign.py", tmp_path / "out", *counts]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert sum(int(row[-1].strip(" |")) for row in rows) == 40 + 1 + 4 + 4

@@ -8,7 +8,7 @@ import numpy as np
 
 from cervseg_jax.annotations.documents import Columns, corner, crops, json_with_list
 from cervseg_jax.annotations.objects import AnnotatedObject, Annotation, Note, as_ring, parse_json, too_few_points
-from cervseg_jax.annotations.outlines import Rings, join_parts, trace
+from cervseg_jax.annotations.outlines import Rings, join_parts, signed_area, trace
 from cervseg_jax.errors import DataError
 from cervseg_jax.label_maps import Labels
 
@@ -109,7 +109,10 @@ def _segmentation(segmentation: Any, name: str, notes: list[Note]) -> Rings:
     if not kept:
         raise DataError(f"{name}: has {max(map(len, rings))} points, at least 3 are needed")
     notes.extend(Note(too_few_points("polygon", len(ring)), name) for ring in rings if len(ring) < 3)
-    return join_parts(kept)
+    joined = join_parts(kept)
+    if len(kept) > 1 and any(signed_area(ring) < 0 for ring in joined):
+        notes.append(Note("a polygon within another one of its entry is a hole (COCO's own tools fill it)", name))
+    return joined
 
 
 def _decode_mask(segmentation: Mapping[str, Any], *, name: str) -> np.ndarray:

@@ -76,6 +76,8 @@ def _read_shape(shape: Any, name: str, notes: list[Note]) -> AnnotatedObject | N
 def _shape_rings(shape: Mapping[str, Any], name: str, notes: list[Note]) -> Rings:
     """Returns the outline of a shape; empty, with a note, where it has no area."""
     kind = shape.get("shape_type") or "polygon"
+    if not isinstance(kind, str):
+        raise DataError(f"{name}: unknown shape_type {kind!r}")
     if kind in WITHOUT_AREA:
         notes.append(Note(f"a {kind} has no area and is left out", name))
         return []

@@ -30,7 +30,7 @@ def infer(
         list[str] | None,
         typer.Option(
             help="Outputs to write (repeatable, or separated by commas): masks, overlays, instances, nuclei, "
-            "probabilities, color, geojson, coco, labelme, rois, or all. Default: the first four.",
+            "geojson, probabilities, color, coco, labelme, rois, or all. Default: the first five.",
             autocompletion=complete_output,
         ),
     ] = None,

@@ -71,7 +71,7 @@ def build_source(
     require_size(item, truth.stated_size, size)
     notes = list(truth.notes)
     if item.kind == "masks" and truth.labels is not None and looks_inverted(image, truth.labels.astype(np.uint8)):
-        message = "a mask that seems inverted: it marks the larger and brighter part of the image"
+        message = "a mask that seems inverted: it marks the background, the larger part of the image"
         notes.append(Note(message, str(item.annotation_path)))
     outlines = (
         None if truth.nuclei is None else _usable_outlines(truth.nuclei, size, recipe, str(item.annotation_path), notes)

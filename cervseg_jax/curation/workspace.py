@@ -1,7 +1,6 @@
 """State of a dataset folder while it is made, so that an interrupted call can be continued."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,18 @@ from cervseg_jax.annotations.objects import Note
 from cervseg_jax.curation.recipe import Assignment, ScannedImage
 from cervseg_jax.data.decode import read_bytes
 from cervseg_jax.data.manifest import DATASET_FILE, Record
+from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import make_folder, refuse_filled_folder, sha256_of, write_json, write_text
+from cervseg_jax.files import (
+    make_folder,
+    refuse_filled_folder,
+    remove_stale_temporaries,
+    sha256_of,
+    write_json,
+    write_text,
+)
 
 RECORDS, DISCARDED, PLAN = ".records", ".records-discarded", "plan"
-_TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
-"""Names under which `files.write_bytes` writes before it renames; a killed process leaves them behind."""
 
 
 class Workspace:
@@ -46,8 +51,7 @@ class Workspace:
         path = self._out / DATASET_FILE
         if not path.exists():
             if self._out.is_dir():
-                for temporary in self._out.glob(f".{DATASET_FILE}.*.tmp"):
-                    temporary.unlink(missing_ok=True)
+                remove_stale_temporaries(self._out)
             refuse_filled_folder(self._out, shown=f"--out: {self._out}")
             return False
         try:
@@ -116,7 +120,5 @@ class Workspace:
             for path in discarded.iterdir():
                 path.unlink()
             discarded.rmdir()
-        for pattern in ("*", "*/*", "*/*/*"):
-            for path in self._out.glob(pattern):
-                if _TEMPORARY.fullmatch(path.name) and path.is_file():
-                    path.unlink(missing_ok=True)
+        for folder in (self._out, *(self._out / split for split in SPLITS)):
+            remove_stale_temporaries(folder)

@@ -18,6 +18,7 @@ MOSTLY_COVERED = 0.85
 """Share of the image above which a mask seems inverted whatever its brightness."""
 MIN_CONTRAST = 10.0
 """Gray levels by which marked pixels must be brighter than the others for a mask to seem inverted."""
+MIN_SOLIDITY = 0.85
 
 
 class PairStats(NamedTuple):
@@ -63,7 +64,8 @@ def looks_inverted(image: np.ndarray, mask: np.ndarray) -> bool:
     """Whether a mask seems to mark the background instead of the nuclei.
 
     It does if it covers more than half of the image and its pixels are brighter than the others, or if it covers nearly
-    the whole image.
+    the whole image. In dark-field and fluorescence images nuclei are the brighter part: there, it does if it
+    covers the image's border and what it leaves out are compact areas, as nuclei are and gaps between them are not.
 
     Args:
       image: uint8 [h, w, 3].
@@ -73,7 +75,18 @@ def looks_inverted(image: np.ndarray, mask: np.ndarray) -> bool:
     if covered <= 0.5 or covered == 1.0:
         return False
     marked, others = (sum(cv2.mean(image, mask=area)[:3]) / 3 for area in (mask, 1 - mask))
-    return covered > MOSTLY_COVERED or marked > others + MIN_CONTRAST
+    if covered > MOSTLY_COVERED or marked > others + MIN_CONTRAST:
+        return True
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return marked < others - MIN_CONTRAST and border.mean() > MOSTLY_COVERED and _solidity(1 - mask) > MIN_SOLIDITY
+
+
+def _solidity(mask: np.ndarray) -> float:
+    """Returns the area of a mask's pieces as a share of that of their convex hulls."""
+    pieces, _ = cv2.findContours(np.pad(mask, 1), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    areas = [(cv2.contourArea(piece), cv2.contourArea(cv2.convexHull(piece))) for piece in pieces]
+    own, hulls = np.sum(areas, axis=0) if areas else (0.0, 0.0)
+    return float(own / hulls) if hulls else 0.0
 
 
 def common_bit_depth(bits: Iterable[int | None], setting: BitDepth) -> BitDepth:

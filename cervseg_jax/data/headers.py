@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cervseg_jax.data import tiff
+from cervseg_jax.data.jpeg import find_jpeg_damage
 
 MAX_PIXELS = 2**27
 """Maximum number of pixels of an image that is decoded whole: 134 megapixels, 400 MB as RGB."""
@@ -179,6 +180,9 @@ def _jpeg(data: bytes) -> Header:
         position += 2 + length
     if size is None:
         raise HeaderError("has no size (no frame header)")
+    damage = find_jpeg_damage(data)
+    if damage:
+        raise HeaderError(f"is damaged ({damage})")
     return Header(*size, orientation=orientation)
 
 

@@ -1,7 +1,7 @@
 """The manifest of a dataset, one row per image, and the table of patients or slides that users give."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,34 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
       DataError: if it cannot be read or lacks one of these columns.
     """
     return read_csv(path, columns=("split", "stem", "group"))
+
+
+def image_columns(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Returns what the manifests of datasets say about images, besides what `prepare` measured.
+
+    Args:
+      paths: images; those in `DATASET/SPLIT/images` are looked up.
+
+    Returns:
+      For each image, its `group` and the columns of the user's table of patients or slides; empty outside of datasets.
+
+    Raises:
+      DataError: if a manifest cannot be read.
+    """
+    manifests: dict[Path, dict[tuple[str, str], dict[str, str]]] = {}
+    columns = []
+    for path in paths:
+        images = path.absolute().parent
+        manifest = images.parent.parent / "manifest.csv"
+        if images.name != "images" or not manifest.is_file():
+            columns.append({})
+            continue
+        if manifest not in manifests:
+            rows = read_manifest(manifest)
+            manifests[manifest] = {(row["split"], _stem_key(row["stem"])): row for row in rows}
+        row = manifests[manifest].get((images.parent.name, _stem_key(path.name)), {})
+        columns.append({name: row[name] for name in row if name == "group" or name not in Record._fields})
+    return columns
 
 
 def groups_from_csv(stems: Sequence[str], path: Path) -> list[dict[str, str]]:

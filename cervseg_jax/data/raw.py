@@ -1,5 +1,6 @@
 """Decoding of files to pixels with the bit depth of the file."""
 
+import io
 import zlib
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def decode_pixels(data: bytes, *, source: Path, for_labels: bool = False) -> Pix
             pixels = Pixels(_palette_indices(data))
         else:
             pixels = Pixels(_imdecode(data))
+            _check_webp(data)
     except (HeaderError, TiffError) as error:
         raise DataError(f"{source}: {error}") from None
     except (cv2.error, MemoryError) as error:
@@ -37,6 +39,19 @@ def _imdecode(data: bytes) -> np.ndarray:
     if pixels is None:
         raise HeaderError("is damaged and cannot be decoded")
     return pixels
+
+
+def _check_webp(data: bytes) -> None:
+    """Refuses damaged WebP data, for which OpenCV reports success; Pillow, with the same library, does not."""
+    if data[8:12] != b"WEBP":
+        return
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+    except Exception as error:  # its errors have no common base
+        raise HeaderError(f"is damaged ({error})") from None
 
 
 def _palette_indices(data: bytes) -> np.ndarray:

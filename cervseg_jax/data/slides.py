@@ -1,5 +1,6 @@
 """Large images that are read window by window."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import MAX_FILE_BYTES, bits_used, lay_on_white, read_bytes, scale_to_8_bit
 from cervseg_jax.data.headers import HeaderError, SlideHeaderError, read_header
+from cervseg_jax.data.tiff import PHOTOMETRIC
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.extras import install_command
 
@@ -84,9 +86,11 @@ class Slide:
             width, height = self._slide.dimensions
             self.shape = (height, width, 3)
             self._bits = self._estimate_bits() if bit_depth == "auto" else bit_depth
-        except DataError:
+        except Exception as error:
             self._slide.close()
-            raise
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: has damaged tags: {error}") from None  # values of another type than expected
 
     def _check(self) -> None:
         """Checks that the pixels can be converted to RGB."""
@@ -101,9 +105,14 @@ class Slide:
         photometric = int(page.photometric)
         if photometric not in (0, 1, 2, 6):
             raise DataError(f"{self.path}: has colors of another kind than gray and RGB; save RGB")
-        self._is_inverted = photometric == 0
+        # TiffFile takes white for zero where the tag is missing; decoding of whole files takes black.
+        self._is_inverted = photometric == 0 and PHOTOMETRIC in page.tags
         self._is_premultiplied = num_channels == 4 and tuple(page.extrasamples) == (1,)
         size = self.path.stat().st_size
+        # TiffFile shows tiles that the directory does not list as black.
+        num_tiles, num_listed = math.prod(page.chunked), min(len(page.dataoffsets), len(page.databytecounts))
+        if num_listed < num_tiles:
+            raise DataError(f"{self.path}: is damaged (it lists {num_listed} of {num_tiles} tiles)")
         if any(
             offset + count > size
             for page in self._series.pages

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import NamedTuple
 
+from cervseg_jax.data.jpeg import find_jpeg_damage, jpeg_size
 from cervseg_jax.data.lzw import expanded_size_lzw
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -127,6 +128,8 @@ class Block(NamedTuple):
     num_bytes: int
     expected: tuple[int, int]
     """Smallest and largest accepted number of bytes after decompression."""
+    size: tuple[int, int]
+    """Width, and smallest accepted number of rows."""
 
 
 def find_damage(data: bytes, directory: Directory) -> str:
@@ -137,6 +140,8 @@ def find_damage(data: bytes, directory: Directory) -> str:
     compression = directory.first(COMPRESSION, NO_COMPRESSION)
     blocks = list(_blocks(directory))
     num_expected = _num_blocks(directory)
+    if num_expected < 1:
+        return "is damaged (its strips or tiles have no size)"
     if len(blocks) < num_expected:
         return f"has {len(blocks)} strips or tiles where its size needs {num_expected}"
     for index, block in enumerate(blocks[:num_expected]):
@@ -164,7 +169,10 @@ def _is_whole(packed: bytes, compression: int, block: Block, data: bytes, num_bl
     elif compression == LZW:
         size = expanded_size_lzw(packed)
     elif compression == JPEG:
-        return packed.startswith(b"\xff\xd8") and b"\xff\xd9" in packed[-16:]
+        if not packed.startswith(b"\xff\xd8") or b"\xff\xd9" not in packed[-16:] or find_jpeg_damage(packed):
+            return False
+        width, height = jpeg_size(packed)
+        return width == block.size[0] and height >= block.size[1]
     else:
         return True
     return size in (least, largest)
@@ -224,4 +232,4 @@ def _blocks(directory: Directory) -> Iterator[Block]:
     for index, (offset, size) in enumerate(zip(offsets, sizes, strict=False)):
         is_last = not tiled and index % per_plane == per_plane - 1
         filled = directory.first(HEIGHT, 0) - (down - 1) * rows if is_last else rows
-        yield Block(offset, size, (row_bytes * filled, row_bytes * rows))
+        yield Block(offset, size, (row_bytes * filled, row_bytes * rows), (width, filled))

@@ -86,6 +86,8 @@ def _check_samples(directory: Directory, *, for_labels: bool) -> None:
     if photometric == YCBCR and compression != tiff.JPEG and subsampling != (1, 1):
         raise TiffError("is a TIFF of YCbCr colors without JPEG compression; save RGB")
     samples, num_colors = directory.first(tiff.SAMPLES, 1), _COLORS[photometric]
+    if len(bits) not in (1, samples):
+        raise TiffError(f"is damaged ({samples} channels, and depths of {len(bits)})")
     if samples < num_colors:
         raise TiffError(f"is damaged ({samples} channels, where its colors need {num_colors})")
     if samples - num_colors > 1 or (samples > num_colors and photometric in (PALETTE, CMYK, YCBCR)):
@@ -203,11 +205,14 @@ def _decode_with_tifffile(data: bytes, compression: int, directory: Directory, *
             values = np.asarray(file.pages[0].asarray())  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # the codecs' errors have no common base
         raise TiffError(f"is damaged or not read: compressed with {name}: {str(error).splitlines()[0]}") from None
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
     samples = directory.first(tiff.SAMPLES, 1)
-    if samples > 1 and directory.first(tiff.PLANAR, 1) == 2:
+    if samples > 1 and directory.first(tiff.PLANAR, 1) == 2 and values.ndim == 3:
         values = np.moveaxis(values, 0, 2)
     expected = (directory.first(tiff.HEIGHT, 0), directory.first(tiff.WIDTH, 0), samples)
-    values = values.reshape(*values.shape[:2], -1)
+    if values.ndim == 2:
+        values = values[:, :, None]
     if values.shape != expected:
         raise TiffError(f"is damaged: compressed with {name}; its pixels are not of the size that its header says")
     if photometric == PALETTE:

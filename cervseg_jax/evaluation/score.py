@@ -29,7 +29,7 @@ from cervseg_jax.evaluation.pictures import write_sheets
 from cervseg_jax.evaluation.pixels import columns_of, summarize_pixels, tuned_threshold
 from cervseg_jax.evaluation.split import EvalSplit, choose_split, refuse_seen_images
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
-from cervseg_jax.files import make_folder, write_json, write_text
+from cervseg_jax.files import make_folder, remove_stale_temporaries, write_json, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
@@ -99,6 +99,7 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     folder = make_folder(
         results_folder(run) / "eval" / _folder_name(split, config, load_run_config(run), request.members)
     )
+    remove_stale_temporaries(folder)
     scores = score_images(segmenter, split.pairs, config, reporter, folder=folder)
     is_fixed = segmenter.postprocessing.threshold_rule == "fixed"
     summary: dict[str, Any] = {
@@ -125,7 +126,7 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     write_json(folder / "summary.json", summary)
     draw_reliability(folder / "calibration.png", summary["calibration"], error=summary["calibration_error"])
     ordered = [split.stats[row].pair for row in order]
-    write_sheets(folder, ordered, count=config.eval.num_example_images, mask_rule=config.data.mask_rule)
+    write_sheets(folder, ordered, count=config.eval.num_example_images, data=config.data)
     return Evaluation(summary, folder)
 
 

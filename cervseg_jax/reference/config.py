@@ -130,6 +130,8 @@ def _data(reader: Reader, path: Path) -> dict[str, Any]:
     root = os.path.commonpath(folders) if folders else "."
     while os.path.basename(root) in ("train", "valid", "test", "images", "masks"):
         root = os.path.dirname(root)
+    if "\0" in root:
+        raise ConfigError(f"{path}: its data paths hold a zero byte")
     absolute = (path.absolute().parent / root).resolve()
     if reader.get("mask.binarize", False, to="data.mask_rule", kind=bool):
         reader.get("mask.threshold", 127, to="data.mask_rule")

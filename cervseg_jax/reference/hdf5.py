@@ -1,6 +1,9 @@
 """Reader for Keras 2 HDF5 weights. Reads names and arrays; never unpickles or executes anything."""
 
+import contextlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +18,9 @@ _AUTOMATIC = re.compile(
 )
 _CONSTANTS = re.compile(r"attn_(mask|pos_ind)$")
 """Constants that the windowed attention of the reference stores; they follow from the layer sizes."""
+
+READ_SECONDS, BYTES_PER_SECOND = 20, 10e6
+"""A file that takes longer than this, with so much more for its size, is damaged."""
 
 
 class StoredLayer(NamedTuple):
@@ -40,6 +46,36 @@ def read_layers(path: Path) -> list[StoredLayer]:
     Raises:
       CheckpointError: if the file is missing, or is not a Keras 2 HDF5 file.
     """
+    _require_end(path)
+    return [_layer(name, index, weights) for index, (name, weights) in enumerate(_read_weights(path).items())]
+
+
+def _require_end(path: Path) -> None:
+    """Reads a file in another process first: the HDF5 library never returns from some damaged files, or crashes.
+
+    Raises:
+      CheckpointError: if it does.
+    """
+    program = "import sys, cervseg_jax.reference.hdf5 as hdf5; hdf5.try_to_read(sys.argv[1])"
+    seconds = READ_SECONDS + (path.stat().st_size if path.is_file() else 0) / BYTES_PER_SECOND
+    try:
+        ended = subprocess.run(  # noqa: S603 (this program)
+            [sys.executable, "-c", program, str(path)], timeout=seconds, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"{path}: is damaged: HDF5 cannot read it within {seconds:.0f} s") from None
+    if ended.returncode < 0:
+        raise CheckpointError(f"{path}: is damaged: HDF5 crashes when it reads it (signal {-ended.returncode})")
+
+
+def try_to_read(path: str) -> None:
+    """Reads a file without a result; see `_require_end`."""
+    with contextlib.suppress(CheckpointError):
+        _read_weights(Path(path))
+
+
+def _read_weights(path: Path) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Returns names and arrays by layer; errors as of `read_layers`."""
     try:
         with h5py.File(path, "r") as file:
             group: Any = file.get("model_weights", file)
@@ -58,7 +94,7 @@ def read_layers(path: Path) -> list[StoredLayer]:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read as HDF5: {error}") from None
-    return [_layer(name, index, weights) for index, (name, weights) in enumerate(weights_of.items())]
+    return weights_of
 
 
 def _names(group: Any, key: str) -> list[str]:

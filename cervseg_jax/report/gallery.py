@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from cervseg_jax.choices import MaskRule
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.resize import resize_image, resize_mask
@@ -15,6 +14,7 @@ from cervseg_jax.errors import DataError
 from cervseg_jax.metrics.catalog import View, shown
 from cervseg_jax.report.pictures import fitting_size, jpeg_uri, layers, png_uri, thumbnail
 from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, epoch_folders, number
+from cervseg_jax.schema import DataConfig
 
 MAX_THUMBNAILS = 3000
 """Maximum number of images, which keeps the page below about 50 MB."""
@@ -25,13 +25,13 @@ PREVIEW_PX = 256
 
 
 def evaluated_images(
-    evaluation: Evaluation, mask_rule: MaskRule, *, num_layered: int, on_progress: Callable[[], None]
+    evaluation: Evaluation, data: DataConfig, *, num_layered: int, on_progress: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """Returns the images of an evaluation, lowest Dice first.
 
     Args:
       evaluation: its folder holds the predictions.
-      mask_rule: see `decode_mask`.
+      data: how images and true masks are read.
       num_layered: number of images that open in layers: half of them the worst, the others spread evenly over the rest.
       on_progress: called after each image.
 
@@ -43,8 +43,8 @@ def evaluated_images(
     for index, row in enumerate(evaluation.rows[:MAX_THUMBNAILS]):
         entry = _entry(row["stem"], row, "gallery")
         try:
-            image = read_image(Path(row["image_path"]))
-            truth = read_mask(Path(row["mask_path"]), rule=mask_rule).mask
+            image = read_image(Path(row["image_path"]), bit_depth=data.bit_depth)
+            truth = read_mask(Path(row["mask_path"]), rule=data.mask_rule).mask
             mask = read_mask(evaluation.folder / "masks" / f"{row['stem']}.png", rule="half_range").mask
             entry["thumbnail"] = thumbnail(image, truth, mask)
             if index in layered:
@@ -68,7 +68,7 @@ def inferred_images(
         name = row["image"]
         entry = _entry(name, row, "inference")
         try:
-            image = read_image(Path(row["file"]))
+            image = read_image(Path(row["file"]), bit_depth=inference.bit_depth)
             labels = _labels(inference.folder / "instances", name)
             path = inference.folder / "masks" / f"{name}.png"
             mask = read_mask(path, rule="half_range").mask if path.is_file() or labels is None else labels > 0
@@ -106,7 +106,7 @@ def preview_epochs(run: RunData) -> dict[str, Any] | None:
         if stem not in known:
             continue
         try:
-            image = read_image(Path(known[stem]["image_path"]))
+            image = read_image(Path(known[stem]["image_path"]), bit_depth=run.config.data.bit_depth)
         except DataError:
             continue
         size = fitting_size(image.shape, PREVIEW_PX)

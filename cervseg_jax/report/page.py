@@ -54,8 +54,7 @@ def _run_page(run: RunData, num_layered: int, reporter: Reporter) -> str:
     if scored:
         first = scored[0]
         with reporter.progress("pictures", len(first.rows)) as advance:
-            rule = run.config.data.mask_rule
-            images = gallery.evaluated_images(first, rule, num_layered=num_layered, on_progress=advance)
+            images = gallery.evaluated_images(first, run.config.data, num_layered=num_layered, on_progress=advance)
         parts += [
             (f"Images: {first.name}", _gallery(images, len(first.rows), outlines="truth green, prediction pink")),
             ("Scores", sections.scores_section(scored)),

@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.files import read_text
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.ledger import read_settings
 from cervseg_jax.tables import read_csv
 
 REQUIRED_SUMMARY_KEYS = ("command", "num_images", "num_sources", "intervals", "dice_mean", "weights_sha256")
@@ -71,6 +73,8 @@ class InferenceData(NamedTuple):
     """One per image, the most uncertain first."""
     failed: list[dict[str, str]]
     """File and reason of each image that failed."""
+    bit_depth: BitDepth
+    """How 16-bit images were read."""
 
 
 def load_run(folder: Path) -> RunData:
@@ -109,7 +113,9 @@ def load_inference(folder: Path) -> InferenceData:
     if not rows and not failed:
         raise ConfigError(f"{folder}: is neither a run folder (config.yaml) nor an inference folder (images.csv)")
     rows.sort(key=lambda row: -(number(row.get("uncertainty")) or 0.0))
-    return InferenceData(folder.absolute(), rows, failed)
+    stated = (read_settings(folder) or {}).get("bit_depth")
+    depth = next((depth for depth in get_args(BitDepth) if depth == stated), "auto")
+    return InferenceData(folder.absolute(), rows, failed, depth)
 
 
 def split_counts(files: Sequence[dict[str, str]]) -> list[tuple[str, int, int]]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.data.manifest import image_columns
+from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import remove_stale_temporaries, write_text
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import read_contract
@@ -120,7 +121,7 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
         )
         failed = pipeline.process(todo)
     rows = {job.name: row for job in jobs if (row := ledger.read_row(job.name)) is not None}
-    _write_tables(out, outputs, rows, failed)
+    _write_tables(out, outputs, rows, failed, reporter)
     return InferCounts(len(rows), len(failed))
 
 
@@ -139,12 +140,22 @@ def _settings(request: InferRequest, config: Config, segmenter: Segmenter, *, ha
 
 
 def _write_tables(
-    out: Path, outputs: Sequence[str], rows: Mapping[str, Sequence[str]], failed: Sequence[FailedJob]
+    out: Path,
+    outputs: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    failed: Sequence[FailedJob],
+    reporter: Reporter,
 ) -> None:
     """Writes the files about all images: `images.csv`, `nuclei.csv`, `coco.json` and `failed.csv`."""
     write_text(out / "images.csv", csv_text(IMAGE_COLUMNS, rows.values()))
     if "nuclei" in outputs:
-        merge_tables(out, list(rows))
+        files = [Path(row[IMAGE_COLUMNS.index("file")]) for row in rows.values()]
+        try:
+            columns = image_columns(files)
+        except DataError as error:
+            reporter.warn(f"nuclei.csv does not say which patient each nucleus is from: {error}")
+            columns = [{} for _ in files]
+        merge_tables(out, list(rows), columns)
     if "coco" in outputs:
         merge_coco(out, list(rows))
     failed_csv = out / "failed.csv"

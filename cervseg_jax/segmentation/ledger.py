@@ -19,7 +19,7 @@ from cervseg_jax.segmentation.outputs import (
 )
 from cervseg_jax.tables import csv_text, parse_csv_row
 
-DONE = ".done"
+DONE, SETTINGS_FILE = ".done", "made_with.json"
 """Folder of the notes, inside the output folder."""
 _FILE = IMAGE_COLUMNS.index("file")
 
@@ -48,6 +48,16 @@ def require_writable(folder: Path) -> None:
         raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from None
 
 
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """Returns the settings of earlier calls for a folder; empty if there are none, None if their file is damaged."""
+    try:
+        return dict(json.loads((out / DONE / SETTINGS_FILE).read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, TypeError):
+        return None
+
+
 class Ledger:
     """Notes about an output folder, in its folder `.done`.
 
@@ -68,7 +78,7 @@ class Ledger:
         self._out = out
         self._outputs = tuple(outputs)
         self._folder = out / DONE
-        self._note = self._folder / "made_with.json"
+        self._note = out / DONE / SETTINGS_FILE
 
     def begin(
         self, jobs: Sequence[Job], settings: Mapping[str, Any], *, overwrite: bool, resume: bool, reporter: Reporter
@@ -91,7 +101,7 @@ class Ledger:
         for name in (*self._outputs, DONE):
             require_writable(make_folder(self._out / name))
         settings = json.loads(json.dumps(settings))  # as they are read again
-        note = self._read_note()
+        note = read_settings(self._out)
         if resume:
             self._require_same(settings, note)
         inputs = {job.path.parent.resolve() for job in jobs}
@@ -137,15 +147,6 @@ class Ledger:
 
     def _names(self) -> set[str]:
         return {path.stem for path in self._folder.iterdir() if path.suffix in (".csv", ".started")}
-
-    def _read_note(self) -> dict[str, Any] | None:
-        """Returns the settings of earlier calls; empty if there are none, None if the file is damaged."""
-        try:
-            return dict(json.loads(self._note.read_bytes()))
-        except FileNotFoundError:
-            return {}
-        except (ValueError, TypeError):
-            return None
 
     def _require_same(self, settings: Mapping[str, Any], note: Mapping[str, Any] | None) -> None:
         if note is None:

@@ -1,5 +1,8 @@
 """The files that `infer` writes for each image, by output name."""
 
+import csv
+import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -105,9 +108,9 @@ OUTPUTS: Mapping[str, Output] = {
     "overlays": Output(_overlay),
     "instances": Output(_instances, (".png", ".tif")),
     "nuclei": Output(_measurements, (".csv",)),
+    "geojson": Output(_geojson, (".geojson",)),
     "probabilities": Output(_probabilities),
     "color": Output(_color),
-    "geojson": Output(_geojson, (".geojson",)),
     "coco": Output(_coco, (".json",)),
     "labelme": Output(_labelme, (".json",)),
     "rois": Output(_rois, (".zip",), is_optional=True),
@@ -115,7 +118,7 @@ OUTPUTS: Mapping[str, Output] = {
 """Outputs by name."""
 RENAMED_OUTPUTS: Mapping[str, str] = {"colour": "color"}
 """Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
-DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei")
+DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei", "geojson")
 MASK_OUTPUTS = frozenset({"masks", "probabilities", "color"})
 """Outputs that need no label map."""
 LABEL_OUTPUTS = frozenset({"overlays", "instances"})
@@ -188,14 +191,32 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
     return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale]
 
 
-def merge_tables(out: Path, names: Sequence[str]) -> None:
-    """Joins the measurements of all images into `nuclei.csv`; without images there is none."""
-    texts = [read_text(out / "nuclei" / f"{name}.csv") for name in names]
-    if texts:
-        head = texts[0].partition("\n")[0] + "\n"
-        write_text(out / "nuclei.csv", head + "".join(text.partition("\n")[2] for text in texts))
-    else:
+def merge_tables(out: Path, names: Sequence[str], columns: Sequence[Mapping[str, str]]) -> None:
+    """Joins the measurements of all images into `nuclei.csv`; without images there is none.
+
+    Args:
+      out: folder with the output `nuclei`.
+      names: names of the results.
+      columns: further columns and their value for all nuclei of each image, such as the patient. A name that a
+        measurement has gets the prefix `image_`.
+    """
+    if not names:
         (out / "nuclei.csv").unlink(missing_ok=True)
+        return
+    further = list(dict.fromkeys(name for row in columns for name in row))
+
+    def read(name: str) -> tuple[str, str]:
+        header, _, rows = read_text(out / "nuclei" / f"{name}.csv").partition("\n")
+        return header, rows
+
+    def extended(name: str, known: Mapping[str, str]) -> str:
+        values = [known.get(column, "") for column in further]
+        return csv_text([], ([*row, *values] for row in csv.reader(io.StringIO(read(name)[1], newline=""))))
+
+    header = next(csv.reader([read(names[0])[0]]))
+    renamed = [f"image_{column}" if column in header else column for column in further]
+    texts = (extended(name, known) if further else read(name)[1] for name, known in zip(names, columns, strict=True))
+    write_text(out / "nuclei.csv", itertools.chain([csv_text([*header, *renamed], [])], texts))
 
 
 def merge_coco(out: Path, names: Sequence[str]) -> None:

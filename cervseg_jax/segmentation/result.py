@@ -158,8 +158,8 @@ class Result:
 
         Args:
           folder: receives `masks/<name>.png`, `nuclei/<name>.csv` and so on; files of the same name are replaced.
-          outputs: one or several of masks, overlays, instances, nuclei, probabilities, color, geojson, coco, labelme
-            and rois, or "all"; None: the first four.
+          outputs: one or several of masks, overlays, instances, nuclei, geojson, probabilities, color, coco, labelme
+            and rois, or "all"; None: the first five.
 
         Returns:
           The folder.

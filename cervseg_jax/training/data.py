@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cervseg_jax.choices import MaskRule
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import CheckedPairs, check_pairs
 from cervseg_jax.data.pairs import Pair, find_pairs
@@ -25,6 +26,14 @@ def generate_data(config: Config, reporter: Reporter) -> None:
             ensure_synthetic_dataset(config.data.root, synthetic, on_progress=advance)
 
 
+_RULE_TEXTS: Mapping[MaskRule, str] = {
+    "half_range": ", which is typical of lossy compression; values from half of the range count as nucleus",
+    "any_nonzero": ", which is typical of lossy compression; every non-zero value counts as nucleus and enlarges it",
+    "value_1": "; the value 1 alone counts as nucleus",
+}
+"""What becomes of masks with several levels, by mask rule."""
+
+
 def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
     """Finds all files and reads each of them once."""
     found, problems = find_pairs(config.data)
@@ -40,22 +49,17 @@ def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
         reporter.warn(problem)
     if problems:
         reporter.warn(f"{len(problems)} files are left out")
+    num_masks = sum(len(result.stats) for result in checked.values())
     num_inverted = sum(result.num_inverted_masks for result in checked.values())
     if num_inverted:
         reporter.warn(
-            f"{num_inverted} of {sum(len(result.stats) for result in checked.values())} masks seem inverted: they mark "
-            "the larger and brighter part of the image; nuclei must not be zero"
+            f"{num_inverted} of {num_masks} masks seem inverted: they mark the background; nuclei must not be zero"
         )
     num_noisy = sum(result.num_noisy_masks for result in checked.values())
     if num_noisy:
         reporter.warn(
-            f"{num_noisy} of {sum(len(result.stats) for result in checked.values())} masks have more than two levels, "
-            "which is typical of lossy compression; "
-            + (
-                "values from half of the range count as nucleus (data.mask_rule: half_range)"
-                if config.data.mask_rule == "half_range"
-                else "every non-zero value counts as nucleus, which enlarges nuclei (data.mask_rule: any_nonzero)"
-            )
+            f"{num_noisy} of {num_masks} masks have more than two levels{_RULE_TEXTS[config.data.mask_rule]} "
+            f"(data.mask_rule: {config.data.mask_rule})"
         )
     return checked
 

@@ -14,6 +14,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, common_bit_depth
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import remove_stale_temporaries
 from cervseg_jax.runs.bucket import LocalRun, local_copy
 from cervseg_jax.runs.progress import Progress
 from cervseg_jax.runtime.processes import ProcessSpec
@@ -154,6 +155,8 @@ def _train_one(
         with sync_errors():
             if is_primary():
                 stack.enter_context(locked(folder))
+                for place in (folder, folder / "previews"):
+                    remove_stale_temporaries(place)
                 open_run_folder(folder, config, allow_changes=allow_changes)
                 stats = {split: checked.stats for split, checked in data.checked.items()}
                 record_data(folder, stats, allow_changes=allow_changes)

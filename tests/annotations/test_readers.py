@@ -166,6 +166,7 @@ def test_broken_labelme_files_are_one_message(data, message):
         (shape("polygon", [[1, 1], [1e300, 2], [3, 3]]), "has a coordinate beyond"),
         (shape("polygon", [[1, 1], [10**400, 2], [3, 3]]), "has a coordinate beyond"),
         (shape("star", [[1, 1], [2, 2], [3, 3]]), "unknown shape_type 'star'"),
+        (shape([[1, 2]], [[1, 1], [2, 2], [3, 3]]), "unknown shape_type [[1, 2]]"),
         (shape("mask", [[1, 1], [2, 2]], mask="***"), "its mask is not base64"),
         (shape("mask", [[1, 1], [2, 2]], mask="aGVsbG8="), "its mask: is not a PNG"),
         (shape("mask", [[1, 1], [2, 2]]), "its mask is not base64"),
@@ -232,6 +233,26 @@ def test_coco_masks_and_polygons(compressed):
     independent = polygon2mask((20, 30), points[:, ::-1] - 0.5)
     assert (whole(annotation.objects[1].rings, (20, 30)) != independent).sum() <= 2
     assert annotation.objects[0].label == "nucleus"
+
+
+@pytest.mark.parametrize(
+    ("second", "is_hole"),
+    [
+        ([4, 4, 4, 8, 8, 8, 8, 4], True),
+        ([4, 4, 8, 4, 8, 8, 4, 8], True),
+        ([14, 4, 14, 8, 18, 8, 18, 4], False),
+        ([8, 4, 8, 8, 16, 8, 16, 4], False),
+    ],
+)
+def test_a_polygon_within_another_one_of_its_coco_entry_is_said_to_be_a_hole(second, is_hole):
+    first = [2.0, 2, 12, 2, 12, 12, 2, 12]
+    for polygons in ([first, second], [second, first]):
+        (annotation,), _ = read_coco(coco(annotations=[entry(polygons)]), source=Path("c.json"))
+        assert [note.message.startswith("a polygon within another one") for note in annotation.notes] == [
+            True
+        ] * is_hole
+        expected = {4: 84, 14: 116, 8: 116}[second[0]]
+        assert whole(annotation.objects[0].rings, (20, 30)).sum() == expected
 
 
 @pytest.mark.parametrize(

@@ -270,9 +270,10 @@ def test_whatever_a_killed_call_leaves_the_next_one_ends_the_same(drawn, tmp_pat
                     make_with(out)
         for folder in (out, out / "train" / "masks"):
             folder.mkdir(parents=True, exist_ok=True)
-        left = [out / ".dataset.json.77.tmp"]
+        stale = f".cervseg-{os.getpid()}-1-2-3.tmp"  # of an earlier process with this number
+        left = [out / stale]
         if (out / "dataset.json").exists():
-            left.append(out / "train" / "masks" / ".a.png.77.tmp")
+            left.append(out / "train" / "masks" / stale)
         else:
             for folder in (out / "train" / "masks", out / "train"):
                 folder.rmdir()
@@ -694,3 +695,43 @@ def test_joined_look_alikes_are_named_and_can_be_kept_apart(tmp_path, rng):
     code, _, stderr = run("prepare", tmp_path / "in", "--out", tmp_path / "out", *apart)
     assert code == 0, stderr
     assert len(list((tmp_path / "out").glob("*/images/*.png"))) == 12
+
+
+def recompressed(image, quality=70):
+    _, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(packed, cv2.IMREAD_COLOR)
+
+
+@pytest.mark.parametrize(
+    ("make_copy", "num_joined"),
+    [
+        (recompressed, 3),
+        (lambda image: image[:, ::-1], 3),
+        (lambda image: np.rot90(image), 3),
+        (lambda image: cv2.convertScaleAbs(image, alpha=0.9, beta=12), 3),
+        (lambda image: np.roll(image, image.shape[1] // 2, axis=1), 0),
+    ],
+    ids=["recompressed", "mirrored", "turned", "brighter", "of another place"],
+)
+def test_copies_stay_in_one_split_unless_they_are_kept_apart(tmp_path, make_copy, num_joined):
+    """Three images of nine have a copy under another name."""
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    for index in range(9):
+        scene = draw_scene(shape=(160, 160), seed=8, index=index)
+        mask = (draw_instances(scene.outlines, shape=(160, 160)) > 0).astype(np.uint8) * 255
+        pairs = [(f"i{index}", scene.image, mask)]
+        if index < 3:
+            pairs.append((f"copy{index}", make_copy(scene.image), make_copy(mask) > 127))
+        for name, image, marked in pairs:
+            cv2.imwrite(str(tmp_path / "in" / "images" / f"{name}.png"), np.ascontiguousarray(image))
+            cv2.imwrite(str(tmp_path / "in" / "masks" / f"{name}.png"), np.uint8(255) * (marked > 0))
+    for is_joined in (True, False):
+        recipe = Recipe(valid=0.2, test=0.2, keep_near_duplicates_together=is_joined)
+        made = make(tmp_path / "in", tmp_path / f"out-{is_joined}", recipe)
+        groups = {record.stem: record.group for record in made.records}
+        splits = {record.stem: record.split for record in made.records}
+        joined = [index for index in range(3) if groups[f"i{index}"] == groups[f"copy{index}"]]
+        assert len(joined) == (num_joined if is_joined else 0)
+        assert len(set(groups.values())) == 12 - len(joined)
+        assert all(splits[f"i{index}"] == splits[f"copy{index}"] for index in joined)

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from cervseg_jax.data import headers
 from cervseg_jax.data.decode import decode_image, decode_mask, read_bytes, read_image, read_mask
+from cervseg_jax.data.jpeg import find_jpeg_damage
 from cervseg_jax.errors import DataError
 
 
@@ -308,3 +309,33 @@ def test_noise_near_black_is_no_class():
 def test_kinds_that_are_not_read_are_named(start, kind):
     with pytest.raises(DataError, match=f"x: is {kind}.*not a PNG, JPEG, BMP, WebP or TIFF image"):
         decoded(start + bytes(200))
+
+
+def test_a_marker_within_a_jpeg_scan_is_damage(photo):
+    """Decoders fill the rest with gray and report success."""
+    whole = pack(Image.fromarray(photo), "JPEG", quality=95)
+    start = whole.index(b"\xff\xda")
+    at = start + (len(whole) - start) // 2
+    for marker in (b"\xff\x21", b"\xff\xf7", b"\xff\xd3", whole[start : start + 14]):
+        with pytest.raises(DataError, match="x: is damaged .* at byte|no marker"):
+            decoded(whole[:at] + marker + whole[at:])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_whole_jpeg_files_have_no_damage(photo, options, mode):
+    whole = pack(Image.fromarray(photo).convert(mode), "JPEG", comment=b"\xff\x21", **options)
+    assert find_jpeg_damage(whole) == ""
+    assert find_jpeg_damage(whole + b"\xff\x21") == ""  # cameras append further pictures
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_webp_data_that_end_too_early_are_damage(photo, lossless):
+    whole = pack(Image.fromarray(photo), "WEBP", lossless=lossless, quality=90)
+    np.testing.assert_array_equal(decoded(whole), np.asarray(Image.open(io.BytesIO(whole)).convert("RGB")))
+    start, length = 20, len(whole) - 20
+    kept = length // 2
+    # The bytes of the second half are lost, and the sizes say so.
+    cut = whole[:4] + struct.pack("<I", 12 + kept) + whole[8:16] + struct.pack("<I", kept) + whole[20 : start + kept]
+    with pytest.raises(DataError, match="x: is damaged|x: cannot be decoded"):
+        decoded(cut)

@@ -149,3 +149,29 @@ def test_damage_within_a_slide_is_an_error_of_ours(tmp_path, rng):
     with pytest.raises(DataError, match="is damaged and cannot be read at row 0, column 0"):
         slide[0:64, 0:64]
     slide.close()
+
+
+@pytest.mark.parametrize("tag", [324, 325])
+def test_tiles_that_the_directory_does_not_list_are_not_shown_black(tmp_path, rng, tag):
+    image = rng.integers(1, 256, (300, 420, 3), np.uint8)
+    path = tmp_path / "a.svs"
+    tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[0].tags[tag].offset
+    data = bytearray(path.read_bytes())
+    data[at : at + 2] = (65000).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.svs: "):
+        Slide(path)
+
+
+def test_tags_of_another_type_are_one_message(tmp_path, rng):
+    path = tmp_path / "a.svs"
+    tifffile.imwrite(path, rng.integers(1, 256, (300, 420, 3), np.uint8), tile=(64, 64), photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[0].tags[262].offset
+    data = bytearray(path.read_bytes())
+    data[at + 4 : at + 8] = (2).to_bytes(4, "little")  # two values instead of one
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.svs: "):
+        Slide(path)

@@ -190,3 +190,39 @@ def test_palettes_of_labels_are_read_as_indices(tmp_path):
         actual, has_instances = read_labels(tmp_path / name)
         assert has_instances, name
         np.testing.assert_array_equal(actual, labels, err_msg=name)
+
+
+def with_tag(data, tag, new_tag):
+    """Renames a tag in the directory of a little-endian file."""
+    start = int.from_bytes(data[4:8], "little")
+    for at in range(start + 2, start + 2 + 12 * int.from_bytes(data[start : start + 2], "little"), 12):
+        if int.from_bytes(data[at : at + 2], "little") == tag:
+            return data[:at] + new_tag.to_bytes(2, "little") + data[at + 2 :]
+    raise AssertionError(tag)
+
+
+@pytest.mark.parametrize("codec", ["lzw", None, "zlib"])
+def test_tiles_without_a_size_are_damage(photo, codec):
+    data = packed(photo, photometric="rgb", compression=codec, tile=(32, 32))
+    with pytest.raises(DataError, match="is damaged"):
+        decoded(with_tag(data, 322, 65000))
+
+
+def test_jpeg_strips_of_another_height_than_the_tags_say_are_damage(photo):
+    data = packed(photo, photometric="rgb", compression="jpeg", rowsperstrip=16)
+    decoded(data)
+    with pytest.raises(DataError, match="strip or tile 1 of 1 does not hold"):
+        decoded(with_tag(data, 278, 65000))
+
+
+def test_a_directory_without_data_is_one_message(photo):
+    data = packed(photo, photometric="rgb", compression="zstd", rowsperstrip=16)
+    with pytest.raises(DataError, match="x.tif: is damaged"):
+        decoded(with_tag(data, 273, 65000))
+
+
+def test_one_bit_labels_of_an_extra_codec_are_read(cells, tmp_path):
+    mask = cells[..., 0] < 200
+    (tmp_path / "a.tif").write_bytes(packed(mask, compression="zstd", photometric="minisblack"))
+    labels, _ = read_labels(tmp_path / "a.tif")
+    np.testing.assert_array_equal(labels, mask)

@@ -221,6 +221,7 @@ def test_nothing_is_executed(tmp_path):
         ("key = 1\n", "line 1 is neither"),
         (SMALL + 'model = "TensorflowUnet"\n', "did you mean 'TensorflowUNet'"),
         (SMALL + 'model = "TensorflowUNet"\nloss = "my_loss"\n', "model.loss: unknown 'my_loss'"),
+        (SMALL + 'model = "TensorflowUNet"\n[train]\nimage_datapath = "a\0b"\n', "its data paths hold a zero byte"),
         ('[model]\nmodel = "TensorflowUNet"\n', "image_height and model.image_width are required"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 
 import h5py
 import jax
@@ -11,6 +12,7 @@ import yaml
 
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.models import MODELS, build_abstract
+from cervseg_jax.reference import hdf5
 from cervseg_jax.reference.config import import_config
 from cervseg_jax.reference.families import FAMILIES
 from cervseg_jax.reference.hdf5 import read_layers
@@ -152,6 +154,17 @@ def test_files_that_are_none(attention, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             read_layers(tmp_path / name)
+
+
+def test_files_on_which_the_library_hangs_or_crashes_are_one_message(attention, tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "READ_SECONDS", 0.01)
+    with pytest.raises(CheckpointError, match=r"weights\.h5: is damaged: HDF5 cannot read it within 0 s"):
+        read_layers(attention / "weights.h5")
+    monkeypatch.undo()
+    crashed = subprocess.CompletedProcess([], -11)
+    monkeypatch.setattr(hdf5.subprocess, "run", lambda *_, **__: crashed)
+    with pytest.raises(CheckpointError, match=r"weights\.h5: is damaged: HDF5 crashes .*signal 11"):
+        read_layers(attention / "weights.h5")
 
 
 def test_an_imported_run_is_scored_infers_and_starts_a_training(golden, tiny_dataset, tmp_path):

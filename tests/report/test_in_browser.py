@@ -1,5 +1,9 @@
 """The page as a reader uses it, in a real browser."""
 
+import base64
+
+import cv2
+import numpy as np
 import pytest
 
 from tests.report.browser import Browser, find_chromium
@@ -63,10 +67,18 @@ def test_the_gallery_sorts_filters_and_searches(browser):
     assert browser.run(NAMES) == ["disc_003"]
 
 
-def test_pictures_are_loaded_as_they_come_into_view(browser):
-    browser.run("document.querySelector('#gallery').scrollIntoView()")
+def test_pictures_are_drawn_without_scrolling(browser):
+    """As in a picture of the whole page; only the cards after the first hundred are drawn as they come into view."""
     loaded = "[...document.querySelectorAll('.cards img')].filter((n) => n.complete && n.naturalWidth).length"
     wait_for(browser, f"{loaded} === 5")
+    clip = browser.run(
+        "(() => { const box = document.querySelector('.cards').getBoundingClientRect(); return "
+        "{x: box.x, y: box.y + scrollY, width: box.width, height: box.height, scale: 1}; })()"
+    )
+    data = browser.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+    shot = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    background = np.median(shot.reshape(-1, 3), axis=0)
+    assert (np.abs(shot - background).max(axis=2) > 20).mean() > 0.3
 
 
 def test_the_viewer_works_by_keyboard_alone(browser):

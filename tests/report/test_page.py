@@ -1,16 +1,21 @@
 """What the page holds, from finished, unfinished and damaged folders."""
 
+import base64
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from cervseg_jax.data.pairs import Pair
+from cervseg_jax.evaluation.pictures import write_sheets
 from cervseg_jax.report import gallery
-from cervseg_jax.report.gallery import embedded, evaluated_images
-from cervseg_jax.report.run_data import Evaluation
+from cervseg_jax.report.gallery import embedded, evaluated_images, inferred_images
+from cervseg_jax.report.run_data import Evaluation, load_inference
+from cervseg_jax.schema import DataConfig
 from tests.helpers import draw_discs, embedded_data, refused, rows_of, run
 
 
@@ -180,7 +185,37 @@ def test_thousands_of_images_stay_bounded(tmp_path, monkeypatch):
     row = {"stem": "disc_000", "group": "g", "dice": "0.5", "mask_path": str(tmp_path / "masks" / "disc_000.png")}
     row["image_path"] = str(tmp_path / "images" / "disc_000.png")
     evaluation = Evaluation("test", tmp_path / "split", {}, [row] * 205)
-    images = evaluated_images(evaluation, "half_range", num_layered=3, on_progress=lambda: None)
+    images = evaluated_images(evaluation, DataConfig(root=tmp_path), num_layered=3, on_progress=lambda: None)
     assert len(images) == 200
     assert sum(image["layers"] is not None for image in images) <= 3
     assert len(json.dumps(images)) / len(images) < 16_000  # bytes for each image
+
+
+def brightness(uri):
+    packed = np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8)
+    return float(cv2.imdecode(packed, cv2.IMREAD_COLOR).mean())
+
+
+def test_pictures_of_16_bit_images_are_scaled_as_in_prediction(tmp_path):
+    """A dark image among 12-bit ones stays dark; by its own values it would be brighter."""
+    folder = tmp_path / "found"
+    for name in ("images", "masks", "split/masks", "found/masks", "found/.done"):
+        (tmp_path / name).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((64, 64), 1000, np.uint16))  # 10 bits of 12
+    for name in ("masks", "split/masks", "found/masks"):
+        cv2.imwrite(str(tmp_path / name / "a.png"), np.zeros((64, 64), np.uint8))
+    paths = {"image_path": str(tmp_path / "images" / "a.png"), "mask_path": str(tmp_path / "masks" / "a.png")}
+    evaluation = Evaluation("test", tmp_path / "split", {}, [{"stem": "a", "group": "g", "dice": "0.5"} | paths])
+    (folder / "images.csv").write_text(f"image,file,uncertainty\na,{paths['image_path']},0\n")
+    pair = Pair("a", "g", Path(paths["image_path"]), Path(paths["mask_path"]))
+    for depth, expected in (("auto", 249), (12, 62), (16, 4)):
+        data = DataConfig(root=tmp_path, bit_depth=depth)
+        (scored,) = evaluated_images(evaluation, data, num_layered=0, on_progress=lambda: None)
+        assert brightness(scored["thumbnail"]) == pytest.approx(expected, abs=2)
+        (folder / ".done" / "made_with.json").write_text(json.dumps({"bit_depth": depth}))
+        (found,) = inferred_images(load_inference(folder), num_layered=0, on_progress=lambda: None)
+        assert brightness(found["thumbnail"]) == pytest.approx(expected, abs=2)
+        write_sheets(tmp_path / "split", [pair], count=1, data=data)
+        sheet = cv2.imread(str(tmp_path / "split" / "worst.png"))
+        values, counts = np.unique(sheet[..., 0], return_counts=True)
+        assert counts[np.abs(values.astype(int) - expected) <= 2].sum() >= 2 * 64 * 64

@@ -1,8 +1,11 @@
 """Calls of `infer` over folders, with a function in place of the network."""
 
 import csv
+import itertools
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -16,10 +19,12 @@ from cervseg_jax.files import make_folder
 from cervseg_jax.schema import Config, DataConfig, InferConfig, ModelConfig, TiledConfig, TrainConfig
 from cervseg_jax.segmentation import folder as folder_module
 from cervseg_jax.segmentation.folder import InferRequest, infer_files
+from cervseg_jax.segmentation.outputs import OUTPUTS
 from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.result import OutputStyle
 from cervseg_jax.segmentation.segmenter import Segmenter
+from tests.helpers import ROOT
 
 
 def disc_image(radius):
@@ -153,3 +158,48 @@ def test_settings_that_cannot_work_remove_nothing(infer):
     with pytest.raises(ConfigError, match="overlap_px"):
         infer.call(overwrite=True)
     assert len(infer.table()) == len(list((infer.out / "masks").iterdir())) == 2
+
+
+def test_nuclei_are_listed_with_what_the_dataset_says_of_their_patient(infer, tmp_path, capsys):
+    images = make_folder(tmp_path / "dataset" / "test" / "images")
+    for path in list(infer.images.iterdir()):
+        path.rename(images / path.name)
+    infer.write("c", radius=9)
+    rows = [
+        "split,stem,group,fold,stain,area_px",
+        'test,a,p1,0,"H&E, old",7',
+        "train,b,p9,0,wrong,8",
+        "test,b,p2,0,Pap,9",
+    ]
+    (tmp_path / "dataset" / "manifest.csv").write_text("\n".join(rows))
+    assert infer.call(images=(images, infer.images)) == (3, 0)
+    table = infer.table("nuclei")
+    assert list(table[0])[-3:] == ["group", "stain", "image_area_px"]
+    assert [(row["image"], row["group"], row["stain"], row["image_area_px"]) for row in table] == [
+        ("a", "p1", "H&E, old", "7"), ("b", "p2", "Pap", "9"), ("c", "", "", ""),
+    ]  # fmt: skip
+    with (infer.out / "nuclei" / "a.csv").open() as file:
+        measured = list(csv.DictReader(file))
+    assert {name: table[0][name] for name in measured[0]} == measured[0]
+    (tmp_path / "dataset" / "manifest.csv").write_text("nonsense")
+    assert infer.call(images=(images,), overwrite=True) == (2, 0)
+    assert "nuclei.csv does not say which patient" in capsys.readouterr().err
+    assert "group" not in infer.table("nuclei")[0]
+
+
+def test_detections_for_qupath_are_a_default_output_and_named_as_the_script_expects(infer):
+    """The script of the documentation joins folder, image name without suffix, and this suffix."""
+    infer.call()
+    assert sorted(path.name for path in (infer.out / "geojson").iterdir()) == ["a.geojson", "b.geojson"]
+    page = (ROOT / ".readme" / "nuclei.md").read_text()
+    script = page.partition("```groovy\n")[2].partition("```")[0]
+    assert len(script.splitlines()) == 4
+    bare = re.sub(r"'[^']*'", "''", script)
+    for opening, closing in ("()", "{}"):
+        assert bare.count(opening) == bare.count(closing) > 0
+    depths = list(itertools.accumulate({"(": 1, "{": 1, ")": -1, "}": -1}.get(mark, 0) for mark in bare))
+    assert (min(depths), depths[-1]) == (0, 0)
+    (folder, suffix) = re.findall(r"'([^']*)'", script)
+    assert (Path(folder).name, suffix) == ("geojson", OUTPUTS["geojson"].suffixes[0])
+    read = ("getImageList", "readImageData", "getHierarchy", "addObjects", "PathIO.readObjects", "saveImageData")
+    assert all(f"{name}(" in script for name in read)
