@@ -12,8 +12,8 @@ def disc_sample(height=96, width=96):
     """A dark disc off center: the mask can be recomputed from the image."""
     rows, columns = np.mgrid[:height, :width]
     mask = np.uint8((rows - 40) ** 2 + (columns - 55) ** 2 < 15**2)
-    image = np.where(mask[..., None] > 0, np.uint8(60), np.uint8(220)).repeat(3, axis=2)
-    return Sample(image.astype(np.uint8), mask, mask.astype(np.int32) * 700)
+    image = np.where(mask[..., None] > 0, np.uint8([50, 40, 90]), np.uint8([215, 220, 225]))
+    return Sample(image, mask, mask.astype(np.int32) * 700)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

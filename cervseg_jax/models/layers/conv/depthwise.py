@@ -36,9 +36,10 @@ class DepthwiseConv(keras.layers.DepthwiseConv2D):
         is_plain = self.depth_multiplier == 1 and not self.use_bias and self.data_format == "channels_last"
         if not is_plain or choose_depthwise(self.backend, self.kernel_size) == "xla":
             return super().call(inputs)
+        kernel: Any = keras.ops.convert_to_tensor(self.kernel)
         outputs = shifted_depthwise(
             jnp.asarray(inputs),
-            keras.ops.convert_to_tensor(self.kernel),
+            kernel,
             stride=self.strides[0],
             dilation=self.dilation_rate[0],
             same=self.padding == "same",

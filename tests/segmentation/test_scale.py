@@ -1,0 +1,91 @@
+"""Prediction at the scale of the network, with a stand-in for one that knows nuclei of one size."""
+
+import cv2
+import numpy as np
+import pytest
+
+from cervseg_jax.schema import PostprocessingConfig, Scale
+from cervseg_jax.segmentation.maps import scaled_predictor
+from cervseg_jax.segmentation.postprocess import Postprocessing
+from cervseg_jax.segmentation.predict import Predictor
+from cervseg_jax.segmentation.scale import estimate_nucleus_px
+from cervseg_jax.segmentation.segmenter import Segmenter
+
+NETWORK_PX = 16.0
+SCALE = Scale(nucleus_px=NETWORK_PX, mpp=0.5)
+
+
+def one_size(images):
+    """Finds dark blobs, surely if they are about `NETWORK_PX` across."""
+    maps = []
+    for image in images:
+        dark = np.uint8(image[..., 0] < 140)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
+        sizes = np.sqrt(4 * np.maximum(stats[:, cv2.CC_STAT_AREA], 1) / np.pi)
+        sure = 0.5 + 0.5 * np.exp(-0.5 * (np.log(sizes / NETWORK_PX) / 0.4) ** 2)
+        sure[0] = 0.0
+        maps.append(sure[labels])
+    return np.float32(maps)[..., None]
+
+
+PREDICTOR = Predictor(one_size, (96, 96), 2, ("mask",))
+SEGMENTER = Segmenter(PREDICTOR, Postprocessing(), scale=SCALE)
+
+
+def cells(diameter, side=256):
+    """Dark discs on bright ground, uint8 [side, side, 3]."""
+    step = round(2.5 * diameter)
+    side -= side % step
+    rows, columns = np.mgrid[:side, :side]
+    inside = np.hypot(rows % step - step / 2, columns % step - step / 2) < diameter / 2
+    return np.where(inside[..., None], np.uint8(40), np.uint8(230)).repeat(3, axis=2)
+
+
+@pytest.mark.parametrize("diameter", [8, 16, 40, 90])
+def test_the_diameter_is_estimated(diameter):
+    image = cells(diameter, side=400)
+    assert estimate_nucleus_px(PREDICTOR, image, SCALE, Postprocessing()) == pytest.approx(diameter, rel=0.15)
+
+
+@pytest.mark.parametrize("image", [np.full((64, 80, 3), 255, np.uint8), np.full((3, 5, 3), 90, np.uint8)])
+def test_an_image_without_nuclei_keeps_the_size_of_the_network(image):
+    result = SEGMENTER(image)
+    assert result.scale is not None
+    assert result.scale.source in ("default", "estimated")
+    assert result.labels.shape == image.shape[:2]
+
+
+@pytest.mark.parametrize("diameter", [8, 16, 48])
+def test_results_are_in_the_images_own_pixels(diameter):
+    image = cells(diameter)
+    result = SEGMENTER(image)
+    truth = image[..., 0] == 40
+    assert result.scale.source == "estimated"
+    dice = 2 * (result.mask & truth).sum() / (result.mask.sum() + truth.sum())
+    assert dice > 0.9
+    count = cv2.connectedComponents(truth.astype(np.uint8))[0] - 1
+    assert result.labels.max() == pytest.approx(count, abs=0.1 * count + 1)
+
+
+def test_a_given_size_and_the_pixel_size_come_before_an_estimate():
+    image = cells(16)
+    given = Segmenter(PREDICTOR, Postprocessing(), scale=SCALE, nucleus_px=32.0)
+    assert given.scale_of(image) == (32.0, "given", 0.5)
+    assert given.scale_of(image, mpp=0.25).source == "given"
+    assert SEGMENTER.scale_of(image, mpp=0.25) == (32.0, "pixel size", 0.5)
+    unknown = Segmenter(PREDICTOR, Postprocessing(), scale=Scale(nucleus_px=NETWORK_PX))
+    assert unknown.scale_of(image, mpp=0.25).source == "estimated"
+
+
+def test_tiles_are_resized_to_the_network_and_back():
+    scaled = scaled_predictor(PREDICTOR, 0.5)
+    assert scaled.image_size == (192, 192)
+    maps = scaled.predict(np.stack([cells(32, side=192)] * 2))
+    assert maps.shape == (2, 192, 192, 1)
+
+
+def test_lengths_and_areas_are_those_at_the_networks_input():
+    params = PostprocessingConfig(min_area_px=36, max_hole_px=400, smoothing_px=1.0)
+    scaled = Postprocessing(0.4, params=params).at_scale(2.0)
+    assert (scaled.threshold, scaled.params.min_area_px, scaled.params.max_hole_px) == (0.4, 9, 100)
+    assert scaled.params.smoothing_px == 0.5
