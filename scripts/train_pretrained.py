@@ -75,8 +75,11 @@ def pack(run: Path, folder: Path) -> None:
     """Writes the run as it is shipped: weights in half precision, the config, and the hashes of its images."""
     make_folder(folder)
     text = (run / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-    # The folders of this machine mean nothing elsewhere.
-    kept = ["  root: training images are not shipped\n" if line.startswith("  root:") else line for line in text]
+    origin = "  origin: the training images are not shipped; give yours with --data FOLDER\n"
+    dropped = ("  root:", "  origin:")
+    kept = [line for line in text if not line.startswith(dropped)]
+    place = kept.index("data:\n") + 1
+    kept[place:place] = ["  root: not_shipped\n", origin]
     (folder / "config.yaml").write_text("".join(kept), encoding="utf-8")
     save_half_precision(run / "best", folder / "best")
     rows = (run / "data.csv").read_text(encoding="utf-8")
