@@ -24,6 +24,8 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset import make_dataset
 from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.curation.recipe import Recipe
+from cervseg_jax.data.decode import read_mask
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.files import make_folder, write_labels
 from cervseg_jax.runs.weights import save_half_precision
 
@@ -37,12 +39,12 @@ def source_images(data: Path) -> Iterator[tuple[str, Path, np.ndarray]]:
     The masks of BTTFA are semantic; most nuclei are apart, and connected components are taken for nuclei.
     """
     for path in sorted((data / "bttfa_lbc" / "images").iterdir()):
-        mask = cv2.imread(str(data / "bttfa_lbc" / "masks" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE)
-        labels = cv2.connectedComponents((mask > 127).astype(np.uint8), connectivity=4)[1]
+        mask = read_mask(data / "bttfa_lbc" / "masks" / f"{path.stem}.png", rule="half_range").mask
+        labels = cv2.connectedComponents(mask, connectivity=4)[1]
         yield f"bttfa_{path.stem}", path, np.asarray(labels, np.int32)
     for path in sorted((data / "dsb2018_stained" / "images").iterdir()):
-        labels = cv2.imread(str(data / "dsb2018_stained" / "labels" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        yield f"dsb_{path.stem}", path, np.asarray(labels, np.int32)
+        labels, _ = read_labels(data / "dsb2018_stained" / "labels" / f"{path.stem}.png")
+        yield f"dsb_{path.stem}", path, labels
 
 
 def collect_source(data: Path, out: Path) -> Path:

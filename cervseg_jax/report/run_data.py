@@ -114,7 +114,8 @@ def load_inference(folder: Path) -> InferenceData:
         raise ConfigError(f"{folder}: is neither a run folder (config.yaml) nor an inference folder (images.csv)")
     rows.sort(key=lambda row: -(number(row.get("uncertainty")) or 0.0))
     stated = (read_settings(folder) or {}).get("bit_depth")
-    depth: BitDepth = stated if stated in get_args(BitDepth) else "auto"
+    default: BitDepth = "auto"
+    depth = next((depth for depth in get_args(BitDepth) if depth == stated), default)
     return InferenceData(folder.absolute(), rows, failed, depth)
 
 
