@@ -8,6 +8,7 @@ import typer
 
 from cervseg_jax.cli.options import (
     Ensemble,
+    NucleusPx,
     Overrides,
     Quiet,
     RunArgument,
@@ -42,14 +43,7 @@ def infer(
             "Default: as TIFF files and slides state it.",
         ),
     ] = None,
-    nucleus_px: Annotated[
-        float | None,
-        typer.Option(
-            callback=positive,
-            help="Diameter of nuclei in the images, in pixels, for weights of one scale such as pap. "
-            "Default: by the pixel size where it is known, or else estimated in each image.",
-        ),
-    ] = None,
+    nucleus_px: NucleusPx = None,
     tiled: Tiled = None,
     ensemble: Ensemble = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the results of earlier calls first.")] = False,

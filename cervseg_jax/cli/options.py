@@ -105,6 +105,23 @@ Tiled = Annotated[
         "input. Default: as configured.",
     ),
 ]
+NucleusPx = Annotated[
+    float | None,
+    typer.Option(
+        callback=positive,
+        help="Diameter of nuclei in the images, in pixels, for weights of one scale such as pap. "
+        "Default: by the pixel size where it is known, or else estimated in each image.",
+    ),
+]
+OwnData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Train on a folder of annotated images without a config: it is prepared, a recipe is planned "
+        "(`cervseg-jax plan` shows it), and training starts from the built-in weights.",
+    ),
+]
 Ensemble = Annotated[
     list[Path] | None,
     typer.Option("--with", metavar="RUN", help="Average the predictions with those of this run (repeatable)."),

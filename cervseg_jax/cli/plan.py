@@ -18,7 +18,10 @@ def plan(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Plan a training from a dataset: a recipe that starts from built-in weights, with a reason for each value."""
+    """Plan a training for a dataset.
+
+    The recipe starts from built-in weights and gives a reason for each value; `train --data` uses it.
+    """
     if output is not None and output.exists():
         raise ConfigError(f"--output: {output} exists already")
     from cervseg_jax.console import Reporter

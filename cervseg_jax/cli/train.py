@@ -1,27 +1,22 @@
 """`cervseg-jax train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cervseg_jax.cli.options import OptionalConfig, Overrides, Quiet, host_and_port
+from cervseg_jax.cli.options import OptionalConfig, Overrides, OwnData, Quiet, host_and_port
 from cervseg_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cervseg_jax.console import Reporter
 
 EXAMPLE = "cervseg-jax train quickstart --set train.epochs=5"
 
 
 def train(
     config: OptionalConfig = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Train on a folder of annotated images without a config: it is prepared, a recipe is planned "
-            "(`cervseg-jax plan` shows it), and training starts from the built-in weights.",
-        ),
-    ] = None,
+    data: OwnData = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the config>.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="If the run folder exists, start a new run in a numbered folder beside it.")
@@ -68,13 +63,9 @@ def train(
 
     reporter = Reporter(quiet=quiet)
     if data is not None:
-        from cervseg_jax.training.own_data import planned_recipe
-
         run_dir = run_dir or Path("runs") / data.absolute().name
-        config = planned_recipe(data, run_dir, reporter=reporter)
-    assert config is not None  # noqa: S101 (checked above)
     request = TrainRequest(
-        config,
+        _recipe(config, data, run_dir, reporter),
         run_dir,
         tuple(overrides or ()),
         processes=ProcessSpec(coordinator, num_processes, process_id, distributed),
@@ -83,3 +74,13 @@ def train(
         allow_changes=allow_changes,
     )
     train_runs(request, reporter=reporter)
+
+
+def _recipe(config: Path | None, data: Path | None, run_dir: Path | None, reporter: "Reporter") -> Path:
+    """Returns the config, or the recipe that is planned for a folder of images."""
+    if config is not None:
+        return config
+    from cervseg_jax.training.own_data import planned_recipe
+
+    assert data is not None and run_dir is not None  # noqa: S101 (one of both arguments was given)
+    return planned_recipe(data, run_dir, reporter=reporter)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.pairs import SPLITS
@@ -114,8 +114,7 @@ def load_inference(folder: Path) -> InferenceData:
         raise ConfigError(f"{folder}: is neither a run folder (config.yaml) nor an inference folder (images.csv)")
     rows.sort(key=lambda row: -(number(row.get("uncertainty")) or 0.0))
     stated = (read_settings(folder) or {}).get("bit_depth")
-    default: BitDepth = "auto"
-    depth = next((depth for depth in get_args(BitDepth) if depth == stated), default)
+    depth = cast(BitDepth, stated) if stated in get_args(BitDepth) else "auto"
     return InferenceData(folder.absolute(), rows, failed, depth)
 
 

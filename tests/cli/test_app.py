@@ -41,7 +41,7 @@ def test_no_arguments_show_the_help():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "missing argument 'config'; `cervseg-jax train --help` lists the arguments"),
+        (["train"], "train: needs a config or --data FOLDER"),
         (["trian"], "no such command 'trian'. Did you mean 'train'?"),
         (["train", "x", "--sed", "1"], "no such option"),
         (["infer", "r"], "missing option '--images'"),
@@ -64,6 +64,7 @@ def test_wrong_arguments_are_one_line(arguments, message):
 
 NUMBERS = [
     ("infer r --images i --out o --mpp", ["0", "-1", "inf", "nan", "-inf", "x"]),
+    ("infer r --images i --out o --nucleus-px", ["0", "-1", "nan", "inf"]),
     ("prepare s --out o --valid", ["-0.1", "1", "nan", "inf"]),
     ("prepare s --out o --test", ["-0.1", "1", "nan"]),
     ("prepare s --out o --seed", ["-1", "1.5", str(2**32)]),
