@@ -26,8 +26,9 @@ from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.data.decode import read_mask
 from cervseg_jax.data.label_files import read_labels
-from cervseg_jax.files import make_folder, write_labels
+from cervseg_jax.files import make_folder, sha256_of, write_labels
 from cervseg_jax.runs.weights import save_half_precision
+from cervseg_jax.tables import csv_text, read_csv
 
 NUM_DRAWN, DRAWN_SEED, DRAWN_SIZE = 80, 11, (384, 384)
 RECIPE = "pap"
@@ -84,8 +85,11 @@ def pack(run: Path, folder: Path) -> None:
     kept[place:place] = ["  root: not_shipped\n", origin]
     (folder / "config.yaml").write_text("".join(kept), encoding="utf-8")
     save_half_precision(run / "best", folder / "best")
-    rows = (run / "data.csv").read_text(encoding="utf-8")
-    (folder / "data.csv").write_text(rows.replace(str(run.parent / "dataset"), "."), encoding="utf-8")
+    # The hashes are those of the published files, so that `eval` refuses to score them.
+    originals = {path.stem: sha256_of(path.read_bytes()) for path in (run.parent / "source" / "images").iterdir()}
+    rows = read_csv(run / "data.csv", columns=("split", "stem"))
+    files = [[entry["split"], entry["stem"], originals[entry["stem"]]] for entry in rows if entry["split"] != "test"]
+    (folder / "data.csv").write_text(csv_text(["split", "stem", "image_sha256"], files), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
