@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 import cervseg_jax
+from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset import make_dataset
 from cervseg_jax.curation.dataset_folder import write_scenes
@@ -74,6 +75,22 @@ def run_command(*arguments: object) -> None:
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
 
 
+def second_stage(first: Path) -> list[str]:
+    """Returns the settings of the second training: it goes on from the first and also sees much smaller images.
+
+    Otherwise whole cells are taken for nuclei where the scale of an image is not known.
+    """
+    operations = [{"name": "shrink", "probability": 0.3}]
+    operations += [entry.model_dump() for entry in load_config(RECIPE).augment.operations]
+    return [
+        f"train.init_from={first}",
+        "model.args={}",
+        f"augment.operations={json.dumps(operations)}",
+        "train.epochs=4",
+        "train.learning_rate=5e-4",
+    ]
+
+
 def pack(run: Path, folder: Path) -> None:
     """Writes the run as it is shipped: weights in half precision, the config, and the hashes of its images."""
     make_folder(folder)
@@ -105,8 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = Recipe(annotations="labels", valid=0.1, test=0.2, seed=1)
         make_dataset(source, out / "dataset", recipe, reporter=reporter)
     overrides = [item for setting in options.set for item in ("--set", setting)]
+    root = ("--set", f"data.root={out / 'dataset'}")
+    run_command("train", RECIPE, "--run-dir", out / "first", *root, *overrides)
     run = out / "run"
-    run_command("train", RECIPE, "--run-dir", run, "--set", f"data.root={out / 'dataset'}", *overrides)
+    second = [item for setting in second_stage(out / "first") for item in ("--set", setting)]
+    run_command("train", RECIPE, "--run-dir", run, *root, *second, *overrides)
     run_command("eval", run)
     pack(run, out / "pap")
     summary = json.loads((run / "eval" / "test" / "summary.json").read_text(encoding="utf-8"))

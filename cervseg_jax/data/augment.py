@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cervseg_jax.data.geometric import affine, bulge, crop, elastic, flip, map_sample, rotate90
+from cervseg_jax.data.geometric import affine, bulge, crop, elastic, flip, map_sample, rotate90, shrink
 from cervseg_jax.data.photometric import blur, color, gray, jpeg, noise, reinhard, sharpen, stain
 from cervseg_jax.data.samples import Sample
 
@@ -19,6 +19,7 @@ AUGMENTATIONS: Mapping[str, Operation] = {
     "rotate90": rotate90,
     "affine": affine,
     "crop": crop,
+    "shrink": shrink,
     "elastic": elastic,
     "bulge": bulge,
     "color": color,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from cervseg_jax.data.resize import border_color
+from cervseg_jax.data.resize import border_color, resize_image, resize_mask, scaled_size
 from cervseg_jax.data.samples import Sample
 from cervseg_jax.schema import PositiveFloat
 
@@ -159,6 +159,40 @@ def random_window(
     turn = np.array([[cos, sin], [-sin, cos]])
     shift = np.array([column, row]) - turn @ ((np.array(size[::-1]) - 1) / 2)
     return _warp_affine(sample, np.column_stack([turn, shift]), size)
+
+
+def shrink(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.15, 0.5),
+) -> Sample:
+    """Shrinks the sample and fills its size with mirrored copies.
+
+    Networks of one scale learn by it that whole cells, which look like nuclei in a much smaller image, are none.
+
+    Args:
+      sample: image and labels.
+      rng: source of randomness.
+      scale: smallest and largest factor; log-uniform.
+
+    Returns:
+      A sample of the same size.
+    """
+    factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
+    height, width = sample.mask.shape
+    small = scaled_size((height, width), min(factor, 1.0))
+    below, right = height - small[0], width - small[1]
+
+    def filled(picture: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REFLECT))
+
+    def filled_labels(labels: np.ndarray) -> np.ndarray:
+        # OpenCV copies no 64-bit integers; float32 holds label numbers exactly up to 2^24.
+        given = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+        return filled(resize_mask(given, small)).astype(labels.dtype)
+
+    return map_sample(sample, lambda image: filled(resize_image(image, small)), filled_labels)
 
 
 def crop(

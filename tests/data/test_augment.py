@@ -5,7 +5,7 @@ import pytest
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.samples import Sample
 
-GEOMETRIC = ("flip", "rotate90", "affine", "crop", "elastic", "bulge")
+GEOMETRIC = ("flip", "rotate90", "affine", "crop", "elastic", "bulge", "shrink")
 
 
 def disc_sample(height=96, width=96):
@@ -30,7 +30,7 @@ def test_image_and_mask_stay_registered(name, size):
         gray = got.image.mean(axis=2)
         dark = gray < (gray.min() + gray.max()) / 2
         overlap = 2 * (dark & (got.mask > 0)).sum() / (dark.sum() + got.mask.sum())
-        assert overlap > 0.97, (name, seed, overlap)
+        assert overlap > (0.9 if name == "shrink" else 0.97), (name, seed, overlap)  # discs of a few pixels
 
 
 @pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - set(GEOMETRIC)))
