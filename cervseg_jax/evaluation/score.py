@@ -18,6 +18,7 @@ from cervseg_jax.data.checks import check_pairs
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.pipeline import eval_batches
 from cervseg_jax.data.samples import sample_loader
+from cervseg_jax.data.scale import scale_pairs, window_pairs
 from cervseg_jax.engine.experiment import configured_loss, step_options
 from cervseg_jax.engine.scores import evaluate
 from cervseg_jax.engine.state import TrainState
@@ -35,7 +36,7 @@ from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
 from cervseg_jax.pretrained_weights import results_folder
 from cervseg_jax.runs.folder import load_run_config
-from cervseg_jax.runs.weights import Network
+from cervseg_jax.runs.weights import Contract, Network
 from cervseg_jax.runtime.mesh import make_mesh, replicated, require_devices
 from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.postprocess import Postprocessing
@@ -114,7 +115,7 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
         "threshold_rule": segmenter.postprocessing.threshold_rule,
     }
     if not request.members:
-        summary |= _batch_scores(segmenter.networks[0], config, split.pairs, reporter)
+        summary |= _batch_scores(segmenter.networks[0], config, _network_pairs(split, config, contract), reporter)
         rows = [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
         write_text(folder / "evaluation.csv", csv_text([], rows))
     summary |= summarize_pixels(scores.pixels, split.groups)
@@ -141,6 +142,14 @@ def _folder_name(split: EvalSplit, config: Config, own: Config, others: Sequence
     if config.infer.test_time_augmentation != own.infer.test_time_augmentation:
         name += "-symmetries" if config.infer.test_time_augmentation else "-plain"
     return "-with-".join([name, *(other.absolute().name for other in others)])
+
+
+def _network_pairs(split: EvalSplit, config: Config, contract: Contract) -> list[Pair]:
+    """Returns the images as the network saw them in training: resized whole, or windows at its scale."""
+    if contract.scale is None:
+        return split.pairs
+    pairs, _ = scale_pairs(split.pairs, config.data, nucleus_px=contract.scale.nucleus_px)
+    return window_pairs(pairs, [(item.height, item.width) for item in split.stats], contract.image_size)
 
 
 def _batch_scores(network: Network, config: Config, pairs: Sequence[Pair], reporter: Reporter) -> dict[str, float]:
