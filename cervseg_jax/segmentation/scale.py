@@ -7,14 +7,18 @@ in tiles that hold nuclei of this size, and the probabilities are resized back t
 import math
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 from cervseg_jax.data.resize import resize_image, scaled_size
+from cervseg_jax.engine.predict import Predict
 from cervseg_jax.schema import Scale
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
 from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.watershed import label_instances
+from cervseg_jax.typing import typechecked
 
 
 class ImageScale(NamedTuple):
@@ -34,6 +38,45 @@ MIN_FACTOR, MAX_FACTOR = 1 / 16, 16.0
 def image_scale(nucleus_px: float, source: str, network_px: float) -> ImageScale:
     """Returns the scale of an image from the diameters of nuclei in it and at the network's input."""
     return ImageScale(nucleus_px, source, min(MAX_FACTOR, max(MIN_FACTOR, network_px / nucleus_px)))
+
+
+FLAT_LEVELS = 8
+"""Largest difference of gray levels within an area of one color; compression leaves so much."""
+
+
+@typechecked
+def flat_areas(image: UInt8[np.ndarray, "h w 3"], size_px: float) -> Bool[np.ndarray, "h w"]:
+    """Returns areas of one color that are larger than a nucleus: bars and corners around the picture, empty slide.
+
+    Args:
+      image: RGB.
+      size_px: side of the square that must have one color.
+
+    Returns:
+      True for the pixels of such squares.
+    """
+    side = max(3, round(size_px))
+    kernel = np.ones((side, side), np.uint8)
+    spread = cv2.dilate(image, kernel) - cv2.erode(image, kernel)
+    flat = (spread.max(axis=2) <= FLAT_LEVELS).astype(np.uint8)
+    return cv2.dilate(flat, kernel) > 0
+
+
+def without_flat_areas(predict: Predict, nucleus_px: float) -> Predict:
+    """Returns a prediction whose mask is 0 in flat areas, which a network that saw few of them may take for nuclei.
+
+    Args:
+      predict: from images [b, h, w, 3] to probabilities, with the mask first.
+      nucleus_px: diameter of nuclei at the network's input.
+    """
+
+    def masked(images: np.ndarray) -> np.ndarray:
+        maps = np.array(predict(images))
+        for image, probs in zip(images, maps, strict=True):
+            probs[..., 0][flat_areas(image, nucleus_px)] = 0.0
+        return maps
+
+    return masked
 
 
 CANDIDATES_PX = tuple(float(size) for size in np.geomspace(6.0, 120.0, 8).round(1))

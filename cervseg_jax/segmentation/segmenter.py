@@ -29,7 +29,7 @@ from cervseg_jax.segmentation.maps import predict_maps
 from cervseg_jax.segmentation.postprocess import Postprocessing, resolve_postprocessing
 from cervseg_jax.segmentation.predict import Predictor, make_predictor
 from cervseg_jax.segmentation.result import OutputStyle, Result, parse_colors
-from cervseg_jax.segmentation.scale import ImageScale, estimate_nucleus_px, image_scale
+from cervseg_jax.segmentation.scale import ImageScale, estimate_nucleus_px, image_scale, without_flat_areas
 from cervseg_jax.segmentation.tta import with_tta
 
 Tag = TypeVar("Tag")
@@ -212,13 +212,16 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
     predictor = make_predictor(
         networks, batch_size=config.infer.batch_size, test_time_augmentation=config.infer.test_time_augmentation
     )
+    scale = networks[0].contract.scale
+    if scale is not None:
+        predictor = predictor._replace(predict=without_flat_areas(predictor.predict, scale.nucleus_px))
     return Segmenter(
         predictor,
         resolve_postprocessing(config.infer, runs[0] / "best"),
         config.infer.tiled,
         style,
         config.data.bit_depth,
-        networks[0].contract.scale,
+        scale,
         _given_nucleus_px(config),
         tuple(networks),
     )
@@ -239,6 +242,8 @@ def training_segmenter(predict: Predict, config: Config, mesh: Mesh, scale: Scal
     """
     if config.infer.test_time_augmentation:
         predict = with_tta(predict, config.model.heads)
+    if scale is not None:
+        predict = without_flat_areas(predict, scale.nucleus_px)
     batch_size = math.lcm(config.infer.batch_size, num_batch_shards(mesh))
     predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
     return Segmenter(

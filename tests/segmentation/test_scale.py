@@ -8,7 +8,7 @@ from cervseg_jax.schema import PostprocessingConfig, Scale
 from cervseg_jax.segmentation.maps import scaled_predictor
 from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.predict import Predictor
-from cervseg_jax.segmentation.scale import estimate_nucleus_px
+from cervseg_jax.segmentation.scale import estimate_nucleus_px, flat_areas, without_flat_areas
 from cervseg_jax.segmentation.segmenter import Segmenter
 
 NETWORK_PX = 16.0
@@ -89,3 +89,15 @@ def test_lengths_and_areas_are_those_at_the_networks_input():
     scaled = Postprocessing(0.4, params=params).at_scale(2.0)
     assert (scaled.threshold, scaled.params.min_area_px, scaled.params.max_hole_px) == (0.4, 9, 100)
     assert scaled.params.smoothing_px == 0.5
+
+
+def test_areas_of_one_color_that_are_larger_than_a_nucleus_are_no_nuclei(rng):
+    image = np.uint8(rng.integers(60, 200, (80, 90, 3)))
+    image[:30, :40] = 3
+    image[60:66, 60:66] = 0  # a dark nucleus
+    expected = np.zeros((80, 90), bool)
+    expected[:30, :40] = True
+    np.testing.assert_array_equal(flat_areas(image, 16.0), expected)
+    maps = without_flat_areas(lambda images: np.ones((*images.shape[:3], 2), np.float32), 16.0)(image[None])
+    np.testing.assert_array_equal(maps[0, ..., 0] == 0, expected)
+    assert (maps[..., 1] == 1).all()

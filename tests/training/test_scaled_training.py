@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tests.helpers import refused, rows_of, run
 
 from cervseg_jax.curation.dataset_folder import write_scenes
+from tests.helpers import refused, rows_of, run
 
 NETWORK = (
     "--set", "model.image_size=[64, 64]",
