@@ -55,7 +55,7 @@ def flat_areas(image: UInt8[np.ndarray, "h w 3"], size_px: float) -> Bool[np.nda
     Returns:
       True for the pixels of such squares.
     """
-    side = max(3, round(size_px))
+    side = 2 * max(1, round(size_px) // 2) + 1
     kernel = np.ones((side, side), np.uint8)
     spread = cv2.dilate(image, kernel) - cv2.erode(image, kernel)
     flat = (spread.max(axis=2) <= FLAT_LEVELS).astype(np.uint8)
