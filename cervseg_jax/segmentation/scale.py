@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from cervseg_jax.data.resize import resize_image, scaled_size
+from cervseg_jax.data.resize import border_color, resize_image, scaled_size
 from cervseg_jax.engine.predict import Predict
 from cervseg_jax.schema import Scale
 from cervseg_jax.segmentation.images import ImageLike
@@ -169,22 +169,33 @@ def _densest(sizes: np.ndarray, weights: np.ndarray) -> float | None:
 
 
 def _fitted(window: np.ndarray, factor: float, size: tuple[int, int]) -> np.ndarray:
-    """Scales a window of the image and pads it by reflection to the network's size."""
+    """Scales a window of the image and pads it to the network's size; mirrored nuclei would vote twice."""
     height, width = (min(a, b) for a, b in zip(scaled_size(window.shape, factor), size, strict=True))
     tile = resize_image(window, (height, width))
-    return np.pad(tile, ((0, size[0] - height), (0, size[1] - width), (0, 0)), mode="symmetric")
+    below, right = size[0] - height, size[1] - width
+    padded = cv2.copyMakeBorder(tile, 0, below, 0, right, cv2.BORDER_CONSTANT, value=border_color(tile))
+    return np.asarray(padded)
 
 
 class _Content:
     """Where an image has structure, on a coarse grid: empty places tell nothing about its scale."""
 
     MAX_SIDE = 256
+    FLAT_PX = 7.0
+    SLIDE_PIXELS, SLIDE_SIDE = 50_000_000, 48
 
     def __init__(self, image: ImageLike) -> None:
         self._shape = image.shape[:2]
-        step = max(1, math.ceil(max(self._shape) / self.MAX_SIDE))
-        small = np.asarray(image[0 : self._shape[0], 0 : self._shape[1]])[::step, ::step].astype(np.float32)
-        darkness = np.clip(np.percentile(small.mean(axis=2), 90) - small.mean(axis=2), 0, None)
+        is_slide = self._shape[0] * self._shape[1] > self.SLIDE_PIXELS
+        step = max(1, math.ceil(max(self._shape) / (self.SLIDE_SIDE if is_slide else self.MAX_SIDE)))
+        rows, columns = (range(0, length, step) for length in self._shape)
+        if is_slide:  # single pixels on a grid: reading a slide takes as long as predicting it
+            small = np.array([[image[row : row + 1, column : column + 1][0, 0] for column in columns] for row in rows])
+        else:
+            small = np.ascontiguousarray(image[0 : self._shape[0], 0 : self._shape[1]][::step, ::step])
+        brightness = small.astype(np.float32).mean(axis=2)
+        darkness = np.clip(np.percentile(brightness, 90) - brightness, 0, None)
+        darkness[flat_areas(small, self.FLAT_PX)] = 0  # corners and bars around the picture
         self._darkness, self._step = darkness, step
 
     def windows(self, side: tuple[int, int], count: int) -> list[tuple[slice, slice]]:

@@ -101,3 +101,20 @@ def test_areas_of_one_color_that_are_larger_than_a_nucleus_are_no_nuclei(rng):
     maps = without_flat_areas(lambda images: np.ones((*images.shape[:3], 2), np.float32), 16.0)(image[None])
     np.testing.assert_array_equal(maps[0, ..., 0] == 0, expected)
     assert (maps[..., 1] == 1).all()
+
+
+def test_a_slide_is_sampled_and_not_read_whole():
+    class Slide:
+        shape = (9000, 8000, 3)
+        pixels_read = 0
+
+        def __getitem__(self, window):
+            rows, columns = (range(*part.indices(length)) for part, length in zip(window, self.shape, strict=False))
+            self.pixels_read += len(rows) * len(columns)
+            row, column = np.ogrid[rows.start : rows.stop, columns.start : columns.stop]
+            inside = np.hypot(row % 60 - 30, column % 60 - 30) < 12
+            return np.where(inside[..., None], np.uint8(40), np.uint8(230)).repeat(3, axis=2)
+
+    slide = Slide()
+    assert estimate_nucleus_px(PREDICTOR, slide, SCALE, Postprocessing()) == pytest.approx(24, rel=0.15)
+    assert slide.pixels_read < 0.1 * 9000 * 8000
