@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
 import cervseg_jax
 from cervseg_jax.config import load_config
@@ -28,7 +29,7 @@ from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.data.decode import read_mask
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.files import make_folder, sha256_of, write_labels
-from cervseg_jax.runs.weights import save_half_precision
+from cervseg_jax.runs.half_precision import save_half_precision
 from cervseg_jax.tables import csv_text, read_csv
 
 NUM_DRAWN, DRAWN_SEED, DRAWN_SIZE = 80, 11, (384, 384)
@@ -94,13 +95,12 @@ def second_stage(first: Path) -> list[str]:
 def pack(run: Path, folder: Path) -> None:
     """Writes the run as it is shipped: weights in half precision, the config, and the hashes of its images."""
     make_folder(folder)
-    text = (run / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-    origin = "  origin: the training images are not shipped; give yours with --data FOLDER\n"
-    dropped = ("  root:", "  origin:")
-    kept = [line for line in text if not line.startswith(dropped)]
-    place = kept.index("data:\n") + 1
-    kept[place:place] = ["  root: not_shipped\n", origin]
-    (folder / "config.yaml").write_text("".join(kept), encoding="utf-8")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    # The folders of this machine mean nothing elsewhere.
+    config["data"] |= {"root": "not_shipped", "origin": "the training images are not shipped; give yours with --data"}
+    config["train"]["init_from"] = None
+    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=120)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     save_half_precision(run / "best", folder / "best")
     # The hashes are those of the published files, so that `eval` refuses to score them.
     originals = {path.stem: sha256_of(path.read_bytes()) for path in (run.parent / "source" / "images").iterdir()}

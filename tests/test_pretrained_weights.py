@@ -9,7 +9,8 @@ import pytest
 import cervseg_jax
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.pretrained_weights import FOLDER, find_run, pretrained_names, results_folder
-from cervseg_jax.runs.weights import read_contract, save_half_precision
+from cervseg_jax.runs.half_precision import save_half_precision
+from cervseg_jax.runs.weights import read_contract
 from tests.helpers import run, weights_of
 
 MAX_BYTES = 10_000_000

@@ -25,6 +25,9 @@ PREPROCESSING = (
     "RGB, 0..255 (16-bit files scaled from bit_depth), EXIF orientation applied; resized to image_size by area "
     "averaging where it shrinks, else bilinearly; the network scales inside"
 )
+SCALED_PREPROCESSING = PREPROCESSING.replace(
+    "resized to image_size", "resized to scale.nucleus_px, in tiles of image_size,"
+)
 OUTPUT = "logits, float32 [batch, height, width, maps]"
 
 _OLD_OUTPUT_CLAUSE = "; its output are logits"
@@ -144,7 +147,7 @@ def save_weights(
         model_args=config.model.args,
         image_size=config.model.image_size,
         heads=config.model.heads,
-        preprocessing=PREPROCESSING,
+        preprocessing=PREPROCESSING if scale is None else SCALED_PREPROCESSING,
         mask_rule=config.data.mask_rule,
         bit_depth=config.data.bit_depth,
         scale=scale,
@@ -166,37 +169,6 @@ def save_weights(
     for path in folder.glob("weights_epoch_*.npz"):
         if path.name != contract.weights_file:
             path.unlink()
-
-
-def save_half_precision(folder: Path, target: Path) -> None:
-    """Copies a weights folder with trainable variables in float16, which halves its size.
-
-    BatchNorm statistics stay float32, as variances may exceed the range of float16.
-
-    Args:
-      folder: folder written by `save_weights`.
-      target: the copy; created if missing.
-
-    Raises:
-      CheckpointError: if a file is missing or damaged, or a value does not fit float16.
-    """
-    contract = read_contract(folder)
-    arrays = {
-        name: values if "moving_" in name else values.astype(np.float16)
-        for name, values in _read_arrays(folder, contract).items()
-    }
-    if not all(np.isfinite(values).all() for values in arrays.values()):
-        raise CheckpointError(f"{folder}: has values beyond the range of float16")
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore
-    data = buffer.getvalue()
-    make_folder(target)
-    write_bytes(target / contract.weights_file, data)
-    copy = contract.model_copy(update={"weights_sha256": sha256_of(data)})
-    write_text(target / "contract.json", copy.model_dump_json(indent=2) + "\n")
-    postprocessing = folder / POSTPROCESSING_FILE
-    if postprocessing.exists():
-        write_bytes(target / POSTPROCESSING_FILE, postprocessing.read_bytes())
 
 
 def read_contract(folder: Path) -> Contract:
@@ -232,7 +204,7 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
       CheckpointError: if a file is missing or damaged, or the weights belong to another network.
     """
     contract = read_contract(folder)
-    arrays = _read_arrays(folder, contract)
+    arrays = read_arrays(folder, contract)
     try:
         apply, params, model_state = _build(contract, precision, "xla")
     except CervsegError as error:
@@ -256,11 +228,16 @@ def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[
       CheckpointError: if a file is missing or damaged, or the weights belong to another network.
     """
     contract = read_contract(folder)
-    arrays = _read_arrays(folder, contract)
+    arrays = read_arrays(folder, contract)
     return _convert_arrays(arrays, params, model_state, source=folder / contract.weights_file)
 
 
-def _read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:
+    """Reads the stored arrays by variable path.
+
+    Raises:
+      CheckpointError: if the file is missing or damaged.
+    """
     path = folder / Path(contract.weights_file).name
     try:
         data = path.read_bytes()
