@@ -57,6 +57,7 @@ def test_they_are_listed():
     assert "pap" in stdout and "model card" in stdout
 
 
+@pytest.mark.slow
 def test_results_about_them_lie_in_the_current_folder(tmp_path, monkeypatch, tiny_dataset):
     monkeypatch.chdir(tmp_path)
     code, _, stderr = run("eval", "pap", "--data", tiny_dataset)

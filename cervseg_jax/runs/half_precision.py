@@ -23,10 +23,11 @@ def save_half_precision(folder: Path, target: Path) -> None:
       CheckpointError: if a file is missing or damaged, or a value does not fit float16.
     """
     contract = read_contract(folder)
-    arrays = {
-        name: values if "moving_" in name else values.astype(np.float16)
-        for name, values in read_arrays(folder, contract).items()
-    }
+    with np.errstate(over="ignore"):  # checked below
+        arrays = {
+            name: values if "moving_" in name else values.astype(np.float16)
+            for name, values in read_arrays(folder, contract).items()
+        }
     if not all(np.isfinite(values).all() for values in arrays.values()):
         raise CheckpointError(f"{folder}: has values beyond the range of float16")
     buffer = io.BytesIO()

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from cervseg_jax.config import load_config
+from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset_folder import write_scenes
+from cervseg_jax.training.own_data import planned_recipe
 from cervseg_jax.training.plan import DataProperties, plan_values
 from tests.helpers import SHARED, refused, rows_of, run
 
@@ -55,6 +57,21 @@ def source(tmp_path_factory):
     return folder
 
 
+def test_a_folder_of_annotated_images_is_prepared_and_planned_once(source, tmp_path):
+    reporter = Reporter(is_silent=True)
+    recipe = planned_recipe(source, tmp_path / "slides", reporter=reporter)
+    assert recipe == tmp_path / "slides.yaml"
+    assert "#" in recipe.read_text()
+    config = load_config(recipe)
+    assert str(config.train.init_from) == "pap"
+    assert config.data.root == tmp_path / "slides-dataset"
+    assert len(list((config.data.root / "valid" / "images").iterdir())) in (1, 2)
+    assert not (config.data.root / "test").exists()
+    recipe.write_text(recipe.read_text().replace("selection_epochs: 3", "selection_epochs: 2"))
+    assert load_config(planned_recipe(source, tmp_path / "slides", reporter=reporter)).train.selection_epochs == 2
+
+
+@pytest.mark.slow
 def test_a_folder_of_annotated_images_is_prepared_planned_and_trained(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, stdout, stderr = run("train", "--data", source, *SMALL)
@@ -87,6 +104,7 @@ def test_a_config_or_a_folder_is_needed(tmp_path):
     assert "no such folder" in refused(2, "train", "--data", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_masks_alone_train_the_mask_of_built_in_weights(tmp_path, monkeypatch):
     if not SHARED.exists():
         pytest.skip("needs ../shared")
