@@ -134,7 +134,7 @@ def _votes(
         batch = tiles[start : start + predictor.batch_size]
         filled = np.stack(batch + [batch[0]] * (predictor.batch_size - len(batch)))
         for maps in predictor.predict(filled)[: len(batch)]:
-            mask = make_mask(maps[..., 0], postprocessing.threshold)
+            mask = make_mask(maps[..., 0], postprocessing.threshold, postprocessing.threshold_rule)
             labels = label_instances(maps, mask, predictor.heads, postprocessing.params)
             sizes, certainty = _sizes_and_certainty(labels, maps[..., 0])
             off = np.log(sizes / scale.nucleus_px) / SIZE_TOLERANCE
