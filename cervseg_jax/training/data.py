@@ -65,11 +65,7 @@ def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
 
 
 def resolve_nucleus_px(config: Config) -> Config:
-    """Replaces `data.nucleus_px: auto` by the size that the initial weights were trained at, or else the default.
-
-    Raises:
-      ConfigError: if the initial weights belong to whole images of the network's size.
-    """
+    """Replaces `data.nucleus_px: auto` by the size that the initial weights were trained at, or else the default."""
     if config.data.nucleus_px != "auto":
         return config
     nucleus_px = DEFAULT_NUCLEUS_PX
@@ -77,7 +73,8 @@ def resolve_nucleus_px(config: Config) -> Config:
         from cervseg_jax.runs.weights import read_contract
 
         with local_copy(config.train.init_from) as run:
-            nucleus_px = getattr(read_contract(run.folder / "best").scale, "nucleus_px", nucleus_px)
+            scale = read_contract(run.folder / "best").scale
+        nucleus_px = nucleus_px if scale is None else scale.nucleus_px
     return config.model_copy(update={"data": config.data.model_copy(update={"nucleus_px": nucleus_px})})
 
 
@@ -98,11 +95,12 @@ def scale_data(
     if nucleus_px is None or nucleus_px == "auto":
         return {split: result.pairs for split, result in checked.items()}, None
     pairs: dict[str, list[Pair]] = {}
-    scales: list[float] = []
-    for split, result in checked.items():
-        with reporter.progress(f"measuring nuclei, {split}", len(result.stats)) as advance:
-            pairs[split], sizes = scale_pairs(result.pairs, config.data, nucleus_px=nucleus_px, on_progress=advance)
-        scales += [pair.scale for pair in pairs[split] if pair.scale is not None] if split == "train" else []
+    for split in ("train", "valid"):
+        if split not in checked:
+            continue
+        files = checked[split].pairs
+        with reporter.progress(f"measuring nuclei, {split}", len(files)) as advance:
+            pairs[split], sizes = scale_pairs(files, config.data, nucleus_px=nucleus_px, on_progress=advance)
         least, median, most = np.percentile(sizes, (0, 50, 100))
         reporter.info(
             f"  {split}: nuclei are {median:.0f} px across ({least:.0f} to {most:.0f} by image), scaled to "
@@ -111,7 +109,9 @@ def scale_data(
     if "valid" in checked:
         sizes_px = [(item.height, item.width) for item in checked["valid"].stats]
         pairs["valid"] = window_pairs(pairs["valid"], sizes_px, config.model.image_size)
-    mpp = None if config.data.mpp is None else config.data.mpp / float(np.median(scales))
+    mpp = None
+    if config.data.mpp is not None:
+        mpp = config.data.mpp / float(np.median([pair.scale for pair in pairs["train"] if pair.scale is not None]))
     return pairs, Scale(nucleus_px=nucleus_px, mpp=mpp)
 
 

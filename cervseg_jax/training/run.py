@@ -118,8 +118,7 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
         with sync_errors():
             config = resolve_nucleus_px(config)
             data = TrainingData(pairs, *scale_data(config, pairs, reporter))
-        resolved = {"bit_depth": depth, "nucleus_px": config.data.nucleus_px}
-        config = config.model_copy(update={"data": config.data.model_copy(update=resolved)})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"bit_depth": depth})})
         stats = {split: checked.stats for split, checked in pairs.items()}
         require_equal("the list of data files with their checksums", data_csv(stats))
         train_one = functools.partial(_train_one, allow_changes=request.allow_changes, reporter=reporter)
