@@ -1,6 +1,6 @@
 """The backend that a network's layers are built for."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -20,3 +20,21 @@ def backend_for(mesh: Mesh) -> Backend:
     if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
         return "cpu"
     return "xla"
+
+
+class WithBackend:
+    """Mixin of Keras layers that are implemented for a backend; stands before the Keras layer among the bases.
+
+    The backend is not part of a layer's config: a saved network is rebuilt with XLA's operation.
+    """
+
+    def __init__(self, *args: Any, backend: Backend = "xla", **kwargs: Any) -> None:
+        """Creates the layer.
+
+        Args:
+          *args: as for the Keras layer.
+          backend: target of the program.
+          **kwargs: as for the Keras layer.
+        """
+        super().__init__(*args, **kwargs)
+        self.backend: Backend = backend

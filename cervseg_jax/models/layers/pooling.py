@@ -12,25 +12,11 @@ import jax.numpy as jnp
 import keras
 from jaxtyping import Array, Float
 
-from cervseg_jax.models.layers.backend import Backend
+from cervseg_jax.models.layers.backend import WithBackend
 
 
-class BlockMaxPool(keras.layers.MaxPooling2D):
-    """`keras.layers.MaxPooling2D` of square blocks, implemented for a backend.
-
-    The backend is not part of the layer's config: a saved network is rebuilt with XLA's pooling.
-    """
-
-    def __init__(self, *args: Any, backend: Backend = "xla", **kwargs: Any) -> None:
-        """Creates the layer.
-
-        Args:
-          *args: as for `keras.layers.MaxPooling2D`.
-          backend: target of the program.
-          **kwargs: as for `keras.layers.MaxPooling2D`.
-        """
-        super().__init__(*args, **kwargs)
-        self.backend: Backend = backend
+class BlockMaxPool(WithBackend, keras.layers.MaxPooling2D):
+    """`keras.layers.MaxPooling2D` of square blocks, implemented for a backend."""
 
     def call(self, inputs: Any) -> Any:
         """Maps [b, h, w, c] to [b, h / size, w / size, c]."""

@@ -10,26 +10,12 @@ import jax.numpy as jnp
 import keras
 from jax import lax
 
-from cervseg_jax.models.layers.backend import Backend
+from cervseg_jax.models.layers.backend import WithBackend
 from cervseg_jax.models.layers.conv.select import choose_depthwise
 
 
-class DepthwiseConv(keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` with an implementation chosen by backend.
-
-    The backend is not part of the layer's config: a saved network is rebuilt with XLA's convolution.
-    """
-
-    def __init__(self, *args: Any, backend: Backend = "xla", **kwargs: Any) -> None:
-        """Creates the layer.
-
-        Args:
-          *args: as for `keras.layers.DepthwiseConv2D`.
-          backend: target of the program.
-          **kwargs: as for `keras.layers.DepthwiseConv2D`.
-        """
-        super().__init__(*args, **kwargs)
-        self.backend: Backend = backend
+class DepthwiseConv(WithBackend, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` with an implementation chosen by backend."""
 
     def call(self, inputs: Any) -> Any:
         """Convolves each channel of [b, h, w, c] with its own kernel."""

@@ -5,27 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 import keras
 
-from cervseg_jax.models.layers.backend import Backend
+from cervseg_jax.models.layers.backend import WithBackend
 from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu
 from cervseg_jax.models.layers.conv.select import ConvShape, choose
 
 
-class SameConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with an implementation chosen by backend and shape.
-
-    The backend is not part of the layer's config: a saved network is rebuilt with XLA's convolution.
-    """
-
-    def __init__(self, *args: Any, backend: Backend = "xla", **kwargs: Any) -> None:
-        """Creates the layer.
-
-        Args:
-          *args: as for `keras.layers.Conv2D`.
-          backend: target of the program.
-          **kwargs: as for `keras.layers.Conv2D`.
-        """
-        super().__init__(*args, **kwargs)
-        self.backend: Backend = backend
+class SameConv2D(WithBackend, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with an implementation chosen by backend and shape."""
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolves [b, h, w, c] with [k, k, c, f]."""
