@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.manifest import image_columns
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.errors import DataError
 from cervseg_jax.files import remove_stale_temporaries, write_text
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import read_contract
@@ -86,10 +86,6 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
         lookup(OUTPUTS, name, key="--output")
     parse_colors(config.infer.colors)
     has_scale = read_contract(request.run / "best").scale is not None
-    if config.infer.nucleus_px != "auto" and not has_scale:
-        raise ConfigError(
-            "infer.nucleus_px: these weights were not trained at one scale (data.nucleus_px); leave it out"
-        )
     is_tiled = config.infer.tiled is not None or has_scale
     jobs = plan_jobs(request.images, with_slides=is_tiled, on_left_out=reporter.warn)
     require_safe_output(out, outputs, jobs, overwrite=request.overwrite or request.resume)
