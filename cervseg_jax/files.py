@@ -139,8 +139,10 @@ def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a full disk is noticed while writing, where Python knows no name
+            error.filename = str(path)
         raise
 
 

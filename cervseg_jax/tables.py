@@ -74,6 +74,8 @@ def read_csv(
     accepted = {name: columns[name] if isinstance(columns, Mapping) else () for name in columns}
     try:
         text = _decode_table(path.read_bytes())
+        if "\0" in text:
+            raise error(f"{path}: is not text; a spreadsheet is to be saved as CSV in UTF-8")
         separator = _separator(text, accepted)
         reader = csv.reader(io.StringIO(text.removeprefix(f"sep={separator}")), delimiter=separator)
         lines = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cervseg_jax.files import remove_stale_temporaries, temporary_name, write_bytes
+from cervseg_jax.files import remove_stale_temporaries, temporary_name, write_bytes, write_text
 
 
 def test_names_of_the_longest_length_can_be_written(tmp_path):
@@ -51,3 +51,14 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r"."):
         write_bytes(tmp_path / "a", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
+    def pieces():
+        yield "a"
+        raise OSError(28, "No space left on device")  # as a write does, without a name
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_text(tmp_path / "a.txt", pieces())
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []

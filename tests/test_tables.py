@@ -38,6 +38,7 @@ def test_tables_of_spreadsheets_are_read_alike(tmp_path, data):
         ("stem,group\na,p1,x\n", "t.csv: row 2 has 3 values for 2 columns; quote values that hold ','"),
         ("name,note\na,1\n", "t.csv: lacks the columns stem, group; it has name, note"),
         ("", "t.csv: lacks the columns stem, group; it has nothing"),
+        ("PK\3\4\0\0", "t.csv: is not text; a spreadsheet is to be saved as CSV"),
         ('stem,group\n"a' + "x" * 200_000 + '",p1\n', "t.csv: cannot be read as CSV: field larger than field limit"),
     ],
 )

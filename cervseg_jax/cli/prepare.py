@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512"
 
-"""Notes on annotations that are printed; the others are counted."""
-
 OutlinesName = Literal["exact", "pixel_centers", "drawn", "traced"]
 Bits = Literal["auto", "8", "10", "12", "14", "16"]
 Style = Literal["sound", "reference"]

@@ -1,11 +1,13 @@
 """What the environment of a process does to commands; each test starts processes of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from cervseg_jax.cli.environment import set_compilation_cache
 from tests.helpers import COMMAND, ENVIRONMENT
 
 HEAVY = ("jax", "keras", "numpy", "cv2", "orbax", "grain", "matplotlib", "pydantic", "rich", "yaml")
@@ -84,3 +86,13 @@ def test_small_limits_end_no_command_in_a_traceback(finished, tmp_path, limit, m
             assert expected == 0 or f"error: {message}" in stderr, (arguments, stderr)
         assert code == expected, (arguments, code, stderr)
         assert stderr.count("error: ") == (code == 2), (arguments, stderr)
+
+
+def test_there_is_no_compilation_cache_where_it_cannot_be_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for can_write in (True, False):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        monkeypatch.setattr(os, "access", lambda path, mode, can_write=can_write: can_write)
+        set_compilation_cache()
+        assert ("JAX_COMPILATION_CACHE_DIR" in os.environ) == can_write
+    assert list(tmp_path.iterdir()) == []
