@@ -28,6 +28,15 @@ def test_a_keras_json_of_another_project_changes_nothing(tmp_path):
     assert done.stdout.split() == ["channels_last", "jax"], done.stderr
 
 
+@pytest.mark.parametrize("text", ["[]", '{"epsilon": "x"}', '{"floatx": "float99"}'])
+def test_a_keras_json_that_keras_refuses_is_one_line(tmp_path, text):
+    (tmp_path / "keras.json").write_text(text)
+    code, stderr = run_limited("true", ["models", "unet"], KERAS_HOME=str(tmp_path))
+    assert code == 2
+    assert stderr.startswith(f"error: {tmp_path}/keras.json: Keras refuses it: ")
+    assert len(stderr.splitlines()) == 1
+
+
 def run_limited(limit, arguments, **variables):
     """Runs a command after some shell code; returns (exit code, stderr)."""
     command = ["bash", "-c", f'{limit}; exec "$@"', "-", *COMMAND, *map(str, arguments)]
