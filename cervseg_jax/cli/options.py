@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from cervseg_jax.choices import MPP_RANGE
 from cervseg_jax.packaged_recipes import model_names, recipe_names
 
 MAX_SIDE_PX = 16_384
 """Largest side of images that commands create."""
 MAX_SEED = 2**32 - 1
-MPP_RANGE = (1e-3, 1e3)
 
 
 def complete_config(incomplete: str) -> list[str]:

@@ -157,9 +157,10 @@ def remove_results(out: Path, name: str, outputs: Iterable[str]) -> None:
 
 
 def has_results(out: Path, name: str, outputs: Iterable[str]) -> bool:
-    """Whether all files of an image are there; see `remove_results`."""
+    """Whether all files of an image are there and not empty; see `remove_results`."""
     return all(
-        OUTPUTS[output].is_optional or any(path.is_file() for path in _paths(out, name, output)) for output in outputs
+        OUTPUTS[output].is_optional or any(path.is_file() and path.stat().st_size for path in _paths(out, name, output))
+        for output in outputs
     )
 
 
