@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast, get_args
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.files import read_text
+from cervseg_jax.files import read_json_object, read_text
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import read_contract
 from cervseg_jax.schema import Config
@@ -172,16 +172,8 @@ def _test_first(path: Path) -> tuple[bool, str]:
 
 
 def _load_object(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object; None if there is no file. NaN, which JSON lacks, becomes null."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is damaged: must hold a JSON object, got {type(content).__name__}")
-    return content
+    """Reads a JSON object; None if there is no file."""
+    return read_json_object(path, error=CheckpointError) if path.is_file() else None
 
 
 def _load_contract(folder: Path) -> dict[str, Any] | None:

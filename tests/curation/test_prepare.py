@@ -732,3 +732,12 @@ def test_copies_stay_in_one_split_unless_they_are_kept_apart(tmp_path, make_copy
         assert len(joined) == (num_joined if is_joined else 0)
         assert len(set(groups.values())) == 12 - len(joined)
         assert all(splits[f"i{index}"] == splits[f"copy{index}"] for index in joined)
+
+
+def test_a_damaged_description_of_a_dataset_is_one_message(small, tmp_path):
+    make(small, tmp_path / "d")
+    (tmp_path / "d" / "dataset.json").write_text("[]")
+    with pytest.raises(DataError, match=r"dataset\.json: is damaged"):
+        write_statistics(tmp_path / "d", tmp_path / "s", progress=Reporter(quiet=True).progress)
+    with pytest.raises(ConfigError, match=r"dataset\.json: is damaged: .*; choose another folder"):
+        make(small, tmp_path / "d")
