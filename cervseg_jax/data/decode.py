@@ -60,7 +60,9 @@ def read_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in the name
         raise DataError(f"{path}: cannot be opened: {error}") from None
     try:
         status = os.fstat(descriptor)
