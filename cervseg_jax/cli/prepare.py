@@ -128,7 +128,7 @@ def prepare(
         raise ConfigError(f"--fold: needs at least 2 --folds, and must be less than --folds, got {fold} of {folds}")
     if not folds and fold:
         raise ConfigError(f"--fold: needs --folds, got {fold}")
-    from cervseg_jax.console import Reporter
+    from cervseg_jax.console import Reporter, short_path
 
     reporter = Reporter(quiet=quiet)
     if style == "reference":
@@ -159,6 +159,7 @@ def prepare(
     from cervseg_jax.curation.dataset import make_dataset
 
     make_dataset(source, out, recipe, reporter=reporter)
+    reporter.info(f"next: cervseg-jax train --data {short_path(out)}")
 
 
 def _current_outlines(name: OutlinesName) -> "Outlines":

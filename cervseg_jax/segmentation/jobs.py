@@ -48,7 +48,8 @@ def plan_jobs(
             paths.append(given)
         else:
             raise ConfigError(f"--images: no such file or folder: {given}")
-    paths = list(dict.fromkeys(path.absolute() for path in paths))
+    by_place = {(path.parent.resolve(), path.name): path.absolute() for path in reversed(paths)}  # `a` and `b/../a`
+    paths = list(reversed(by_place.values()))
     stems = Counter(path.stem for path in paths)
     jobs, taken = [], {stem for stem, count in stems.items() if count == 1}
     for path in paths:
