@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cervseg_jax.errors import ConfigError
 
-MIN_ADDRESS_SPACE = 3 * 2**28
-"""NumPy and OpenCV crash while they are loaded into less."""
+MIN_ADDRESS_SPACE = 9 * 2**27
+"""NumPy and OpenCV crash while they are loaded, or threads start, in less."""
 MIN_ADDRESS_SPACE_JAX = 9 * 2**28
 """XLA aborts while it starts in less; with many cores it needs more."""
 MIN_OPEN_FILES = 64
