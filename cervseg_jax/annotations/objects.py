@@ -59,6 +59,8 @@ class Annotation(NamedTuple):
     """Remarks on entries that were left out or read differently."""
     problems: list[str] = []
     """Entries that cannot be read, one message each."""
+    embeds_image: bool = False
+    """Whether the file holds the picture itself (LabelMe's imageData)."""
 
     @property
     def image_name(self) -> str | None:

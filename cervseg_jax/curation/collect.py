@@ -133,8 +133,7 @@ def _content(folder: Path) -> str:
     """Describes a folder that holds something else than expected."""
     scan = scan_folder(folder)
     images = f"{len(scan.images)} images" if scan.images else ""
-    names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    folders = f"the folders {first_few(sorted(names))}" if names else ""
+    folders = f"the folders {first_few(scan.folders)}" if scan.folders else ""
     other = scan.left_out_text()
     has_xml = any(path.suffix.lower() == ".xml" for path in folder.rglob("*.[xX][mM][lL]"))
     advice = "; XML is not read, export GeoJSON, COCO or LabelMe" if has_xml else ""

@@ -105,8 +105,10 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
             continue
         image = _named_image(folder, annotation, siblings) or siblings.get(stem_of(path))
         if image is None:
-            stated = annotation.image_path
-            problems.append(f"{path}: has no image" + (f" (imagePath is {stated!r})" if stated else ""))
+            stated = f"imagePath is {annotation.image_path!r}" if annotation.image_path else ""
+            embedded = "its imageData holds the picture: save that beside it" if annotation.embeds_image else ""
+            remarks = "; ".join(filter(None, (stated, embedded)))
+            problems.append(f"{path}: has no image" + (f" ({remarks})" if remarks else ""))
         else:
             by_image.setdefault(image, []).append((path, annotation))
     pairs: list[Paired] = []

@@ -404,3 +404,11 @@ def test_images_turned_by_their_exif_tag_are_noted(source, tmp_path):
     save(source / "masks" / "i0.png", (label_map()[:40] > 0).astype(np.uint8))
     with pytest.raises(DataError, match=r"is for an image of 48x40, i0\.jpg is 48x48 \(turned upright"):
         make(source, tmp_path / "e")
+
+
+def test_a_picture_within_a_labelme_file_is_pointed_out(tmp_path):
+    labelme(tmp_path / "s" / "x.json", all_three(), "x.png")
+    document = json.loads((tmp_path / "s" / "x.json").read_text())
+    (tmp_path / "s" / "x.json").write_text(json.dumps(document | {"imageData": "aGVsbG8="}))
+    with pytest.raises(ConfigError, match=r"has no image \(imagePath is 'x\.png'; its imageData holds the picture"):
+        make(tmp_path / "s", tmp_path / "d")

@@ -37,6 +37,11 @@ def test_slides_of_a_folder_need_tiles_and_other_files_are_named(tmp_path):
     messages.clear()
     assert [job.path.name for job in plan_jobs([tmp_path], on_left_out=messages.append)] == ["a.png"]
     assert messages == [f"{tmp_path}: left out: 1 .jp2, 1 .ndpi, 1 .svs (slides are read with --tiled)"]
+    messages.clear()
+    for name in ("sub", "__MACOSX", ".hidden"):
+        (tmp_path / name).mkdir()
+    plan_jobs([tmp_path], with_slides=True, on_left_out=messages.append)
+    assert messages == [f"{tmp_path}: left out: 1 .jp2, its folders (sub)"]
     (tmp_path / "a.png").unlink()
     with pytest.raises(ConfigError, match=r"holds no images; left out: .*--tiled"):
         plan_jobs([tmp_path])
