@@ -124,10 +124,7 @@ def prepare(
 
     The dataset is split by source and has masks and, if the annotations allow it, instance labels.
     """
-    if folds == 1 or (folds and fold >= folds):
-        raise ConfigError(f"--fold: needs at least 2 --folds, and must be less than --folds, got {fold} of {folds}")
-    if not folds and fold:
-        raise ConfigError(f"--fold: needs --folds, got {fold}")
+    _check_folds(folds, fold)
     from cervseg_jax.console import Reporter, short_path
 
     reporter = Reporter(quiet=quiet)
@@ -160,6 +157,13 @@ def prepare(
 
     make_dataset(source, out, recipe, reporter=reporter)
     reporter.info(f"next: cervseg-jax train --data {short_path(out)}")
+
+
+def _check_folds(folds: int, fold: int) -> None:
+    if folds == 1 or (folds and fold >= folds):
+        raise ConfigError(f"--fold: needs at least 2 --folds, and must be less than --folds, got {fold} of {folds}")
+    if not folds and fold:
+        raise ConfigError(f"--fold: needs --folds, got {fold}")
 
 
 def _current_outlines(name: OutlinesName) -> "Outlines":

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from cervseg_jax.choices import BitDepth, MaskRule
+from cervseg_jax.data.headers import is_lossy
 from cervseg_jax.data.raw import decode_pixels
 from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
@@ -264,12 +265,6 @@ def read_image(
 def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
     """Reads a file as a 0/1 mask; see `read_bytes` and `decode_mask` for errors."""
     return decode_mask(read_bytes(path), source=path, rule=rule)
-
-
-def is_lossy(data: bytes) -> bool:
-    """Whether a file is a JPEG or a lossy WebP."""
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return data.startswith(b"\xff\xd8") or (is_webp and b"VP8 " in data[12:4096])
 
 
 def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from cervseg_jax.choices import MaskRule
-from cervseg_jax.data.decode import decode_mask, is_lossy, read_bytes, single_channel
+from cervseg_jax.data.decode import decode_mask, read_bytes, single_channel
+from cervseg_jax.data.headers import is_lossy
 from cervseg_jax.data.raw import decode_pixels
 from cervseg_jax.errors import DataError
 
