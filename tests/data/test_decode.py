@@ -356,3 +356,13 @@ def test_lossy_masks_of_classes_or_labels_are_refused(quality):
     for values in (np.where(disks, 255, cv2.dilate(disks, np.ones((25, 25))) // 2), disks // 2 + disks // 32):
         with pytest.raises(DataError, match="a mask with areas of gray"):
             decode_mask(jpeg(values), source="x")
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc4"])
+def test_a_scan_without_its_table_is_damage(photo, marker):
+    whole = cv2.imencode(".jpg", photo)[1].tobytes()
+    last = whole.rindex(marker, 0, whole.index(b"\xff\xda"))
+    damaged = whole[: last + 4] + bytes([whole[last + 4] ^ 2]) + whole[last + 5 :]
+    assert "a scan without its table" in find_jpeg_damage(damaged)
+    with pytest.raises(DataError, match="a scan without its table"):
+        decode_image(damaged, source="x.jpg")
