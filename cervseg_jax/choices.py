@@ -28,3 +28,6 @@ RENAMED_OUTLINES: dict[str, Outlines] = {"drawn": "exact", "traced": "pixel_cent
 
 BitDepth = Literal["auto", 8, 10, 12, 14, 16]
 """Bits that the camera used in 16-bit files; "auto": as few of these as hold the values."""
+
+MPP_RANGE = (1e-3, 1e3)
+"""Accepted micrometers per pixel; areas at others overflow."""

@@ -53,3 +53,13 @@ def first_few(items: Iterable[str], separator: str = ", ", limit: int = 10) -> s
     listed = list(items)
     rest = len(listed) - limit
     return separator.join(listed[:limit] + ([f"and {rest} more"] if rest > 0 else []))
+
+
+def first_line(error: BaseException) -> str:
+    r"""Returns the first line of an error's text, or its type where it has none.
+
+    Example:
+      >>> first_line(ValueError("a\nb")), first_line(MemoryError())
+      ('a', 'MemoryError')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()

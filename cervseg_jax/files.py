@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.errors import CervsegError, ConfigError, DataError
 
 BUCKET_SCHEMES = frozenset({"gs:", "s3:", "az:", "hdfs:", "http:", "https:"})
 """First parts of bucket addresses, as `Path` splits them."""
@@ -139,8 +139,10 @@ def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a full disk is noticed while writing, where Python knows no name
+            error.filename = str(path)
         raise
 
 
@@ -163,6 +165,23 @@ def read_text(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON as `write_bytes` does; NaN becomes null, as JSON knows none."""
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json_object(path: Path, *, error: type[CervsegError] = DataError) -> dict[str, Any]:
+    """Reads a JSON object as `write_json` writes it; NaN, which other programs write, becomes None.
+
+    Raises:
+      CervsegError: of class `error`, if the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: is damaged: {problem}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path}: is damaged: must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def png_bytes(image: np.ndarray) -> bytes:

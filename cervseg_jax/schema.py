@@ -11,8 +11,8 @@ from cervseg_jax.heads import Head
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, lt=2**32)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**32)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 

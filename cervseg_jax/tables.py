@@ -61,7 +61,8 @@ def read_csv(
     Args:
       path: the file.
       columns: names that must be there, in every row with a value. As a mapping: other accepted spellings by name.
-        Names match without regard to case and surrounding blanks, and are returned as given here.
+        Names match without regard to case and surrounding blanks, "Patient ID" as patient_id, and are returned as given
+        here.
       error: class of the exceptions.
 
     Returns:
@@ -74,6 +75,8 @@ def read_csv(
     accepted = {name: columns[name] if isinstance(columns, Mapping) else () for name in columns}
     try:
         text = _decode_table(path.read_bytes())
+        if "\0" in text:
+            raise error(f"{path}: is not text; a spreadsheet is to be saved as CSV in UTF-8")
         separator = _separator(text, accepted)
         reader = csv.reader(io.StringIO(text.removeprefix(f"sep={separator}")), delimiter=separator)
         lines = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
@@ -124,7 +127,7 @@ def _separator(text: str, accepted: Mapping[str, Sequence[str]]) -> str:
 def _header(names: Sequence[str], accepted: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns column names without blanks, the accepted ones under their expected name."""
     header = [name.strip() for name in names]
-    lowered = [name.lower() for name in header]
+    lowered = [name.lower().replace(" ", "_").replace("-", "_") for name in header]
     for name, others in accepted.items():
         spelling = next((other for other in (name, *others) if other.lower() in lowered), None)
         if spelling is not None:

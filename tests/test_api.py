@@ -76,6 +76,10 @@ def test_errors_are_ours_with_the_commands_messages(finished, tmp_path):
         cervseg_jax.load(tmp_path / "empty")
     with pytest.raises(cervseg_jax.errors.ConfigError, match=r"did you mean infer.threshold"):
         cervseg_jax.load(folder, overrides=["infer.treshold=0.4"])
+    with pytest.raises(
+        cervseg_jax.errors.ConfigError, match="mpp: must be between 0.001 and 1000 micrometers, got nan"
+    ):
+        cervseg_jax.load(folder, mpp=float("nan"))
     with pytest.raises(cervseg_jax.errors.ConfigError, match="--split: must be one of train, valid, test, got 'tests'"):
         cervseg_jax.evaluate(folder, "tests")
 

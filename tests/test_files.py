@@ -4,7 +4,15 @@ import sys
 
 import pytest
 
-from cervseg_jax.files import remove_stale_temporaries, temporary_name, write_bytes
+from cervseg_jax.errors import CheckpointError, DataError
+from cervseg_jax.files import (
+    read_json_object,
+    remove_stale_temporaries,
+    temporary_name,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_names_of_the_longest_length_can_be_written(tmp_path):
@@ -51,3 +59,28 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r"."):
         write_bytes(tmp_path / "a", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
+    def pieces():
+        yield "a"
+        raise OSError(28, "No space left on device")  # as a write does, without a name
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_text(tmp_path / "a.txt", pieces())
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "\0\0", "\xff", "[" * 100_000])
+def test_damaged_json_is_an_error_of_the_given_class(tmp_path, text):
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"a\.json: is damaged"):
+        read_json_object(tmp_path / "a.json", error=CheckpointError)
+
+
+def test_json_objects_come_back_as_they_were_written(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, float("nan")]})
+    assert read_json_object(tmp_path / "a.json") == {"a": [1, None]}
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_json_object(tmp_path / "b.json")

@@ -38,6 +38,7 @@ def test_tables_of_spreadsheets_are_read_alike(tmp_path, data):
         ("stem,group\na,p1,x\n", "t.csv: row 2 has 3 values for 2 columns; quote values that hold ','"),
         ("name,note\na,1\n", "t.csv: lacks the columns stem, group; it has name, note"),
         ("", "t.csv: lacks the columns stem, group; it has nothing"),
+        ("PK\3\4\0\0", "t.csv: is not text; a spreadsheet is to be saved as CSV"),
         ('stem,group\n"a' + "x" * 200_000 + '",p1\n', "t.csv: cannot be read as CSV: field larger than field limit"),
     ],
 )
@@ -61,6 +62,9 @@ def test_other_spellings_of_a_column_are_accepted_and_its_own_name_goes_first(tm
     assert read_csv(tmp_path / "t.csv", columns=spellings) == [{"slide": "s1", "stem": "a", "group": "p1"}]
     (tmp_path / "t.csv").write_text("patient,group,image\np1,g,a\n")
     assert read_csv(tmp_path / "t.csv", columns=spellings) == [{"patient": "p1", "group": "g", "stem": "a"}]
+    (tmp_path / "t.csv").write_text("Slide-ID,Image Name\ns1,a\n")
+    spellings = {"stem": ("image_name",), "group": ("slide_id",)}
+    assert read_csv(tmp_path / "t.csv", columns=spellings) == [{"group": "s1", "stem": "a"}]
 
 
 def test_tables_come_back_as_they_were_written(tmp_path):

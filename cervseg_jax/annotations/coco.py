@@ -67,8 +67,8 @@ def read_coco(data: bytes, *, source: Path) -> tuple[list[Annotation], list[str]
     return list(images.values()), problems
 
 
-def _read_images(entries: Sequence[Any], source: Path) -> tuple[dict[Any, Annotation], list[str]]:
-    images: dict[Any, Annotation] = {}
+def _read_images(entries: Sequence[Any], source: Path) -> tuple[dict[str, Annotation], list[str]]:
+    images: dict[str, Annotation] = {}
     problems = []
     for index, image in enumerate(entries, start=1):
         if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"]:
@@ -83,9 +83,9 @@ def _read_images(entries: Sequence[Any], source: Path) -> tuple[dict[Any, Annota
     return images, problems
 
 
-def _key(value: Any) -> Any:
-    """Returns an id as a key; JSON also allows lists and objects, which are not hashable."""
-    return value if isinstance(value, int | float | str | None) else str(value)
+def _key(value: Any) -> str:
+    """Returns an id as a key: 1, 1.0 and "1" are equal, as programs mix them within a file."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _is_crowd(entry: Any) -> bool:

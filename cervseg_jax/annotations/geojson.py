@@ -167,6 +167,7 @@ def geojson_document(name: str, polygons: Sequence[Sequence[Polygon]], table: Co
 
 
 def _features(name: str, polygons: Sequence[Sequence[Polygon]], table: Columns) -> Iterator[dict[str, Any]]:
+    name = name.encode("utf-8", "backslashreplace").decode()  # file names need not be text
     for row, parts in enumerate(polygons):
         coordinates = [[_closed(ring) for ring in (part.outer, *part.holes)] for part in parts]
         geometry = (

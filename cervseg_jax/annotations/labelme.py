@@ -61,6 +61,7 @@ def parse_labelme(document: Any, *, source: Path) -> Annotation:
     return annotation._replace(
         image_path=path if isinstance(path, str) and path else None,
         size=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
+        embeds_image=bool(document.get("imageData")),
     )
 
 

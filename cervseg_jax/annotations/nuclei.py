@@ -1,6 +1,7 @@
 """Rules by which the objects of an annotation become nuclei; every rule that applies leaves a note."""
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -40,8 +41,8 @@ def select_nuclei(annotation: Annotation, *, labels: Collection[str] = (), crowd
     """Turns annotated objects into nuclei.
 
     Entries of equal label and group are joined. Regions, tiles, cores, crowds and QuPath's ignored classes (names that
-    end in `*`) are no nuclei; a region is an annotation around detections, or around two or more annotations that
-    differ from it in class or are much smaller.
+    end in `*`) are no nuclei; a region is an annotation around detections, around two or more annotations that differ
+    from it in class or are much smaller, or a rectangle around one that is much smaller.
 
     Args:
       annotation: objects of one image.
@@ -85,7 +86,7 @@ def list_labels(counts: Mapping[str, int]) -> str:
 
 def missing_label_message(wanted: str, counts: Mapping[str, int]) -> str:
     """Returns what is wrong with a label that no nucleus has: near misses, and the labels that there are."""
-    near = [label for label in counts if _plain(label) == _plain(wanted) or wanted in label.split(": ")]
+    near = [label for label in counts if _plain(wanted) in map(_plain, (label, *label.split(": ")))]
     if not near:
         near = difflib.get_close_matches(wanted, [label for label in counts if label], n=1)
     guess = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
@@ -150,13 +151,28 @@ def _regions(objects: Sequence[AnnotatedObject], notes: list[Note]) -> set[int]:
                 continue
             notes.append(Note("an annotation that contains detections is a region and is left out", entry.name))
             regions.add(id(entry))
-        elif len(held) >= 2 and (
-            entry.label not in {objects[other].label for other in held}
-            or areas[position] >= REGION_RATIO * np.median(areas[held])
-        ):
+        elif _is_region_around(entry, areas[position], [objects[other] for other in held], areas[held]):
             notes.append(Note("an annotation that contains other annotations is a region and is left out", entry.name))
             regions.add(id(entry))
     return regions
+
+
+def _is_region_around(
+    entry: AnnotatedObject, area: float, held: Sequence[AnnotatedObject], held_areas: np.ndarray
+) -> bool:
+    """Tells a region around annotations from a nucleus around, for example, its nucleolus."""
+    if not held:
+        return False
+    is_much_larger = area >= REGION_RATIO * np.median(held_areas)
+    if len(held) == 1:
+        return bool(is_much_larger and _is_rectangle(entry.rings))
+    return bool(is_much_larger or entry.label not in {other.label for other in held})
+
+
+def _is_rectangle(rings: Rings) -> bool:
+    """Whether an outline is a rectangle along the image's axes."""
+    extent = np.ptp(np.concatenate(list(rings)), axis=0)
+    return len(rings) == 1 and math.isclose(enclosed_area(rings), extent.prod(), rel_tol=1e-6)
 
 
 def _center(rings: Rings) -> np.ndarray:

@@ -59,6 +59,8 @@ class Annotation(NamedTuple):
     """Remarks on entries that were left out or read differently."""
     problems: list[str] = []
     """Entries that cannot be read, one message each."""
+    embeds_image: bool = False
+    """Whether the file holds the picture itself (LabelMe's imageData)."""
 
     @property
     def image_name(self) -> str | None:
@@ -109,15 +111,18 @@ def read_objects(
 
 
 def parse_json(data: bytes, *, source: Path) -> Any:
-    """Parses JSON text in UTF-8.
+    """Parses JSON text in UTF-8, UTF-16 or UTF-32.
+
+    QuPath and pandas write NaN and Infinity, which JSON lacks. They are returned as numbers, so that only entries whose
+    outlines hold them are bad.
 
     Raises:
-      DataError: if the text is not valid JSON, is nested too deeply, or contains NaN or Infinity.
+      DataError: if the text is not valid JSON, or is nested too deeply.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+        return json.loads(data.decode(json.detect_encoding(data)))
     except UnicodeDecodeError:
-        raise DataError(f"{source}: is not text in UTF-8") from None
+        raise DataError(f"{source}: is not text in UTF-8 or UTF-16") from None
     except RecursionError:
         raise DataError(f"{source}: is nested too deeply") from None
     except ValueError as error:
@@ -152,7 +157,3 @@ def as_ring(points: Any, *, name: str) -> Float[np.ndarray, "points 2"]:
 def too_few_points(kind: str, count: int) -> str:
     """Returns the remark on an outline with fewer points than an area needs."""
     return f"a {kind} of {count} point{'' if count == 1 else 's'} has no area and is left out"
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON number")

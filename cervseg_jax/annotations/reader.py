@@ -1,6 +1,7 @@
 """Reading of an annotation file by its content."""
 
 from pathlib import Path
+from typing import Any
 
 from cervseg_jax.annotations.coco import is_coco
 from cervseg_jax.annotations.geojson import is_geojson, parse_geojson
@@ -29,4 +30,13 @@ def read_annotation(data: bytes, *, source: Path) -> Annotation:
         return parse_geojson(document, source=source)
     if is_coco(document):
         raise DataError(f"{source}: is a COCO file of several images; it must be the only .json file in its folder")
+    if _is_via(document):
+        raise DataError(f"{source}: is a file of the VGG Image Annotator (VIA), which is not read; export COCO from it")
     raise DataError(f"{source}: is neither LabelMe JSON (a list of shapes) nor GeoJSON (a list of features)")
+
+
+def _is_via(document: Any) -> bool:
+    images = document.get("_via_img_metadata", document) if isinstance(document, dict) else None
+    entries = list(images.values()) if isinstance(images, dict) else []
+    keys = {"filename", "regions"}
+    return bool(entries) and all(isinstance(entry, dict) and keys <= entry.keys() for entry in entries)

@@ -15,7 +15,7 @@ import numpy as np
 from cervseg_jax.bench.cycles import estimated_cycles
 from cervseg_jax.components import lookup
 from cervseg_jax.engine.experiment import build_experiment
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.errors import ConfigError, first_line
 from cervseg_jax.extras import install_command
 from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import Config, MeshConfig
@@ -159,7 +159,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
             platform="tpu", topology_name=topology, chip_config_name=chip.config, **bounds
         )
     except Exception as error:  # noqa: BLE001 (the compiler raises types of its own)
-        raise ConfigError(f"--topology: {topology}: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"--topology: {topology}: {first_line(error)}") from None
     return chip, list(description.devices)
 
 

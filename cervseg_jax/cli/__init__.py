@@ -25,6 +25,7 @@ def main() -> None:
     set_compilation_cache()
     logger, notices = logging.getLogger("cervseg_jax"), _NoticeHandler(logging.WARNING)
     logger.addHandler(notices)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of caches in a home folder that is read-only
     logger.propagate = False  # libraries install handlers of the root logger, which would print notices again
     try:
         exit_code = _run_command()

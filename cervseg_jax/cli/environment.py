@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cervseg_jax.errors import ConfigError
 
-MIN_ADDRESS_SPACE = 3 * 2**28
-"""NumPy and OpenCV crash while they are loaded into less."""
+MIN_ADDRESS_SPACE = 9 * 2**27
+"""NumPy and OpenCV crash while they are loaded, or threads start, in less."""
 MIN_ADDRESS_SPACE_JAX = 9 * 2**28
 """XLA aborts while it starts in less; with many cores it needs more."""
 MIN_OPEN_FILES = 64
@@ -83,7 +83,8 @@ def _can_start_threads(count: int) -> bool:
 def set_compilation_cache() -> None:
     """Names a folder for compiled programs, through a variable that JAX reads when it is imported.
 
-    Home folders may be shared by hosts, so each kind of processor has its own folder.
+    Home folders may be shared by hosts, so each kind of processor has its own folder. There is none where it cannot be
+    written, of which JAX would warn at every program.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -95,5 +96,8 @@ def set_compilation_cache() -> None:
             kind = "".join(line for line in first_core if line.startswith(("model name", "flags", "Features")))
     except OSError:
         kind = platform.processor()
-    folder = base / "cervseg-jax" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    folder = base.absolute() / "cervseg-jax" / f"xla-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import NamedTuple
 
 import typer
@@ -42,6 +44,9 @@ def explain(error: BaseException) -> Failure | None:
             "shows the free memory",
             ConfigError.exit_code,
         )
+    if isinstance(error, AttributeError | TypeError | ValueError) and _is_raised_by_keras_settings(error):
+        folder = os.environ.get("KERAS_HOME") or "~/.keras"
+        return Failure(f"{folder}/keras.json: Keras refuses it: {error}; repair or remove it", ConfigError.exit_code)
     if isinstance(error, RuntimeError | AssertionError):
         message = missing_platform()
         if message is not None:
@@ -77,6 +82,14 @@ def missing_platform() -> str | None:
             "JAX_PLATFORMS=cpu; `cervseg-jax doctor` checks the devices"
         )
     return None
+
+
+def _is_raised_by_keras_settings(error: BaseException) -> bool:
+    """Whether Keras raised an error while it read keras.json, which other projects of the user write."""
+    return any(
+        Path(frame.filename).parts[-3:] == ("src", "backend", "config.py") and frame.name == "<module>"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def _is_thread_shortage(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from cervseg_jax.cli.options import (
     Tiled,
     complete_output,
     nucleus_px_setting,
-    positive,
+    pixel_size,
     tiled_setting,
 )
 from cervseg_jax.errors import ConfigError, FindingsError
@@ -38,7 +38,7 @@ def infer(
     mpp: Annotated[
         float | None,
         typer.Option(
-            callback=positive,
+            callback=pixel_size,
             help="Micrometers per pixel; adds measurements in micrometers to the tables. "
             "Default: as TIFF files and slides state it.",
         ),

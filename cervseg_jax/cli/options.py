@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cervseg_jax.choices import MPP_RANGE
 from cervseg_jax.packaged_recipes import model_names, recipe_names
 
 MAX_SIDE_PX = 16_384
@@ -54,6 +55,13 @@ def positive(value: float | None) -> float | None:
     """Checks that an optional number is finite and positive."""
     if value is not None and not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"must be a positive number, got {value:g}")
+    return value
+
+
+def pixel_size(value: float | None) -> float | None:
+    """Checks that an optional pixel size in micrometers is one of a microscope; areas of others overflow."""
+    if value is not None and not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
+        raise typer.BadParameter(f"must be between {MPP_RANGE[0]:g} and {MPP_RANGE[1]:g} micrometers, got {value:g}")
     return value
 
 

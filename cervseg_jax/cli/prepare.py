@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512"
 
-"""Notes on annotations that are printed; the others are counted."""
-
 OutlinesName = Literal["exact", "pixel_centers", "drawn", "traced"]
 Bits = Literal["auto", "8", "10", "12", "14", "16"]
 Style = Literal["sound", "reference"]
@@ -126,11 +124,8 @@ def prepare(
 
     The dataset is split by source and has masks and, if the annotations allow it, instance labels.
     """
-    if folds == 1 or (folds and fold >= folds):
-        raise ConfigError(f"--fold: needs at least 2 --folds, and must be less than --folds, got {fold} of {folds}")
-    if not folds and fold:
-        raise ConfigError(f"--fold: needs --folds, got {fold}")
-    from cervseg_jax.console import Reporter
+    _check_folds(folds, fold)
+    from cervseg_jax.console import Reporter, short_path
 
     reporter = Reporter(quiet=quiet)
     if style == "reference":
@@ -161,6 +156,14 @@ def prepare(
     from cervseg_jax.curation.dataset import make_dataset
 
     make_dataset(source, out, recipe, reporter=reporter)
+    reporter.info(f"next: cervseg-jax train --data {short_path(out)}")
+
+
+def _check_folds(folds: int, fold: int) -> None:
+    if folds == 1 or (folds and fold >= folds):
+        raise ConfigError(f"--fold: needs at least 2 --folds, and must be less than --folds, got {fold} of {folds}")
+    if not folds and fold:
+        raise ConfigError(f"--fold: needs --folds, got {fold}")
 
 
 def _current_outlines(name: OutlinesName) -> "Outlines":

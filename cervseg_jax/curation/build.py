@@ -15,11 +15,12 @@ from cervseg_jax.annotations.outlines import (
     enclosed_area,
     follows_pixel_centers,
     from_pixel_centers,
-    signed_area,
+    rasterize,
 )
+from cervseg_jax.curation.collect import SourceImage
 from cervseg_jax.curation.geometry import Tile, cut_tiles
 from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
-from cervseg_jax.curation.scan import require_size
+from cervseg_jax.curation.scan import exif_orientation, require_size
 from cervseg_jax.curation.truth import read_truth
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.checks import looks_inverted
@@ -30,6 +31,9 @@ from cervseg_jax.files import make_folder, sha256_of, write_labels, write_png, w
 
 PIXEL_CENTER_SHARE = 0.5
 """Share of outlines through pixel centers from which on a file is remarked on."""
+MAX_NUCLEUS_SHARE = 0.5
+"""Share of the image above which a nucleus is remarked on."""
+_TOO_LARGE = "a nucleus that covers more than half of its image: is it a region, or the background?"
 LABELME_DECIMALS = 9
 """Digits of coordinates in LabelMe files, so many that reading them restores the label map."""
 
@@ -69,10 +73,7 @@ def build_source(
     truth = read_truth(item, mask_rule=recipe.mask_rule, labels=recipe.labels, crowd=recipe.crowd)
     size = (image.shape[0], image.shape[1])
     require_size(item, truth.stated_size, size)
-    notes = list(truth.notes)
-    if item.kind == "masks" and truth.labels is not None and looks_inverted(image, truth.labels.astype(np.uint8)):
-        message = "a mask that seems inverted: it marks the background, the larger part of the image"
-        notes.append(Note(message, str(item.annotation_path)))
+    notes = [*truth.notes, *_remarks(item, image, truth.labels)]
     outlines = (
         None if truth.nuclei is None else _usable_outlines(truth.nuclei, size, recipe, str(item.annotation_path), notes)
     )
@@ -98,8 +99,8 @@ def build_source(
                     group=assigned.group,
                     fold=assigned.fold,
                     subset=item.subset,
-                    source_path=_relative(item.image_path, source),
-                    annotation_path=_relative(item.annotation_path, source),
+                    source_path=relative_path(item.image_path, source),
+                    annotation_path=relative_path(item.annotation_path, source),
                     source_height=entry.size[0],
                     source_width=entry.size[1],
                     height=labels.shape[0],
@@ -114,7 +115,26 @@ def build_source(
     return records, tally(notes)
 
 
-def _relative(path: Path, source: Path) -> str:
+def _remarks(item: SourceImage, image: np.ndarray, labels: np.ndarray | None) -> Iterator[Note]:
+    """Yields notes on an annotation that is probably not meant as it is read."""
+    if exif_orientation(item.image_path) != 1:
+        yield Note(
+            "is turned upright by its EXIF tag; its annotation must be upright, too, which `cervseg-jax audit` checks",
+            str(item.image_path),
+        )
+    if labels is None or not labels.any():
+        return
+    if item.kind != "masks" and np.bincount(labels.ravel())[1:].max() > MAX_NUCLEUS_SHARE * labels.size:
+        yield Note(_TOO_LARGE, str(item.annotation_path))
+    if item.kind == "masks" and labels.all():
+        yield Note("a mask that marks the whole image", str(item.annotation_path))
+    elif item.kind == "masks" and looks_inverted(image, labels.astype(np.uint8)):
+        message = "a mask that seems inverted: it marks the background, the larger part of the image"
+        yield Note(message, str(item.annotation_path))
+
+
+def relative_path(path: Path, source: Path) -> str:
+    """Returns a path as the manifest names it: relative to the source, also where it is outside of it."""
     return os.path.relpath(path, source)
 
 
@@ -141,7 +161,7 @@ def _num_nuclei(sample: Sample) -> int:
 def _usable_outlines(
     nuclei: Sequence[Nucleus], size: tuple[int, int], recipe: Recipe, source: str, notes: list[Note]
 ) -> list[LabeledOutline]:
-    """Drops nuclei without area inside the image, and sorts the rest from large to small."""
+    """Drops nuclei without a pixel inside the image, and sorts the rest from large to small."""
     kept = []
     num_centered = 0
     for nucleus in nuclei:
@@ -153,10 +173,13 @@ def _usable_outlines(
             continue
         if recipe.outlines == "pixel_centers":
             rings = [edge for ring in rings for edge in from_pixel_centers(ring)]
-        if all(signed_area(ring) == 0 for ring in rings):
-            notes.append(Note("has no area and is left out", nucleus.name))
-        else:
-            kept.append(LabeledOutline(rings, nucleus.label or NUCLEUS))
+        num_pixels = int(rasterize(rings, shape=size).inside.sum())
+        if num_pixels == 0:
+            notes.append(Note("covers no pixel (coordinates count pixels) and is left out", nucleus.name))
+            continue
+        if num_pixels > MAX_NUCLEUS_SHARE * size[0] * size[1]:
+            notes.append(Note(_TOO_LARGE, nucleus.name))
+        kept.append(LabeledOutline(rings, nucleus.label or NUCLEUS))
     if nuclei and recipe.outlines == "exact" and num_centered > PIXEL_CENTER_SHARE * len(nuclei):
         notes.append(
             Note(

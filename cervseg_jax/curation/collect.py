@@ -1,7 +1,7 @@
 """Discovery of images and their annotations in the layouts that datasets come in."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from cervseg_jax.curation.pairing import (
     pair_named_images,
 )
 from cervseg_jax.data.decode import read_bytes
-from cervseg_jax.data.pairs import images_by_stem, list_images, normalized, stem_of
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.data.pairs import images_by_stem, list_images, normalized, scan_folder, stem_of
+from cervseg_jax.errors import ConfigError, DataError, first_few
 from cervseg_jax.files import refuse_bucket
 
 CLUSTERED_SUBSETS = ("difficult", "normal", "sample", "test-difficult", "test-normal", "test-sample")
@@ -85,6 +85,8 @@ def collect(source: Path, *, kind: AnnotationKind | None = None) -> Collected:
       DataError: if names are ambiguous.
     """
     refuse_bucket(source)
+    if source.is_file():
+        raise ConfigError(f"{source}: is a file; the folder with images and annotations is needed")
     if not source.is_dir():
         raise ConfigError(f"{source}: no such folder")
     layouts = [*_cnseg(source), *_side_folders(source), *_coco(source), *_same_folder(source), *_alone(source)]
@@ -100,11 +102,42 @@ def collect(source: Path, *, kind: AnnotationKind | None = None) -> Collected:
             others = [f"{other.kind} ({other.where})" for other in layouts if other.kind != layout.kind]
             remark = f"annotations: {layout.kind} ({layout.where}); also there: {', '.join(others)}; see --annotations"
             return Collected(_with_unique_stems(images), problems, [remark] if others else [])
+    if problems:
+        places = [layout.where for layout in chosen]
+        others = _left_out(dict.fromkeys(source / place for place in ("", "images", *places)))
+        listed = first_few([*problems, *others], "\n  ")
+        raise ConfigError(f"{source}: no image has an annotation ({', '.join(places)}):\n  {listed}")
     raise ConfigError(
         f"{source}: no supported layout; expected are CNSeg's folders (difficult with difficult_json, or "
         "train-images with train-labels), images with labelme, geojson, instances, labels or masks, images beside "
-        ".json or .geojson files, or one COCO .json" + ("\n  " + "\n  ".join(problems[:5]) if problems else "")
+        f".json or .geojson files, or one COCO .json\n  {_content(source)}"
     )
+
+
+def files_left_out(images: Sequence[SourceImage]) -> list[str]:
+    """Returns a message for each folder of images with other files than images and annotations."""
+    return _left_out(dict.fromkeys(item.image_path.parent for item in images))
+
+
+def _left_out(folders: Iterable[Path]) -> list[str]:
+    found = []
+    for folder in filter(Path.is_dir, folders):
+        scan = scan_folder(folder)
+        others = scan._replace(left_out={key: scan.left_out[key] for key in scan.left_out if key not in JSON_SUFFIXES})
+        if others.left_out:
+            found.append(f"{folder}: left out: {others.left_out_text()}")
+    return found
+
+
+def _content(folder: Path) -> str:
+    """Describes a folder that holds something else than expected."""
+    scan = scan_folder(folder)
+    images = f"{len(scan.images)} images" if scan.images else ""
+    folders = f"the folders {first_few(scan.folders)}" if scan.folders else ""
+    other = scan.left_out_text()
+    has_xml = any(path.suffix.lower() == ".xml" for path in folder.rglob("*.[xX][mM][lL]"))
+    advice = "; XML is not read, export GeoJSON, COCO or LabelMe" if has_xml else ""
+    return f"it holds {', '.join(filter(None, (images, other, folders))) or 'nothing'}{advice}"
 
 
 def _cnseg(source: Path) -> list[_Layout]:

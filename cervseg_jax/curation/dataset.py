@@ -40,4 +40,3 @@ def make_dataset(source: Path, out: Path, recipe: Recipe, *, reporter: Reporter)
     if made.records and not has_instances:
         reporter.warn("masks do not separate touching nuclei; the dataset has no instance labels")
     reporter.info(f"written to {short_path(out)}; overview: {short_path(out / 'overview.html')}")
-    reporter.info(f"next: cervseg-jax train --data {short_path(out)}")

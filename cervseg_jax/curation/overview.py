@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cervseg_jax.data.manifest import read_manifest
-from cervseg_jax.files import write_text
+from cervseg_jax.errors import DataError
+from cervseg_jax.files import read_json_object, write_text
 from cervseg_jax.pages import figure, page, table
 
 
@@ -62,7 +63,9 @@ def _audit(dataset: Path) -> str:
     path = dataset / "audit.json"
     if not path.is_file():
         return f"<p>Not audited yet: <code>cervseg-jax audit {html.escape(str(dataset))}</code></p>"
-    findings = json.loads(path.read_text())["findings"]
+    findings = read_json_object(path).get("findings")
+    if not isinstance(findings, list):
+        raise DataError(f"{path}: is damaged: it has no list of findings")
     if not findings:
         return "<p>Audited; nothing was found.</p>"
     return table(["finding", "what", "effect on a score"], [[f["name"], f["message"], f["effect"]] for f in findings])
@@ -72,6 +75,6 @@ def _recipe(dataset: Path) -> str:
     path = dataset / "dataset.json"
     if not path.is_file():
         return "<p>Unknown: the folder has no dataset.json.</p>"
-    settings = json.loads(path.read_text())
+    settings = read_json_object(path)
     rows = [[name, value if isinstance(value, str | int) else json.dumps(value)] for name, value in settings.items()]
     return table(["setting", "value"], rows)

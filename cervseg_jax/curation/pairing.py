@@ -1,5 +1,6 @@
 """Pairing of images with annotation files, by stem and by the image's name in the file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from cervseg_jax.errors import DataError
 
 GEOJSON_SUFFIXES = frozenset({".geojson"})
 JSON_SUFFIXES = frozenset({".json", ".geojson"})
+
+_ENDING = re.compile(r"[-_. ](cp_masks|masks?|labels?|instances?|seg|segmentation|gt|annotations?)$", re.IGNORECASE)
+"""What programs append to an image's name to name its mask or annotation."""
 
 Paired = tuple[str, Path, Path, Annotation | None]
 """Stem, image, annotation file, and its content where it had to be read."""
@@ -52,7 +56,13 @@ def pair_by_stem(images: Mapping[str, Path], files: Sequence[Path]) -> tuple[lis
     pairs: list[Paired] = [(stem, images[stem], path, None) for stem, path in taken.items()]
     named: dict[str, list[tuple[Path, Annotation]]] = {}
     for path in leftover:
-        annotation = _read_for_name(path)
+        try:
+            annotation = (
+                read_annotation(read_bytes(path), source=path) if path.suffix.lower() in JSON_SUFFIXES else None
+            )
+        except DataError as error:
+            problems.append(str(error))
+            continue
         stem = normalized(Path(annotation.image_name).stem) if annotation and annotation.image_name else None
         if annotation is None or stem is None or stem not in images:
             problems.append(f"{path}: has no image")
@@ -95,8 +105,10 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
             continue
         image = _named_image(folder, annotation, siblings) or siblings.get(stem_of(path))
         if image is None:
-            stated = annotation.image_path
-            problems.append(f"{path}: has no image" + (f" (imagePath is {stated!r})" if stated else ""))
+            stated = f"imagePath is {annotation.image_path!r}" if annotation.image_path else ""
+            embedded = "its imageData holds the picture: save that beside it" if annotation.embeds_image else ""
+            remarks = "; ".join(filter(None, (stated, embedded)))
+            problems.append(f"{path}: has no image" + (f" ({remarks})" if remarks else ""))
         else:
             by_image.setdefault(image, []).append((path, annotation))
     pairs: list[Paired] = []
@@ -114,10 +126,12 @@ def pair_named_images(folder: Path, files: Sequence[Path]) -> tuple[list[Paired]
 
 
 def _own_stem(path: Path, images: Mapping[str, Path]) -> str | None:
-    """Returns the stem of the image that a file is named after: `x.json` or `x.png.json`."""
+    """Returns the stem of the image that a file is named after: `x.json`, `x.png.json` or `x_mask.png`."""
     stem = stem_of(path)
     if stem not in images and Path(stem).suffix.lower() in IMAGE_SUFFIXES:
         stem = Path(stem).stem
+    if stem not in images:
+        stem = _ENDING.sub("", stem)
     return stem if stem in images else None
 
 
@@ -132,13 +146,3 @@ def _named_image(folder: Path, annotation: Annotation, siblings: Mapping[str, Pa
     except (OSError, RuntimeError, ValueError):  # endless links, zero bytes, names that the system refuses
         pass
     return siblings.get(normalized(Path(annotation.image_name).stem))
-
-
-def _read_for_name(path: Path) -> Annotation | None:
-    """Reads an annotation to learn the name of its image; a broken one is reported as a file without an image."""
-    if path.suffix.lower() not in JSON_SUFFIXES:
-        return None
-    try:
-        return read_annotation(read_bytes(path), source=path)
-    except DataError:
-        return None

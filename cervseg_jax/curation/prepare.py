@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cervseg_jax.annotations.objects import Note, tally
-from cervseg_jax.curation.build import build_source
-from cervseg_jax.curation.collect import collect
+from cervseg_jax.curation.build import build_source, relative_path
+from cervseg_jax.curation.collect import collect, files_left_out
 from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
 from cervseg_jax.curation.scan import check_labels, scan_image, tell_masks_from_labels
 from cervseg_jax.curation.similarity import describe_joins, join_groups, near_pairs
@@ -104,14 +104,25 @@ def prepare(
     if problems and recipe.on_bad_file == "fail":
         raise DataError(_problems_message(problems))
     records = sorted((record for records, _ in built for record in records), key=lambda r: (r.split, r.stem))
+    build_notes = [str(note) for note in tally(note for _, several in built for note in several)]
+    _require_nuclei(records, scanned, build_notes)
     write_manifest(out / "manifest.csv", records, _patient_columns(scanned, source, recipe))
     counts = Counter(record.split for record in records)
     finished = workspace.metadata | {"state": "finished", "images": dict(sorted(counts.items()))}
     write_json(out / DATASET_FILE, finished)
     summarize()
     workspace.finish()
-    notes += [str(note) for note in tally(note for _, several in built for note in several)]
+    notes += [*files_left_out(images), *build_notes]
+    if not any(record.foreground for record in records):
+        notes.append("no image has a nucleus")
     return Prepared(records, problems, notes, remarks + found_masks)
+
+
+def _require_nuclei(records: Sequence[Record], scanned: Sequence[ScannedImage], notes: Sequence[str]) -> None:
+    num_annotated = sum(sum(entry.label_counts.values()) for entry in scanned)
+    if num_annotated and not any(record.foreground for record in records):
+        listed = first_few(notes, "\n  ")
+        raise DataError(f"none of the {num_annotated} annotated nuclei covers a pixel of its image:\n  {listed}")
 
 
 def count_nuclei(records: Sequence[Record]) -> str:
@@ -174,7 +185,7 @@ def _patient_columns(seen: Sequence[ScannedImage], source: Path, recipe: Recipe)
     if recipe.groups_csv is None:
         return {}
     rows = groups_from_csv([entry.item.stem for entry in seen], recipe.groups_csv)
-    return {str(entry.item.image_path.relative_to(source)): row for entry, row in zip(seen, rows, strict=True)}
+    return {relative_path(entry.item.image_path, source): row for entry, row in zip(seen, rows, strict=True)}
 
 
 def _metadata(source: Path, recipe: Recipe) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import (
     make_folder,
+    read_json_object,
     refuse_filled_folder,
     remove_stale_temporaries,
     sha256_of,
@@ -55,10 +56,10 @@ class Workspace:
             refuse_filled_folder(self._out, shown=f"--out: {self._out}")
             return False
         try:
-            found = json.loads(path.read_text())
-            is_same = all(found.get(key) == value for key, value in self.metadata.items())
-        except (OSError, ValueError, AttributeError):
-            raise ConfigError(f"--out: {path} is damaged; choose another folder") from None
+            found = read_json_object(path, error=ConfigError)
+        except ConfigError as error:
+            raise ConfigError(f"--out: {error}; choose another folder") from None
+        is_same = all(found.get(key) == value for key, value in self.metadata.items())
         if not is_same:
             raise ConfigError(
                 f"--out: {self._out} holds another dataset (see its {DATASET_FILE}); choose another folder"
@@ -101,7 +102,7 @@ class Workspace:
         path = self._records / f"{stem}.json"
         if not path.exists():
             return None
-        stored = json.loads(path.read_text())
+        stored = read_json_object(path)
         return [Record(**record) for record in stored["records"]], [Note(*note) for note in stored["notes"]]
 
     def save(self, stem: str, records: list[Record], notes: list[Note]) -> None:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from cervseg_jax.choices import BitDepth, MaskRule
+from cervseg_jax.data.headers import is_lossy
 from cervseg_jax.data.raw import decode_pixels
 from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
@@ -29,6 +30,8 @@ MAX_COLORED_SHARE = 0.05
 MAX_CLASS_LEVELS = 8
 """A lossless mask with at most this many levels may hold classes; smoothed edges have more."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)
+FLAT_PX, MAX_GRAY_SHARE = 3, 0.1
+"""Side of a flat area, and the share of the marked pixels above which gray ones hold classes or labels."""
 IGNORED_LEVELS, IGNORED_SHARE = 16, 0.1
 """Levels below this, on at least this share of the pixels at the top of the range, are classes and not noise."""
 
@@ -58,7 +61,9 @@ def read_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in the name
         raise DataError(f"{path}: cannot be opened: {error}") from None
     try:
         status = os.fstat(descriptor)
@@ -206,11 +211,16 @@ def decode_mask(data: bytes, *, source: Path, rule: MaskRule = "half_range") -> 
             f"{source}: a mask with {len(levels)} levels up to {top} of {highest}: instance labels "
             "or class numbers? A mask has nucleus and background; data.mask_rule: any_nonzero takes all but zero"
         )
-    if not is_jpeg(data) and (_has_ignored_level(counts, levels, highest) or _has_areas(values, levels[1:-1])):
+    if not is_lossy(data) and (_has_ignored_level(counts, levels, highest) or _has_areas(values, levels[1:-1])):
         raise DataError(
             f"{source}: a mask with areas of the levels {', '.join(map(str, levels[:MAX_CLASS_LEVELS]))}: classes, or "
             f"pixels to be ignored? mask_rule half_range would take {half} and more for nucleus, any_nonzero all but "
             "0; value_1 takes 1 only"
+        )
+    if _has_gray_areas(values, highest):
+        raise DataError(
+            f"{source}: a mask with areas of gray, between black and white: classes, or labels? mask_rule half_range "
+            f"would take {half} and more for nucleus, any_nonzero all but 0"
         )
     return MaskReading((values >= half).astype(np.uint8), len(levels))
 
@@ -220,6 +230,14 @@ def _mask_of_ones(data: bytes, *, source: Path) -> MaskReading:
     if values.any() and not (values == 1).any():
         raise DataError(f"{source}: a mask without the value 1 (its largest is {values.max()}); mask_rule is value_1")
     return MaskReading((values == 1).astype(np.uint8), len(np.unique(values)))
+
+
+def _has_gray_areas(values: np.ndarray, highest: int) -> bool:
+    """Whether much of a mask is flat and neither black nor white; soft edges are not flat."""
+    window = np.ones((FLAT_PX, FLAT_PX), np.uint8)
+    flat = (cv2.dilate(values, window).astype(np.int32) - cv2.erode(values, window)) <= highest // 16
+    is_gray = (values > highest // 8) & (values < highest - highest // 8)
+    return int((flat & is_gray).sum()) > MAX_GRAY_SHARE * int((values > highest // 8).sum())
 
 
 def _has_areas(values: np.ndarray, levels: np.ndarray) -> bool:
@@ -247,11 +265,6 @@ def read_image(
 def read_mask(path: Path, *, rule: MaskRule = "half_range") -> MaskReading:
     """Reads a file as a 0/1 mask; see `read_bytes` and `decode_mask` for errors."""
     return decode_mask(read_bytes(path), source=path, rule=rule)
-
-
-def is_jpeg(data: bytes) -> bool:
-    """Whether a file is a JPEG, which is lossy."""
-    return data.startswith(b"\xff\xd8")
 
 
 def scale_to_8_bit(pixels: np.ndarray, bits: int) -> np.ndarray:

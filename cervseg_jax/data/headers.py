@@ -80,6 +80,12 @@ def _parser(data: bytes) -> Callable[[bytes], Header]:
     raise HeaderError(f"is {kind + ', ' if kind else ''}not a PNG, JPEG, BMP, WebP or TIFF image")
 
 
+def is_lossy(data: bytes) -> bool:
+    """Whether a file is a JPEG or a lossy WebP."""
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return data.startswith(b"\xff\xd8") or (is_webp and b"VP8 " in data[12:4096])
+
+
 _KINDS_AT_START = {
     b"GIF8": "a GIF",
     b"\0\0\0\x0cjP  ": "a JPEG 2000 image",

@@ -8,7 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from cervseg_jax.choices import MaskRule
-from cervseg_jax.data.decode import decode_mask, is_jpeg, read_bytes, single_channel
+from cervseg_jax.data.decode import decode_mask, read_bytes, single_channel
+from cervseg_jax.data.headers import is_lossy
 from cervseg_jax.data.raw import decode_pixels
 from cervseg_jax.errors import DataError
 
@@ -48,7 +49,7 @@ def read_labels(path: Path, *, rule: MaskRule = "half_range") -> tuple[np.ndarra
       DataError: if the file is damaged, in color, or has values that are negative or not whole.
     """
     data = read_bytes(path)
-    values = None if is_jpeg(data) else _label_values(data, source=path)
+    values = None if is_lossy(data) else _label_values(data, source=path)
     if values is None or (values.any() and set(np.unique(values).tolist()) - {0} <= MASK_VALUES):
         return decode_mask(data, source=path, rule=rule).mask.astype(np.int32), False
     return values, True
@@ -64,7 +65,7 @@ def label_stats(path: Path) -> tuple[LabelStats, tuple[int, int]]:
       DataError: if the file is damaged, in color, or has values that are negative or not whole.
     """
     data = read_bytes(path)
-    if is_jpeg(data):
+    if is_lossy(data):
         mask = decode_mask(data, source=path).mask
         return LabelStats(frozenset({255}), 0, 0, is_lossy=True), (mask.shape[0], mask.shape[1])
     values = _label_values(data, source=path)

@@ -48,14 +48,14 @@ def write_manifest(path: Path, records: Sequence[Record], extra: Mapping[str, Ma
     Args:
       path: the file.
       records: one per image.
-      extra: values of further columns, such as the stain, by `source_path`; names of `Record`'s fields are ignored.
+      extra: values of further columns, such as the stain, by `source_path`; a column with the name of one of `Record`'s
+        fields gets the prefix `group_`, and `group` is left out.
     """
     extra = extra or {}
-    names = [
-        name for name in dict.fromkeys(name for row in extra.values() for name in row) if name not in Record._fields
-    ]
+    names = [name for name in dict.fromkeys(name for row in extra.values() for name in row) if name != "group"]
+    header = [f"group_{name}" if name in Record._fields else name for name in names]
     rows = [[*record, *(extra.get(record.source_path, {}).get(name, "") for name in names)] for record in records]
-    write_text(path, csv_text([*Record._fields, *names], rows))
+    write_text(path, csv_text([*Record._fields, *header], rows))
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from cervseg_jax.files import refuse_bucket
 from cervseg_jax.schema import DataConfig, SplitConfig
 
 SPLITS = ("train", "valid", "test")
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
 class Pair(NamedTuple):
@@ -114,6 +114,8 @@ class FolderScan(NamedTuple):
     """Image files, sorted by name."""
     left_out: dict[str, int]
     """Number of other files by suffix, without hidden ones."""
+    folders: list[str]
+    """Names of its folders, which are not searched, without hidden ones."""
 
     def left_out_text(self) -> str:
         """Returns the other files as text, such as "2 .jp2, 1 without suffix"; "" if there are none."""
@@ -136,13 +138,15 @@ def scan_folder(folder: Path, *, with_slides: bool = False) -> FolderScan:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         images = [path for path in paths if path.suffix.lower() in suffixes]
-        others = [path for path in paths if path.suffix.lower() not in suffixes and not path.is_dir()]
+        others = [path for path in paths if path.suffix.lower() not in suffixes]
+        folders = [path for path in others if path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"no such folder: {folder}") from None
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from None
-    ignored = [path for path in others if path.name.lower() not in SYSTEM_FILES]
-    return FolderScan(images, dict(sorted(Counter(path.suffix.lower() for path in ignored).items())))
+    files = [path for path in others if path not in folders and path.name.lower() not in SYSTEM_FILES]
+    names = [path.name for path in folders if path.name.lower() not in SYSTEM_FILES]
+    return FolderScan(images, dict(sorted(Counter(path.suffix.lower() for path in files).items())), names)
 
 
 def list_images(folder: Path) -> list[Path]:

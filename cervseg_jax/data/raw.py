@@ -9,7 +9,7 @@ import numpy as np
 
 from cervseg_jax.data.headers import Header, HeaderError, read_header
 from cervseg_jax.data.tiff_decode import Pixels, TiffError, decode_tiff
-from cervseg_jax.errors import DataError
+from cervseg_jax.errors import DataError, first_line
 
 
 def decode_pixels(data: bytes, *, source: Path, for_labels: bool = False) -> Pixels:
@@ -29,7 +29,7 @@ def decode_pixels(data: bytes, *, source: Path, for_labels: bool = False) -> Pix
     except (HeaderError, TiffError) as error:
         raise DataError(f"{source}: {error}") from None
     except (cv2.error, MemoryError) as error:
-        raise DataError(f"{source}: cannot be decoded: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{source}: cannot be decoded: {first_line(error)}") from None
     _check_pixels(pixels.values, header, source=source, for_labels=for_labels)
     return pixels._replace(values=_upright(pixels.values, header.orientation))
 

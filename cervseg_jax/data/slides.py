@@ -9,12 +9,15 @@ import numpy as np
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import MAX_FILE_BYTES, bits_used, lay_on_white, read_bytes, scale_to_8_bit
 from cervseg_jax.data.headers import HeaderError, SlideHeaderError, read_header
-from cervseg_jax.data.tiff import PHOTOMETRIC
+from cervseg_jax.data.tiff import COMPRESSION_NAMES, JPEG, ORIENTATION, PHOTOMETRIC
+from cervseg_jax.data.tiff_decode import BLACK_IS_ZERO, RGB, WHITE_IS_ZERO, YCBCR
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.extras import install_command
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn", ".bif"})
 TIFF_SUFFIXES = frozenset({".tiff", ".tif"})
+_YCBCR_COMPRESSIONS = frozenset({33003, 33004})
+"""Aperio's JPEG 2000 of YCbCr colors, which TiffFile does not convert to RGB."""
 OVERVIEW_PX = 2048
 """Maximum side of the region from which the bit depth of a slide is estimated."""
 
@@ -71,7 +74,7 @@ class Slide:
                 f"{path}: slides and very large images need an extra: {install_command('slides')}"
             ) from None
         self.path = path
-        stack = _describe_stack(path) if path.suffix.lower() in TIFF_SUFFIXES else ""
+        stack = _describe_pages(path) if path.suffix.lower() in TIFF_SUFFIXES else ""
         if stack:
             raise DataError(f"{path}: {stack}")
         try:
@@ -102,9 +105,15 @@ class Slide:
             raise DataError(f"{self.path}: has {num_channels} channels; save the one or three to be read")
         if self._series.dtype not in (np.uint8, np.uint16):
             raise DataError(f"{self.path}: has {self._series.dtype} pixels; 8-bit or 16-bit is needed")
-        photometric = int(page.photometric)
-        if photometric not in (0, 1, 2, 6):
+        photometric, compression = int(page.photometric), int(page.compression)
+        if photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR):
             raise DataError(f"{self.path}: has colors of another kind than gray and RGB; save RGB")
+        if compression in _YCBCR_COMPRESSIONS or (photometric == YCBCR and compression != JPEG):
+            name = f" compressed with {COMPRESSION_NAMES[compression]}" if compression in COMPRESSION_NAMES else ""
+            raise DataError(f"{self.path}: has YCbCr colors{name}, which are not read; save RGB")
+        orientation = page.tags.get(ORIENTATION)
+        if orientation is not None and orientation.value != 1:
+            raise DataError(f"{self.path}: is a TIFF with a rotated orientation tag; save it upright")
         # TiffFile takes white for zero where the tag is missing; decoding of whole files takes black.
         self._is_inverted = photometric == 0 and PHOTOMETRIC in page.tags
         self._is_premultiplied = num_channels == 4 and tuple(page.extrasamples) == (1,)
@@ -174,14 +183,21 @@ class Slide:
         return values if values.ndim == 3 else values[..., None]
 
 
-def _describe_stack(path: Path) -> str:
-    """Returns a message if a file holds a stack of images; "" if it does not or cannot be read."""
+def _describe_pages(path: Path) -> str:
+    """Returns a message if a TIFF file holds a stack, or first a picture that is not its largest; "" otherwise."""
     from tifffile import TiffFile  # pyright: ignore[reportMissingImports]
 
     try:
         with TiffFile(path) as file:
             series = file.series[0]
-            return "" if series.axes in ("YX", "YXS") else _stack_text(series.axes, series.shape)
+            if series.axes not in ("YX", "YXS"):
+                return _stack_text(series.axes, series.shape)
+            height, width = max(
+                (other.shape[:2] for other in file.series if other.axes in ("YX", "YXS")), key=math.prod
+            )
+            if height * width > math.prod(series.shape[:2]):
+                return f"holds several pictures, and the first is not the largest ({width}x{height}); save that one"
+            return ""
     except Exception:  # noqa: BLE001
         return ""
 

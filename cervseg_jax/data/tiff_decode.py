@@ -9,6 +9,7 @@ import numpy as np
 
 from cervseg_jax.data import tiff
 from cervseg_jax.data.tiff import Directory
+from cervseg_jax.errors import first_line
 from cervseg_jax.extras import install_command
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
@@ -100,7 +101,7 @@ def _imdecode(data: bytes, directory: Directory) -> np.ndarray:
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     except (cv2.error, MemoryError) as error:
-        raise TiffError(f"cannot be decoded: {str(error).splitlines()[0]}") from None
+        raise TiffError(f"cannot be decoded: {first_line(error)}") from None
     if values is None:
         bits = directory.first(tiff.BITS, 1)
         raise TiffError("is damaged and cannot be decoded" if bits in (8, 16) else f"has {bits} bits per channel")
@@ -204,7 +205,7 @@ def _decode_with_tifffile(data: bytes, compression: int, directory: Directory, *
         with TiffFile(io.BytesIO(data)) as file:
             values = np.asarray(file.pages[0].asarray())  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # the codecs' errors have no common base
-        raise TiffError(f"is damaged or not read: compressed with {name}: {str(error).splitlines()[0]}") from None
+        raise TiffError(f"is damaged or not read: compressed with {name}: {first_line(error)}") from None
     if values.dtype == bool:
         values = values.astype(np.uint8)
     samples = directory.first(tiff.SAMPLES, 1)

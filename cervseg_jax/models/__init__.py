@@ -42,6 +42,7 @@ __all__ = [
 
 # Networks are built for this layout; a keras.json left by another project may ask for the other one.
 keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
 
 _LAYERS = (
     BlockMaxPool,

@@ -58,18 +58,22 @@ def _require_end(path: Path) -> None:
     """
     program = "import sys, cervseg_jax.reference.hdf5 as hdf5; hdf5.try_to_read(sys.argv[1])"
     seconds = READ_SECONDS + (path.stat().st_size if path.is_file() else 0) / BYTES_PER_SECOND
-    try:
-        ended = subprocess.run(  # noqa: S603 (this program)
-            [sys.executable, "-c", program, str(path)], timeout=seconds, capture_output=True
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{path}: is damaged: HDF5 cannot read it within {seconds:.0f} s") from None
-    if ended.returncode < 0:
-        raise CheckpointError(f"{path}: is damaged: HDF5 crashes when it reads it (signal {-ended.returncode})")
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:  # noqa: S603 (this program)
+        assert reader.stdout is not None  # noqa: S101 (it is a pipe)
+        reader.stdout.read(1)  # waits for its imports, which take long on a busy machine
+        try:
+            code = reader.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            reader.kill()
+            raise CheckpointError(f"{path}: is damaged: HDF5 cannot read it within {seconds:.0f} s") from None
+    if code < 0:
+        raise CheckpointError(f"{path}: is damaged: HDF5 crashes when it reads it (signal {-code})")
 
 
 def try_to_read(path: str) -> None:
-    """Reads a file without a result; see `_require_end`."""
+    """Says that it begins, and reads a file without a result; see `_require_end`."""
+    print(".", end="", flush=True)
     with contextlib.suppress(CheckpointError):
         _read_weights(Path(path))
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, cast, get_args
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.pairs import SPLITS
 from cervseg_jax.errors import CheckpointError, ConfigError
-from cervseg_jax.files import read_text
+from cervseg_jax.files import read_json_object, read_text
 from cervseg_jax.runs.folder import load_run_config
+from cervseg_jax.runs.weights import read_contract
 from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.ledger import read_settings
 from cervseg_jax.tables import read_csv
@@ -92,8 +93,8 @@ def load_run(folder: Path) -> RunData:
         config,
         read_text(folder / "config.yaml"),
         _load_object(folder / "env.json") or {},
-        _load_object(folder / "best" / "contract.json"),
-        _load_object(folder / "history.json") or {},
+        _load_contract(folder / "best"),
+        _load_history(folder / "history.json"),
         _load_events(folder / "log.jsonl"),
         [_load_evaluation(path.parent) for path in evaluated],
         load_table(folder / "data.csv", columns=("split", "stem", "group", "image_path", "image_sha256")),
@@ -172,15 +173,19 @@ def _test_first(path: Path) -> tuple[bool, str]:
 
 def _load_object(path: Path) -> dict[str, Any] | None:
     """Reads a JSON object; None if there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is damaged: must hold a JSON object, got {type(content).__name__}")
-    return content
+    return read_json_object(path, error=CheckpointError) if path.is_file() else None
+
+
+def _load_contract(folder: Path) -> dict[str, Any] | None:
+    return read_contract(folder).model_dump(mode="json") if (folder / "contract.json").is_file() else None
+
+
+def _load_history(path: Path) -> dict[str, list[Any]]:
+    history = _load_object(path) or {}
+    columns = history.values()
+    if not all(isinstance(values, list) for values in columns) or len({len(values) for values in columns}) > 1:
+        raise CheckpointError(f"{path}: is damaged: must hold lists of equal length")
+    return history
 
 
 def _load_events(path: Path) -> list[dict[str, Any]]:

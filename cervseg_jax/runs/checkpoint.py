@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cervseg_jax.engine.state import TrainState
-from cervseg_jax.errors import CheckpointError
+from cervseg_jax.errors import CheckpointError, first_line
 from cervseg_jax.files import make_folder
 from cervseg_jax.runs.checksums import (
     CHECKSUM_SUFFIX,
@@ -86,7 +86,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._name, options=options)
         except Exception as error:  # noqa: BLE001 (Orbax raises many types)
-            raise CheckpointError(f"{self._name}: checkpoints cannot be kept there: {_first_line(error)}") from error
+            raise CheckpointError(f"{self._name}: checkpoints cannot be kept there: {first_line(error)}") from error
         self._damaged: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checksums")
         self._pending: Future[None] | None = None
@@ -203,7 +203,7 @@ class Checkpoints:
             try:
                 restored = None if problem else self._restore(number, target)
             except Exception as error:  # noqa: BLE001 (damage surfaces as almost any type)
-                restored, problem = None, _first_line(error)
+                restored, problem = None, first_line(error)
             if restored is None:
                 self._damaged.add(number)
                 problems.append(f"state {number}: {problem}")
@@ -222,7 +222,7 @@ class Checkpoints:
             if self._is_local:
                 check_files(self.folder, number)
         except (CheckpointError, OSError) as error:
-            return _first_line(error)
+            return first_line(error)
         return ""
 
     def _read_meta(self, number: int) -> dict[str, Any]:
@@ -264,9 +264,4 @@ def _silence_orbax() -> None:
 
 def _unwritable(name: str, error: Exception) -> CheckpointError:
     hint = "; has another process ended?" if jax.process_count() > 1 else ""
-    return CheckpointError(f"{name}: the state could not be saved: {_first_line(error)}{hint}; earlier states are kept")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return CheckpointError(f"{name}: the state could not be saved: {first_line(error)}{hint}; earlier states are kept")

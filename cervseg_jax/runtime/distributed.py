@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cervseg_jax.errors import CervsegError, ConfigError
+from cervseg_jax.errors import CervsegError, ConfigError, first_line
 from cervseg_jax.runtime.processes import ProcessSpec
 
 HEARTBEAT_SECONDS = 30
@@ -53,7 +53,7 @@ def initialize_distributed(processes: ProcessSpec) -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"could not initialize distributed training: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"could not initialize distributed training: {first_line(error)}") from None
 
 
 def is_primary() -> bool:

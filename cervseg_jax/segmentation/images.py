@@ -61,7 +61,10 @@ def open_image(
     if not is_slide(path):
         return read_image(path, bit_depth=bit_depth, on_narrow=on_narrow)
     if not is_tiled:
-        raise DataError(f"{path}: is a slide, too large to be resized; add --tiled, or infer.tiled={{}} to the config")
+        raise DataError(
+            f"{path}: is a slide (several pages, BigTIFF or very large), which is not resized; add --tiled, or "
+            "infer.tiled={} to the config"
+        )
     return Slide(path, bit_depth=bit_depth)
 
 

@@ -9,7 +9,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.pairs import scan_folder
 from cervseg_jax.data.pixel_size import pixel_size_um
 from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.errors import ConfigError, first_few
 from cervseg_jax.files import refuse_bucket
 
 
@@ -48,7 +48,8 @@ def plan_jobs(
             paths.append(given)
         else:
             raise ConfigError(f"--images: no such file or folder: {given}")
-    paths = list(dict.fromkeys(path.absolute() for path in paths))
+    by_place = {(path.parent.resolve(), path.name): path.absolute() for path in reversed(paths)}  # `a` and `b/../a`
+    paths = list(reversed(by_place.values()))
     stems = Counter(path.stem for path in paths)
     jobs, taken = [], {stem for stem, count in stems.items() if count == 1}
     for path in paths:
@@ -66,7 +67,9 @@ def plan_jobs(
 
 def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], None]) -> list[Path]:
     scan = scan_folder(folder, with_slides=with_slides)
-    left_out = f"left out: {scan.left_out_text()}" if scan.left_out else ""
+    folders = f"its folders ({first_few(scan.folders)})" if scan.folders else ""
+    left_out = ", ".join(filter(None, (scan.left_out_text(), folders)))
+    left_out = f"left out: {left_out}" if left_out else ""
     if not with_slides and not SLIDE_SUFFIXES.isdisjoint(scan.left_out):
         left_out += " (slides are read with --tiled)"
     if not scan.images:

@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_i
 from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
-from cervseg_jax.files import make_folder, read_text, write_bytes, write_labels, write_png, write_text
+from cervseg_jax.files import make_folder, read_json_object, read_text, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.segmentation.result import BAND_ROWS, Result
 from cervseg_jax.tables import csv_text
 
@@ -157,9 +156,10 @@ def remove_results(out: Path, name: str, outputs: Iterable[str]) -> None:
 
 
 def has_results(out: Path, name: str, outputs: Iterable[str]) -> bool:
-    """Whether all files of an image are there; see `remove_results`."""
+    """Whether all files of an image are there and not empty; see `remove_results`."""
     return all(
-        OUTPUTS[output].is_optional or any(path.is_file() for path in _paths(out, name, output)) for output in outputs
+        OUTPUTS[output].is_optional or any(path.is_file() and path.stat().st_size for path in _paths(out, name, output))
+        for output in outputs
     )
 
 
@@ -223,7 +223,7 @@ def merge_coco(out: Path, names: Sequence[str]) -> None:
     """Joins the COCO documents of all images into `coco.json`."""
     images, annotations = [], []
     for image_id, name in enumerate(names, start=1):
-        document = json.loads((out / "coco" / f"{name}.json").read_text(encoding="utf-8"))
+        document = read_json_object(out / "coco" / f"{name}.json")
         images.append({**document["images"][0], "id": image_id})
         for entry in document["annotations"]:
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": image_id})

@@ -13,7 +13,7 @@ from typing import TypeVar, cast, overload
 import numpy as np
 from jax.sharding import Mesh
 
-from cervseg_jax.choices import BitDepth
+from cervseg_jax.choices import MPP_RANGE, BitDepth
 from cervseg_jax.engine.predict import Predict
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.runs.weights import Network, load_network
@@ -206,9 +206,11 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
 
     Raises:
       CheckpointError: if a run has no usable weights.
-      ConfigError: if the runs differ in heads or image size, a color is unknown, or `infer.nucleus_px` is set for
-        weights that were not trained at one scale.
+      ConfigError: if the runs differ in heads or image size, a color is unknown, `mpp` is not within `MPP_RANGE`, or
+        `infer.nucleus_px` is set for weights that were not trained at one scale.
     """
+    if mpp is not None and not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        raise ConfigError(f"mpp: must be between {MPP_RANGE[0]:g} and {MPP_RANGE[1]:g} micrometers, got {mpp:g}")
     style = OutputStyle(mpp, parse_colors(config.infer.colors))
     networks = [load_network(run / "best", precision=config.runtime.precision) for run in runs]
     predictor = make_predictor(

@@ -102,6 +102,10 @@ def test_regions_without_detections_are_told_by_their_content():
         assert "contains other annotations is a region" in notes(selection)
     cytoplasm = qupath(feature(square(5, 5, 20), "annotation", "Cytoplasm"), nuclei[0])
     assert areas(cytoplasm) == [400, 64]  # one nucleus in it: a cell, not a region
+    nucleus = feature([[2, 0], [38, 2], [40, 40], [0, 38]], "annotation")
+    nucleolus = feature(square(10, 10, 8), "annotation")
+    assert len(areas(qupath(nucleus, nucleolus))) == 2
+    assert areas(qupath(feature(square(0, 0, 40), "annotation"), nucleolus)) == [64]  # a rectangle: the region
 
 
 def test_tiles_cores_and_ignored_classes_are_left_out():
@@ -138,7 +142,7 @@ def test_labels_match_whole_names_only():
 
 @pytest.mark.parametrize(
     ("wanted", "near"),
-    [("nuclei", "'Nuclei '"), ("NUCLEI", "'Nuclei '"), ("Positive", "'Tumor: Positive'"), ("Cytoplazm", "'Cytoplasm'")],
+    [("nuclei", "'Nuclei '"), ("NUCLEI", "'Nuclei '"), ("positive", "'Tumor: Positive'"), ("Cytoplazm", "'Cytoplasm'")],
 )
 def test_a_label_that_matches_nothing_names_near_misses_and_all_labels(wanted, near):
     counts = {"Nuclei ": 7, "Cytoplasm": 5, "Tumor: Positive": 2, "": 1}

@@ -63,7 +63,7 @@ def test_wrong_arguments_are_one_line(arguments, message):
 
 
 NUMBERS = [
-    ("infer r --images i --out o --mpp", ["0", "-1", "inf", "nan", "-inf", "x"]),
+    ("infer r --images i --out o --mpp", ["0", "-1", "inf", "nan", "-inf", "x", "1e300", "1e-300"]),
     ("infer r --images i --out o --nucleus-px", ["0", "-1", "nan", "inf"]),
     ("prepare s --out o --valid", ["-0.1", "1", "nan", "inf"]),
     ("prepare s --out o --test", ["-0.1", "1", "nan"]),

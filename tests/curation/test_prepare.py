@@ -380,23 +380,20 @@ BROKEN = {
     "cut image": (lambda s: first(s).write_bytes(first(s).read_bytes()[:500]), "cut short"),
     "text as image": (lambda s: first(s).write_text("hello"), "is not a PNG"),
     "no JSON": (lambda s: first(s, "labelme").write_text("{"), "not valid JSON"),
-    "no UTF-8": (lambda s: first(s, "labelme").write_bytes(b"\xff\xfe"), "not text in UTF-8"),
+    "no UTF-8": (lambda s: first(s, "labelme").write_bytes(b"\xff\xff"), "not text in UTF-8 or UTF-16"),
     "no shapes": (lambda s: first(s, "labelme").write_text("{}"), "is neither LabelMe JSON"),
     "other size": (lambda s: edit_json(s, lambda d: d.update(imageHeight=99)), "is for an image of 64x99"),
-    "infinite": (
-        lambda s: first(s, "labelme").write_text('{"shapes": [{"points": [[1, Infinity], [2, 2], [3, 1]]}]}'),
-        "Infinity is not a JSON number",
-    ),
-    "NaN": (
-        lambda s: first(s, "labelme").write_text('{"shapes": [{"points": [[1, NaN], [2, 2], [3, 1]]}]}'),
-        "NaN is not a JSON number",
-    ),
     "no image": (lambda s: first(s).unlink(), "has no image"),
     "no annotation": (lambda s: first(s, "labelme").unlink(), "has no annotation"),
     "pipe": (lambda s: (first(s).unlink(), os.mkfifo(s / "images" / "synthetic_004_00000.png")), "not a regular file"),
 }
 BROKEN_ENTRIES = {
     "far away": (lambda s: edit_json(s, lambda d: d["shapes"][0]["points"].append([1e9, 1])), "coordinate beyond"),
+    "infinite": (
+        lambda s: edit_json(s, lambda d: d["shapes"][0]["points"].append([np.inf, 1])),
+        "that is not a number",
+    ),
+    "NaN": (lambda s: edit_json(s, lambda d: d["shapes"][0]["points"].append([1, np.nan])), "that is not a number"),
     "unknown shape": (lambda s: edit_json(s, lambda d: d["shapes"][0].update(shape_type="cube")), "unknown shape_type"),
 }
 
@@ -440,7 +437,7 @@ def test_shapes_outside_and_without_area_are_noted(small, tmp_path):
     edit_json(small, change)
     made = make(small, tmp_path / "d")
     assert sum("lies outside the image" in note for note in made.notes) == 1
-    assert sum("has no area" in note for note in made.notes) == 1
+    assert sum("covers no pixel" in note for note in made.notes) == 1
     stem = first(small).stem
     assert next(record for record in made.records if record.stem == stem).num_nuclei == 2
 
@@ -735,3 +732,12 @@ def test_copies_stay_in_one_split_unless_they_are_kept_apart(tmp_path, make_copy
         assert len(joined) == (num_joined if is_joined else 0)
         assert len(set(groups.values())) == 12 - len(joined)
         assert all(splits[f"i{index}"] == splits[f"copy{index}"] for index in joined)
+
+
+def test_a_damaged_description_of_a_dataset_is_one_message(small, tmp_path):
+    make(small, tmp_path / "d")
+    (tmp_path / "d" / "dataset.json").write_text("[]")
+    with pytest.raises(DataError, match=r"dataset\.json: is damaged"):
+        write_statistics(tmp_path / "d", tmp_path / "s", progress=Reporter(quiet=True).progress)
+    with pytest.raises(ConfigError, match=r"dataset\.json: is damaged: .*; choose another folder"):
+        make(small, tmp_path / "d")

@@ -6,6 +6,7 @@ import unicodedata
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.prepare import group_problems, prepare
@@ -152,7 +153,7 @@ def test_image_paths_that_climb_too_far_are_not_followed(tmp_path):
     labelme(folder / "x.json", all_three(), "../../../secret.png")
     labelme(folder / "y.json", all_three(), str(tmp_path / "secret.png"))
     labelme(folder / "z.json", all_three(), "a\0b.png")
-    with pytest.raises(ConfigError, match="no supported layout"):
+    with pytest.raises(ConfigError, match="no image has an annotation"):
         make(folder, tmp_path / "d")
 
 
@@ -298,3 +299,116 @@ def test_equal_problems_become_one_line():
         [f"/a/{index}.png: is empty (zero bytes)" for index in range(10)] + ["/b.json: has no image"]
     )
     assert lines == ["is empty (zero bytes) (10 times, first in /a/0.png)", "/b.json: has no image"]
+
+
+def test_what_a_folder_holds_instead_is_named(source, tmp_path):
+    for path in (source / "images").iterdir():
+        path.with_suffix(".heic").write_bytes(b"x")
+        (source / f"{path.stem}.xml").write_text("<a/>")
+    with pytest.raises(ConfigError, match=r"it holds 4 \.xml, the folders images; XML is not read") as caught:
+        make(source, tmp_path / "d")
+    assert "no supported layout" in str(caught.value)
+    with pytest.raises(ConfigError, match="is a file; the folder"):
+        make(source / "i0.xml", tmp_path / "d")
+    for path in (source / "images").glob("*.png"):
+        labelme(source / "labelme" / f"other_{path.stem}.json", all_three(), "nowhere.png")
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"no image has an annotation \(labelme\)") as caught:
+        make(source, tmp_path / "d")
+    assert f"{source / 'images'}: left out: 4 .heic" in str(caught.value)
+
+
+def test_files_that_are_no_images_are_counted(source, tmp_path):
+    for index in range(4):
+        labelme(source / "labelme" / f"i{index}.json", all_three(), f"i{index}.png")
+    (source / "images" / "x.gif").write_bytes(b"x")
+    (source / "images" / "Thumbs.db").write_bytes(b"x")
+    assert make(source, tmp_path / "d").notes == [f"{source / 'images'}: left out: 1 .gif"]
+
+
+def test_other_annotation_files_are_named_by_their_program(source, tmp_path):
+    region = {"shape_attributes": {"name": "polygon"}, "region_attributes": {}}
+    via = {"i0.png9": {"filename": "i0.png", "size": 9, "regions": [region]}}
+    for document in (via, {"_via_settings": {}, "_via_img_metadata": via}):
+        (source / "images" / "via.json").write_text(json.dumps(document))
+        with pytest.raises(ConfigError, match=r"via\.json: is a file of the VGG Image Annotator"):
+            make(source / "images", tmp_path / "d")
+
+
+@pytest.mark.parametrize("ending", ["_mask", "-labels", "_cp_masks", "_Instance"])
+def test_endings_that_programs_append_to_names(source, tmp_path, ending):
+    for index in range(4):
+        save(source / "labels" / f"i{index}{ending}.png", label_map())
+    assert counts(make(source, tmp_path / "d")) == dict.fromkeys(["i0", "i1", "i2", "i3"], 3)
+
+
+def test_outlines_without_a_pixel_are_noted_and_an_empty_dataset_is_refused(source, tmp_path):
+    for index in range(4):
+        shapes = [{"points": [[x / SIDE, y / SIDE] for x, y in square(*center)]} for center in CENTERS[1:]]
+        labelme(source / "labelme" / f"i{index}.json", shapes if index else all_three(), f"i{index}.png")
+    (note,) = make(source, tmp_path / "d").notes
+    assert note.startswith("covers no pixel (coordinates count pixels) and is left out (6 times")
+    labelme(source / "labelme" / "i0.json", shapes, "i0.png")
+    with pytest.raises(DataError, match="none of the 8 annotated nuclei covers a pixel of its image"):
+        make(source, tmp_path / "e")
+
+
+def test_a_bow_tie_covers_the_pixels_of_both_halves(source, tmp_path):
+    bow_tie = [[10, 10.5], [30, 30], [30, 10.5], [10, 30]]
+    for index in range(4):
+        labelme(source / "labelme" / f"i{index}.json", [{"points": bow_tie}], f"i{index}.png")
+    made = make(source, tmp_path / "d")
+    assert made.notes == []
+    assert {record.num_nuclei for record in made.records} == {1}
+    assert made.records[0].foreground == pytest.approx(200 / SIDE**2, rel=0.11)
+
+
+def test_a_nucleus_of_more_than_half_the_image_is_noted(source, tmp_path):
+    for index in range(4):
+        save(source / "labels" / f"i{index}.png", label_map() + 1)  # the background has a label, too
+    (note,) = make(source, tmp_path / "d").notes
+    assert note.startswith("a nucleus that covers more than half of its image")
+    assert "4 times" in note
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0, "no image has a nucleus"), (255, "a mask that marks the whole image")]
+)
+def test_masks_of_one_level(source, tmp_path, value, message):
+    for index in range(4):
+        save(source / "masks" / f"i{index}.png", np.full((SIDE, SIDE), value, np.uint8))
+    (note,) = make(source, tmp_path / "d").notes
+    assert note.startswith(message)
+
+
+def test_groups_of_images_outside_of_the_source(source, tmp_path):
+    for index in range(4):
+        labelme(source / "labelme" / f"i{index}.json", all_three(), f"../images/i{index}.png")
+    table = tmp_path / "groups.csv"
+    table.write_text("Image;Patient;age\r\n" + "".join(f"i{index}.PNG;p{index};3,5\r\n" for index in range(4)))
+    made = make(source / "labelme", tmp_path / "d", groups_csv=table)
+    assert sorted(record.group for record in made.records) == ["p0", "p1", "p2", "p3"]
+    assert "3,5" in (tmp_path / "d" / "manifest.csv").read_text()
+
+
+def test_images_turned_by_their_exif_tag_are_noted(source, tmp_path):
+    for path in list((source / "images").iterdir()):
+        exif = Image.Exif()
+        exif[0x112] = 6
+        with Image.open(path) as picture:
+            picture.save(path.with_suffix(".jpg"), exif=exif, quality=95)
+        path.unlink()
+        save(source / "masks" / path.name, (label_map() > 0).astype(np.uint8) * 255)
+    notes = make(source, tmp_path / "d").notes
+    assert any("is turned upright by its EXIF tag" in note for note in notes)
+    save(source / "masks" / "i0.png", (label_map()[:40] > 0).astype(np.uint8))
+    with pytest.raises(DataError, match=r"is for an image of 48x40, i0\.jpg is 48x48 \(turned upright"):
+        make(source, tmp_path / "e")
+
+
+def test_a_picture_within_a_labelme_file_is_pointed_out(tmp_path):
+    labelme(tmp_path / "s" / "x.json", all_three(), "x.png")
+    document = json.loads((tmp_path / "s" / "x.json").read_text())
+    (tmp_path / "s" / "x.json").write_text(json.dumps(document | {"imageData": "aGVsbG8="}))
+    with pytest.raises(ConfigError, match=r"has no image \(imagePath is 'x\.png'; its imageData holds the picture"):
+        make(tmp_path / "s", tmp_path / "d")

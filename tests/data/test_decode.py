@@ -339,3 +339,30 @@ def test_webp_data_that_end_too_early_are_damage(photo, lossless):
     cut = whole[:4] + struct.pack("<I", 12 + kept) + whole[8:16] + struct.pack("<I", kept) + whole[20 : start + kept]
     with pytest.raises(DataError, match="x: is damaged|x: cannot be decoded"):
         decoded(cut)
+
+
+@pytest.mark.parametrize("quality", [30, 95])
+def test_lossy_masks_of_classes_or_labels_are_refused(quality):
+    disks = np.zeros((120, 120), np.uint8)
+    for center in ((30, 30), (80, 40), (50, 90)):
+        cv2.circle(disks, center, 12, 255, -1)
+    soft = cv2.GaussianBlur(disks, (0, 0), 3)
+
+    def jpeg(values):
+        return cv2.imencode(".jpg", values, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+    for values in (disks, soft):
+        assert decode_mask(jpeg(values), source="x").mask.any()
+    for values in (np.where(disks, 255, cv2.dilate(disks, np.ones((25, 25))) // 2), disks // 2 + disks // 32):
+        with pytest.raises(DataError, match="a mask with areas of gray"):
+            decode_mask(jpeg(values), source="x")
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc4"])
+def test_a_scan_without_its_table_is_damage(photo, marker):
+    whole = cv2.imencode(".jpg", photo)[1].tobytes()
+    last = whole.rindex(marker, 0, whole.index(b"\xff\xda"))
+    damaged = whole[: last + 4] + bytes([whole[last + 4] ^ 2]) + whole[last + 5 :]
+    assert "a scan without its table" in find_jpeg_damage(damaged)
+    with pytest.raises(DataError, match="a scan without its table"):
+        decode_image(damaged, source="x.jpg")

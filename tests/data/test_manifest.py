@@ -53,4 +53,5 @@ def test_further_columns_reach_the_manifest_and_none_of_its_own_is_replaced(tmp_
     first, second = read_manifest(tmp_path / "m.csv")
     assert (first["stain"], first["fold"], first["group"]) == ("H&E", "-1", "p1")
     assert second["stain"] == ""
-    assert list(first) == [*Record._fields, "stain"]
+    assert list(first) == [*Record._fields, "stain", "group_fold"]
+    assert first["group_fold"] == "7"

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cervseg_jax.data.slides import Slide, is_slide
 from cervseg_jax.errors import DataError
@@ -174,4 +175,20 @@ def test_tags_of_another_type_are_one_message(tmp_path, rng):
     data[at + 4 : at + 8] = (2).to_bytes(4, "little")  # two values instead of one
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.svs: "):
+        Slide(path)
+
+
+def test_pictures_that_would_be_read_in_other_colors_or_turned_are_refused(tmp_path, rng):
+    image = rng.integers(0, 256, (96, 128, 3), np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(image).convert("YCbCr").save(path)
+    with pytest.raises(DataError, match="has YCbCr colors, which are not read; save RGB"):
+        Slide(path)
+    tifffile.imwrite(path, image, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    with pytest.raises(DataError, match="rotated orientation tag"):
+        Slide(path)
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image[::4, ::4].copy(), photometric="rgb")
+        writer.write(image, photometric="rgb")
+    with pytest.raises(DataError, match=r"the first is not the largest \(128x96\)"):
         Slide(path)

@@ -153,8 +153,25 @@ def test_wrong_folders_and_damaged_files_end_in_one_message(scored, tmp_path):
     shutil.copytree(scored, copy)
     (copy / "eval" / "test" / "summary.json").write_text("{")
     assert "summary.json: is damaged" in refused(4, "report", copy)
+    for file, text in (
+        ("history.json", '{"epoch": [1, 2], "loss": [1]}'),
+        ("history.json", '{"epoch": 3}'),
+        ("best/contract.json", '{"epoch": 3}'),
+    ):
+        before = (copy / file).read_text()
+        (copy / file).write_text(text)
+        assert f"{file}: is damaged" in refused(4, "report", copy)
+        (copy / file).write_text(before)
     (copy / "config.yaml").write_text("model: 3")
     assert "config.yaml cannot be used" in refused(4, "report", copy)
+
+
+def test_nan_in_a_history_is_a_gap(scored, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(scored, copy)
+    history = json.loads((copy / "history.json").read_text())
+    (copy / "history.json").write_text(json.dumps(history | {"loss": [float("nan")] * len(history["loss"])}))
+    assert run("report", copy)[0] == 0
 
 
 def test_images_that_have_moved_keep_their_scores(scored, tmp_path):

@@ -17,6 +17,16 @@ def test_files_that_share_a_stem_get_names_of_their_own(tmp_path):
     assert {job.path.name for job in jobs} == {"a.jpg", "a.png", "a_png.png", "b.png"}
 
 
+def test_a_file_that_is_given_in_several_ways_is_one_image(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "a.png").touch()
+    (tmp_path / "s" / "link.png").symlink_to("a.png")  # of another name: another image
+    (tmp_path / "t").symlink_to("s")
+    jobs = plan_jobs([tmp_path / "s" / "a.png", tmp_path / "s", tmp_path / "s" / ".." / "s", tmp_path / "t"])
+    assert [job.name for job in jobs] == ["a", "link"]
+    assert jobs[0].path == tmp_path / "s" / "a.png"
+
+
 def test_slides_of_a_folder_need_tiles_and_other_files_are_named(tmp_path):
     for name in ("a.png", "b.svs", "c.NDPI", "d.jp2", ".hidden.png"):
         (tmp_path / name).touch()
@@ -27,6 +37,11 @@ def test_slides_of_a_folder_need_tiles_and_other_files_are_named(tmp_path):
     messages.clear()
     assert [job.path.name for job in plan_jobs([tmp_path], on_left_out=messages.append)] == ["a.png"]
     assert messages == [f"{tmp_path}: left out: 1 .jp2, 1 .ndpi, 1 .svs (slides are read with --tiled)"]
+    messages.clear()
+    for name in ("sub", "__MACOSX", ".hidden"):
+        (tmp_path / name).mkdir()
+    plan_jobs([tmp_path], with_slides=True, on_left_out=messages.append)
+    assert messages == [f"{tmp_path}: left out: 1 .jp2, its folders (sub)"]
     (tmp_path / "a.png").unlink()
     with pytest.raises(ConfigError, match=r"holds no images; left out: .*--tiled"):
         plan_jobs([tmp_path])
