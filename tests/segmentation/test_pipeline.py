@@ -21,6 +21,7 @@ from cervseg_jax.segmentation.pipeline import Pipeline
 from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.segmenter import Segmenter
+from cervseg_jax.segmentation.shares import Share
 
 
 def darkness(images):
@@ -68,7 +69,7 @@ class Call:
             advance=self.advance,
             stop=Stop(),
         )
-        return {job.name: reason for job, reason in pipeline.process(todo)}
+        return {job.name: reason for job, reason in pipeline.process(Share(todo, []))}
 
     def done(self):
         return [job.name for job in self.jobs if self.ledger.read_row(job.name) is not None]
