@@ -82,7 +82,7 @@ class InferCounts(NamedTuple):
     """Index of this process; None: it is the only one."""
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What all processes know about a call before anything is written."""
 
     config: Config
@@ -113,20 +113,45 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
     initialize_distributed(request.processes)
     first_only = reporter if is_primary() else Reporter(is_silent=True)
     with sync_errors():
-        call = _prepare(request, first_only)
-    ledger = Ledger(request.out, request.outputs)
-    share = _begin(request, call, ledger, first_only)
+        call = prepare_call(request, first_only)
+    share = begin_call(request, call, first_only)
     leave_processes()
     if not is_primary():
         reporter = Reporter(quiet=True)
     num_done = 0 if jax.process_count() > 1 else len(of_shard(call.jobs, request.shard)) - len(share.jobs)
-    with (
-        reporter.progress("images", num_done + len(share.jobs), done=num_done) as advance,
-        stop_requests() as stop,
-    ):
+    num_own_failed, throughput = process_share(request, call, share, num_done=num_done, reporter=reporter)
+    outcomes = read_outcomes([request.out], call.jobs)
+    if not outcomes.left:
+        write_tables(request.out, request.outputs, outcomes, reporter)
+    num_failed = num_own_failed if outcomes.left else len(outcomes.failed)
+    process = jax.process_index() if jax.process_count() > 1 else None
+    return InferCounts(len(outcomes.done), num_failed, len(outcomes.left), throughput, process)
+
+
+def process_share(
+    request: InferRequest, call: Call, share: Share, *, num_done: int = 0, reporter: Reporter
+) -> tuple[int, Throughput]:
+    """Reads, predicts and writes images, without the tables.
+
+    Args:
+      request: the output folder, whose notes must have begun, and the outputs.
+      call: weights and images.
+      share: the images.
+      num_done: images that count as done in the progress.
+      reporter: for progress and warnings.
+
+    Returns:
+      How many images failed, and the rates.
+
+    Raises:
+      ConfigError: if nothing more can be written, such as on a full disk.
+      InterruptedRunError: on SIGTERM or Ctrl-C; finished images are kept.
+    """
+    total = num_done + len(share.jobs)
+    with reporter.progress("images", total, done=num_done) as advance, stop_requests() as stop:
         pipeline = Pipeline(
             call.segmenter,
-            ledger,
+            Ledger(request.out, request.outputs),
             out=request.out,
             outputs=request.outputs,
             pixel_sizes=call.pixel_sizes,
@@ -136,16 +161,16 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
             stop=stop,
         )
         failed = pipeline.process(share)
-    outcomes = read_outcomes([request.out], call.jobs)
-    if not outcomes.left:
-        write_tables(request.out, request.outputs, outcomes, reporter)
-    num_failed = len(failed) if outcomes.left else len(outcomes.failed)
-    process = jax.process_index() if jax.process_count() > 1 else None
-    return InferCounts(len(outcomes.done), num_failed, len(outcomes.left), pipeline.throughput, process)
+    return len(failed), pipeline.throughput
 
 
-def _prepare(request: InferRequest, reporter: Reporter) -> _Call:
-    """Loads weights and lists the images."""
+def prepare_call(request: InferRequest, reporter: Reporter) -> Call:
+    """Loads weights and lists the images; nothing is written.
+
+    Raises:
+      ConfigError: as `infer_files`.
+      CheckpointError: as `infer_files`.
+    """
     config = load_run_config(request.run, request.overrides)
     for name in request.outputs:
         lookup(OUTPUTS, name, key="--output")
@@ -165,11 +190,16 @@ def _prepare(request: InferRequest, reporter: Reporter) -> _Call:
     if segmenter.tiled is not None and not has_scale:
         tile_overlap(segmenter.tiled, segmenter.predictor.image_size)  # fails before earlier results are removed
     pixel_sizes = stated_pixel_sizes(jobs, reporter) if request.mpp is None else {}
-    return _Call(config, jobs, segmenter, pixel_sizes)
+    return Call(config, jobs, segmenter, pixel_sizes)
 
 
-def _begin(request: InferRequest, call: _Call, ledger: Ledger, reporter: Reporter) -> Share:
-    """Removes what this call does not keep, and divides the images over the processes. Collective."""
+def begin_call(request: InferRequest, call: Call, reporter: Reporter) -> Share:
+    """Removes results that this call does not keep, and divides the images over the processes. Collective.
+
+    Raises:
+      ConfigError: as `infer_files`.
+    """
+    ledger = Ledger(request.out, request.outputs)
     settings = _settings(request, call)
     require_equal("the command or the images", f"{settings} {request.shard} {call.jobs}")
     jobs = of_shard(call.jobs, request.shard)
@@ -198,7 +228,7 @@ def _begin(request: InferRequest, call: _Call, ledger: Ledger, reporter: Reporte
     return divide(jobs, todo, is_tiled=call.segmenter.is_tiled, index=jax.process_index(), count=jax.process_count())
 
 
-def _settings(request: InferRequest, call: _Call) -> dict[str, Any]:
+def _settings(request: InferRequest, call: Call) -> dict[str, Any]:
     """Returns everything that results depend on besides the images, as JSON values."""
     segmenter = call.segmenter
     return {
