@@ -24,15 +24,17 @@ PredictRows = Callable[[range], Iterable[tuple[int, np.ndarray]]]
 class Bands:
     """The bands of one slide, in a folder of their own."""
 
-    def __init__(self, folder: Path, stamp: Sequence[str]) -> None:
+    def __init__(self, folder: Path, stamp: Sequence[str], *, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Names the folder; nothing is read or written yet.
 
         Args:
           folder: the folder.
           stamp: size and time of the slide's file; bands of another version are not seen.
+          is_wanted: whether the slide is still to be done; it may become complete before all parts are.
         """
         self._folder = folder
         self._stamp = "-".join(stamp)
+        self._is_wanted = is_wanted
 
     def predict_part(self, predict_rows: PredictRows, num_tile_rows: int, *, part: int, num_parts: int) -> None:
         """Predicts the missing bands of one of several equal parts.
@@ -49,7 +51,7 @@ class Bands:
         count = num_bands(num_tile_rows)
         own = range(part * count // num_parts, (part + 1) * count // num_parts)
         for index in own:
-            if not self._path(index).exists():
+            if self._is_missing(index):
                 self._predict_from(index, own.stop, predict_rows, num_tile_rows)
 
     def complete(self, predict_rows: PredictRows, num_tile_rows: int, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -86,8 +88,11 @@ class Bands:
             if tile_row + 1 == rows.stop or (tile_row + 1) % BAND_TILE_ROWS == 0:
                 write_bytes(make_folder(self._folder) / self._path(index).name, np.concatenate(held).tobytes())
                 held, index = [], index + 1
-                if index < stop and self._path(index).exists():
+                if index < stop and not self._is_missing(index):
                     return
+
+    def _is_missing(self, index: int) -> bool:
+        return self._is_wanted() and not self._path(index).exists()
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}-{self._stamp}.band"

@@ -122,6 +122,7 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
     num_own_failed, throughput = process_share(request, call, share, num_done=num_done, reporter=reporter)
     outcomes = read_outcomes([request.out], call.jobs)
     if not outcomes.left:
+        Ledger(request.out, request.outputs).remove_left_bands()
         write_tables(request.out, request.outputs, outcomes, reporter)
     num_failed = num_own_failed if outcomes.left else len(outcomes.failed)
     process = jax.process_index() if jax.process_count() > 1 else None

@@ -9,9 +9,9 @@ from typing import Any
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, first_few
-from cervseg_jax.files import make_folder, read_text, sha256_of, temporary_name, write_json, write_text
+from cervseg_jax.files import make_folder, read_text, sha256_of, write_json, write_text
 from cervseg_jax.segmentation.bands import Bands
-from cervseg_jax.segmentation.jobs import Job
+from cervseg_jax.segmentation.jobs import Job, require_writable
 from cervseg_jax.segmentation.outputs import (
     IMAGE_COLUMNS,
     OUTPUTS,
@@ -39,20 +39,6 @@ def file_stamp(path: Path) -> list[str]:
     """
     status = path.stat()
     return [str(status.st_size), str(status.st_mtime_ns)]
-
-
-def require_writable(folder: Path) -> None:
-    """Makes sure that files can be written, by writing one.
-
-    Raises:
-      ConfigError: naming the folder.
-    """
-    probe = folder / temporary_name("probe")
-    try:
-        probe.write_bytes(b"0")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from None
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
@@ -194,7 +180,16 @@ class Ledger:
 
     def bands(self, name: str, stamp: Sequence[str]) -> Bands:
         """Returns the bands of a slide; `stamp` as of `complete`."""
-        return Bands(self._place(name, _BANDS), stamp)
+        return Bands(self._place(name, _BANDS), stamp, is_wanted=lambda: not self._is_settled(name))
+
+    def remove_left_bands(self) -> None:
+        """Removes the bands that a process wrote of a slide that another one had completed meanwhile."""
+        for folder in self._folder.glob(f"*{_BANDS}"):
+            if self._is_settled(folder.stem):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_settled(self, name: str) -> bool:
+        return self._place(name, _ROW).exists() or self._place(name, _FAILED).exists()
 
     def has_results_of(self, jobs: Iterable[Job]) -> bool:
         """Whether a file of one of these images is there, or a note that it is complete."""

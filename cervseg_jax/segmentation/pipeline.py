@@ -15,8 +15,8 @@ from cervseg_jax.errors import CervsegError, ConfigError, DataError, Interrupted
 from cervseg_jax.runtime.signals import StopRequest
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import ImageLike, close_image, open_image
-from cervseg_jax.segmentation.jobs import Job
-from cervseg_jax.segmentation.ledger import DONE, Ledger, file_stamp, require_writable
+from cervseg_jax.segmentation.jobs import Job, require_writable
+from cervseg_jax.segmentation.ledger import DONE, Ledger, file_stamp
 from cervseg_jax.segmentation.outputs import MASK_OUTPUTS, compute_results, image_row, write_results
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
@@ -153,6 +153,7 @@ class Pipeline:
             self._leave_if_systemic(error)
         finally:
             close_image(image)
+            self._ledger.remove_left_bands()
 
     def _bands_of(self, opened: _Opened) -> Bands | None:
         """Returns the bands of a slide that several processes predict, or that such a call has left."""

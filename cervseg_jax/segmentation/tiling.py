@@ -102,7 +102,7 @@ def predict_tiled(
         assert total is not None and sums is not None  # noqa: S101 (every row has a tile)
         is_last = index == len(tops) - 1
         if index in tile_rows:
-            complete = min(height, top + tile_h if is_last else tops[index + 1]) - emitted
+            complete = max(0, min(height, top + tile_h if is_last else tops[index + 1])) - emitted
             skip = emitted - top
             rows = np.s_[skip : skip + complete, -lefts[0] : -lefts[0] + width]
             yield emitted, total[rows] / sums[rows]
