@@ -202,7 +202,7 @@ def begin_call(request: InferRequest, call: Call, reporter: Reporter) -> Share:
     """
     ledger = Ledger(request.out, request.outputs)
     settings = _settings(request, call)
-    require_equal("the command or the images", f"{settings} {request.shard} {call.jobs}")
+    require_equal("the command or the images", f"{settings} {request.shard} {request.out.absolute()} {call.jobs}")
     jobs = of_shard(call.jobs, request.shard)
     todo: list[Job] = []
     with sync_errors():
