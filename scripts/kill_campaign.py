@@ -5,8 +5,8 @@ KILLS / LINEAGES times, and then finishes. Weights must be bit-equal, and histor
 several processes, one of them is killed, or all with `--all`. STOP freezes one process, like a host that stops
 responding, and kills it after the others have ended.
 
-With `--task infer`, a lineage is one output folder for 60 images and two slides, filled by several processes; one of
-them is killed, the others go on, and the next call may have one process more. With `--task shards`, each process is a
+With `--task infer`, a lineage is one output folder for 60 images and two slides, filled by several processes; some of
+them are killed, the others go on, and the next call may have one process more. With `--task shards`, each process is a
 shard with a folder of its own, and `merge` joins the tables. All files must be equal to those of one process that was
 not killed, and no image may be done a second time.
 
@@ -179,13 +179,14 @@ def _kill_calls(out: Path, options: argparse.Namespace, rng: random.Random) -> t
         while len(before := _done(folder)) < NUM_IMAGES:
             count = options.processes + (row["calls"] % 2 if options.task == "infer" else 0)
             processes = start(folder, count)
-            target = rng.randrange(len(before), NUM_IMAGES)
-            while len(_done(folder)) < target and any(process.poll() is None for process in processes):
-                time.sleep(0.05)
-            time.sleep(rng.uniform(0, 10 if target == len(before) else 1))
-            victim = rng.choice(processes)
-            row["kills"] += victim.poll() is None
-            victim.kill()
+            victims = rng.sample(processes, rng.randint(1, len(processes)))
+            targets = sorted(rng.randrange(len(before), NUM_IMAGES) for _ in victims)
+            for victim, target in zip(victims, targets, strict=True):
+                while len(_done(folder)) < target and any(process.poll() is None for process in processes):
+                    time.sleep(0.05)
+                time.sleep(rng.uniform(0, 10 if target == len(before) else 1))
+                row["kills"] += victim.poll() is None
+                victim.kill()
             began = time.monotonic()
             _end(processes)
             after = _done(folder)

@@ -72,8 +72,8 @@ def divide(jobs: Sequence[Job], todo: Sequence[Job], *, is_tiled: bool, index: i
     Returns:
       The share of this process.
     """
-    if count == 1:
-        return Share(list(todo), [])
+    if count == 1 or not jobs:
+        return Share(list(todo), [], index, count)
     codes = np.full(len(jobs), _COMPLETE, np.int8)
     if index == 0:
         open_jobs = set(todo)

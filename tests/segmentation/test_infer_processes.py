@@ -8,7 +8,7 @@ import tifffile
 
 from cervseg_jax.data.decode import read_image
 from tests.helpers import run_process
-from tests.runtime.test_distributed import end_of, said, start
+from tests.runtime.test_distributed import end_of, start
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def arguments(finished, tmp_path_factory):
     tifffile.imwrite(slides / "slide.tif", slide, bigtiff=True, tile=(64, 64), photometric="rgb")
     images = [str(config.parent / "data" / split / "images") for split in ("train", "valid", "test")]
     given = [word for place in (*images, slides) for word in ("--images", place)]
-    return ["infer", run, *given, "--tiled", "--output", "masks,nuclei,coco,probabilities", "--out"]
+    return ["infer", run, *given, "--tiled", *THRESHOLD, "--output", "masks,nuclei,coco,probabilities", "--out"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def alone(arguments, tmp_path_factory):
     return files(folder)
 
 
+THRESHOLD = ("--set", "infer.threshold=0.25")  # the network of a few steps is not sure of anything
 ONE_DEVICE = "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=1'; "
 
 
@@ -48,9 +49,9 @@ def test_two_processes_write_what_one_writes(arguments, alone, tmp_path):
     assert [code for code, *_ in results] == [0, 0], results[0][2] + results[1][2]
     assert files(tmp_path / "out") == alone
     for number, result in enumerate(results):
-        assert f"process {number}: " in said(result)
-        assert "megapixels/s; time: reading" in said(result)
-    assert sum("15 images done: " in said(result) for result in results) >= 1
+        assert f"process {number}: " in result[1]
+        assert "megapixels/s; time: reading" in result[1]
+    assert any("15 images done: " in result[1] for result in results)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
