@@ -1,10 +1,12 @@
 """Reads and writes files. Writes are atomic: a file appears under its name complete, or not at all."""
 
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -20,7 +22,9 @@ BUCKET_SCHEMES = frozenset({"gs:", "s3:", "az:", "hdfs:", "http:", "https:"})
 """First parts of bucket addresses, as `Path` splits them."""
 
 TEMPORARY_PREFIX = ".cervseg-"
-"""Names of temporary files and folders begin with this and the process number."""
+"""Names of temporary files and folders begin with this, the machine and the process number."""
+ABANDONED_SECONDS = 86_400
+"""Temporary files of other machines that nobody has written to for this long are removed."""
 
 _STARTED = f"{time.time_ns():x}"
 
@@ -86,19 +90,31 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     _write_pieces(path, [data], durable=durable)
 
 
+@functools.cache
+def _machine() -> str:
+    """Returns a short name of this machine, or container, since it was started: where process numbers are unique."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = ""  # not Linux
+    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
+
+
 def temporary_name(kind: str = "tmp") -> str:
-    """Returns a hidden name of this process and thread, which `remove_stale_temporaries` knows; under 80 bytes."""
-    return f"{TEMPORARY_PREFIX}{os.getpid()}-{_STARTED}-{threading.get_ident():x}-{time.monotonic_ns():x}.{kind}"
+    """Returns a hidden name of this process and thread, which `remove_stale_temporaries` knows; under 90 bytes."""
+    own = f"{_machine()}-{os.getpid()}-{_STARTED}-{threading.get_ident():x}-{time.monotonic_ns():x}"
+    return f"{TEMPORARY_PREFIX}{own}.{kind}"
 
 
 def remove_stale_temporaries(folder: Path) -> int:
     """Removes what killed processes of this program left: files and folders named by `temporary_name`.
 
-    Those of processes that still run are kept. A folder on a disk that several machines share must have one writer at a
-    time, because process numbers are looked up on this machine.
+    Those of processes that still run are kept. Whether a process of another machine runs cannot be seen: its files are
+    kept for a day after they were last written.
 
     Args:
-      folder: an output folder; it and the folders directly in it are searched. It may be missing.
+      folder: an output folder, which several processes and machines may share; it and the folders directly in it are
+        searched. It may be missing.
 
     Returns:
       How many were removed.
@@ -108,19 +124,25 @@ def remove_stale_temporaries(folder: Path) -> int:
     removed = 0
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
         for path in list(place.glob(f"{TEMPORARY_PREFIX}*")) if place.is_dir() else ():
-            if _is_stale(path.name):
+            if _is_stale(path):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
                 removed += 1
     return removed
 
 
-def _is_stale(name: str) -> bool:
-    match = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-([0-9a-f]+)-[0-9a-f]+-[0-9a-f]+\.\w+", name)
+def _is_stale(path: Path) -> bool:
+    pattern = rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})-(\d+)-([0-9a-f]+)-[0-9a-f]+-[0-9a-f]+\.\w+"
+    match = re.fullmatch(pattern, path.name)
     if match is None:
         return False
-    pid = int(match[1])
+    if match[1] != _machine():
+        try:
+            return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+        except OSError:
+            return False  # its process has just renamed it
+    pid = int(match[2])
     if pid == os.getpid():
-        return match[2] != _STARTED  # containers give the same number again and again
+        return match[3] != _STARTED  # containers give the same number again and again
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

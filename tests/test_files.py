@@ -1,11 +1,14 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from cervseg_jax.errors import CheckpointError, DataError
 from cervseg_jax.files import (
+    ABANDONED_SECONDS,
+    TEMPORARY_PREFIX,
     read_json_object,
     remove_stale_temporaries,
     temporary_name,
@@ -39,7 +42,7 @@ os._exit(9)
     subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
     own = tmp_path / temporary_name()
     own.write_bytes(b"of a thread that still writes")
-    running = tmp_path / f".cervseg-{os.getppid()}-1-2-3.tmp"
+    running = tmp_path / temporary_name().replace(f"-{os.getpid()}-", f"-{os.getppid()}-")
     running.write_bytes(b"of another process")
     users = tmp_path / ".cervseg-notes.txt"
     users.write_text("mine")
@@ -50,7 +53,16 @@ os._exit(9)
 
 
 def test_temporaries_of_an_earlier_process_of_the_same_number_are_stale(tmp_path):
-    (tmp_path / f".cervseg-{os.getpid()}-1-2-3.tmp").write_bytes(b"")  # containers count from 1 again
+    machine, pid, *_ = temporary_name().removeprefix(TEMPORARY_PREFIX).split("-")
+    (tmp_path / f"{TEMPORARY_PREFIX}{machine}-{pid}-1-2-3.tmp").write_bytes(b"")  # containers count from 1 again
+    assert remove_stale_temporaries(tmp_path) == 1
+
+
+def test_temporaries_of_other_machines_are_kept_for_a_day(tmp_path):
+    path = tmp_path / f"{TEMPORARY_PREFIX}0123abcd-{2**22}-1-2-3.tmp"
+    path.write_bytes(b"half")
+    assert remove_stale_temporaries(tmp_path) == 0
+    os.utime(path, (time.time() - ABANDONED_SECONDS - 60,) * 2)
     assert remove_stale_temporaries(tmp_path) == 1
 
 

@@ -18,6 +18,7 @@ from cervseg_jax.cli import (
     import_config,
     import_weights,
     infer,
+    merge,
     models,
     plan,
     prepare,
@@ -88,6 +89,7 @@ _register(train.train, train.EXAMPLE)
 _register(eval.evaluate, eval.EXAMPLE, name="eval")
 _register(compare.compare, compare.EXAMPLE)
 _register(infer.infer, infer.EXAMPLE)
+_register(merge.merge, merge.EXAMPLE)
 _register(report.report, report.EXAMPLE)
 _register(export.export, export.EXAMPLE)
 _register(synth.synth, synth.EXAMPLE, loads="opencv")

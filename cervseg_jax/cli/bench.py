@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cervseg_jax.cli.options import JsonFile, Overrides, Quiet, complete_config
+from cervseg_jax.errors import ConfigError
 
 EXAMPLE = "cervseg-jax bench quickstart --against keras"
 
@@ -26,6 +27,14 @@ def bench(
         typer.Option(metavar="NAME", help="Also time keras (`Model.fit`) or torch (an equivalent U-Net); repeatable."),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: both.")] = None,
+    infer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Time inference on these images instead; the first argument is then a run or built-in weights. "
+            "Default: pap.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of interleaved repetitions.")] = 5,
     json_path: JsonFile = None,
     overrides: Overrides = None,
@@ -35,6 +44,11 @@ def bench(
 
     Times training, prediction and the input pipeline, interleaved so that machine load affects all equally.
     """
+    if infer is not None:
+        if against or precision is not None:
+            raise ConfigError("bench: --infer cannot be used with --against or --precision")
+        _bench_inference(config or Path("pap"), infer, rounds, json_path, tuple(overrides or ()), quiet=quiet)
+        return
     import copy
 
     from cervseg_jax.bench.baselines import BASELINES, installed_baselines
@@ -64,6 +78,33 @@ def bench(
     if json_path is not None:
         write_json(json_path, measured)
     print("\n".join(_table_lines(measured)))
+
+
+def _bench_inference(
+    run: Path, images: Path, rounds: int, json_path: Path | None, overrides: tuple[str, ...], *, quiet: bool
+) -> None:
+    from cervseg_jax.bench.inference import measure_inference
+    from cervseg_jax.console import Reporter
+    from cervseg_jax.files import write_json
+    from cervseg_jax.runs.bucket import local_copies
+
+    with local_copies([run]) as (own,):
+        measured = measure_inference(
+            own.folder, images, overrides=overrides, rounds=rounds, reporter=Reporter(quiet=quiet)
+        )
+    if json_path is not None:
+        write_json(json_path, measured)
+    first = measured["rounds"][0]
+    print(
+        f"{first['num_images']} images, {first['megapixels']:.1f} megapixels; {', '.join(measured['outputs'])}; "
+        f"{measured['num_devices']} x {measured['device']}; jax {measured['jax']}\n"
+    )
+    shares = list(first["shares"])
+    print("| round | seconds | images/s | megapixels/s | " + " | ".join(shares) + " |\n|" + "---|" * (4 + len(shares)))
+    for number, row in enumerate(measured["rounds"], start=1):
+        rates = (f"{row['images_per_second']:.2f}", f"{row['megapixels_per_second']:.3f}")
+        cells = (str(number), f"{row['seconds']:.1f}", *rates, *(f"{row['shares'][name]:.0%}" for name in shares))
+        print("| " + " | ".join(cells) + " |")
 
 
 def _table_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -3,12 +3,17 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cervseg_jax.choices import MPP_RANGE
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.packaged_recipes import model_names, recipe_names
+
+if TYPE_CHECKING:
+    from cervseg_jax.runtime.processes import ProcessSpec
+    from cervseg_jax.segmentation.shares import Shard
 
 MAX_SIDE_PX = 16_384
 """Largest side of images that commands create."""
@@ -81,6 +86,29 @@ def host_and_port(value: str | None) -> str | None:
     return value
 
 
+def shard_of(value: str | None) -> "Shard | None":
+    """Reads an optional `K/N`, K from 1 to N."""
+    if value is None:
+        return None
+    from cervseg_jax.segmentation.shares import Shard
+
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--shard: must be K/N with K from 1 to N, for example 3/16, got {value!r}")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def process_spec(
+    is_cluster: bool, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> "ProcessSpec":
+    """Returns what `--distributed`, `--coordinator`, `--num-processes` and `--process-id` say."""
+    from cervseg_jax.runtime.processes import ProcessSpec
+
+    if num_processes is not None and process_id is not None and process_id >= num_processes:
+        raise ConfigError(f"--process-id: must be less than --num-processes ({num_processes}), got {process_id}")
+    return ProcessSpec(coordinator, num_processes, process_id, is_cluster)
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 Overrides = Annotated[
     list[str] | None,
@@ -134,6 +162,19 @@ Ensemble = Annotated[
     list[Path] | None,
     typer.Option("--with", metavar="RUN", help="Average the predictions with those of this run (repeatable)."),
 ]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="One process per host, as started by Cloud TPU, Slurm or MPI.")
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        callback=host_and_port,
+        help="Address of process 0, for launchers that JAX does not detect.",
+    ),
+]
+NumProcesses = Annotated[int | None, typer.Option(min=1, max=65_536, help="Number of processes; with --coordinator.")]
+ProcessId = Annotated[int | None, typer.Option(min=0, max=65_535, help="Index of this process; with --coordinator.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON.")]
 
 

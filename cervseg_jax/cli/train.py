@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cervseg_jax.cli.options import OptionalConfig, Overrides, OwnData, Quiet, host_and_port
+from cervseg_jax.cli.options import (
+    Coordinator,
+    Distributed,
+    NumProcesses,
+    OptionalConfig,
+    Overrides,
+    OwnData,
+    ProcessId,
+    Quiet,
+    process_spec,
+)
 from cervseg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,24 +38,10 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Continue a run although its config or data have changed.")
     ] = False,
-    distributed: Annotated[
-        bool,
-        typer.Option("--distributed", help="Train with one process per host, as started by Cloud TPU, Slurm or MPI."),
-    ] = False,
-    coordinator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            callback=host_and_port,
-            help="Address of process 0, for launchers that JAX does not detect.",
-        ),
-    ] = None,
-    num_processes: Annotated[
-        int | None, typer.Option(min=1, max=65_536, help="Number of processes; with --coordinator.")
-    ] = None,
-    process_id: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Index of this process; with --coordinator.")
-    ] = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -53,12 +49,10 @@ def train(
 
     After an interruption, the same command continues where the run stopped.
     """
-    if num_processes is not None and process_id is not None and process_id >= num_processes:
-        raise ConfigError(f"--process-id: must be less than --num-processes ({num_processes}), got {process_id}")
+    processes = process_spec(distributed, coordinator, num_processes, process_id)
     if (config is None) == (data is None):
         raise ConfigError("train: needs a config or --data FOLDER" + (", not both" if config else ""))
     from cervseg_jax.console import Reporter
-    from cervseg_jax.runtime.processes import ProcessSpec
     from cervseg_jax.training.run import TrainRequest, train_runs
 
     reporter = Reporter(quiet=quiet)
@@ -68,7 +62,7 @@ def train(
         _recipe(config, data, run_dir, reporter),
         run_dir,
         tuple(overrides or ()),
-        processes=ProcessSpec(coordinator, num_processes, process_id, distributed),
+        processes=processes,
         num_seeds=seeds,
         fresh=fresh,
         allow_changes=allow_changes,

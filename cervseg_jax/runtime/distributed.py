@@ -1,7 +1,7 @@
-"""Training in several processes, one per host, on top of `jax.distributed`.
+"""Commands in several processes, one per host, on top of `jax.distributed`.
 
-Every process runs the same program on its share of the data. Process 0 writes all files except checkpoints, which the
-processes write together.
+Every process runs the same program on its share of the data. In training, process 0 writes all files except
+checkpoints, which the processes write together; in inference, each process writes the files of its images.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def initialize_distributed(processes: ProcessSpec) -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"could not initialize distributed training: {first_line(error)}") from None
+        raise ConfigError(f"could not connect the processes: {first_line(error)}") from None
 
 
 def is_primary() -> bool:
@@ -96,6 +96,20 @@ def allgather_text(text: str) -> Sequence[str]:
     sent[: len(data)] = np.frombuffer(data, np.uint8)
     received = np.asarray(multihost_utils.process_allgather(sent)).reshape(-1, MESSAGE_BYTES)
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in received]
+
+
+def broadcast_array(array: np.ndarray) -> np.ndarray:
+    """Returns the array of process 0; its shape and type must be known. Collective: call it on every process."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def leave_processes() -> None:
+    """Ends the connection with the other processes, so that none of them ends with another. Collective.
+
+    The devices of this process can be used as before; collective calls are no longer possible.
+    """
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
 
 
 def require_equal(what: str, text: str) -> None:
@@ -141,8 +155,12 @@ def make_all_reduce_max(mesh: Mesh) -> Callable[[int], jax.Array]:
     return all_reduce_max
 
 
-def require_shared(folder: Path) -> None:
+def require_shared(folder: Path, *, option: str = "the run folder (--run-dir)") -> None:
     """Checks that a folder is on a disk that all processes share.
+
+    Args:
+      folder: the folder; it must exist.
+      option: what the message tells the user to move.
 
     Raises:
       ConfigError: on every process, if one cannot see a file that process 0 wrote there.
@@ -156,8 +174,8 @@ def require_shared(folder: Path) -> None:
     with sync_errors():
         if not token.exists():
             raise ConfigError(
-                f"{folder}: this process does not see what process 0 writes there; put the run folder (--run-dir) on "
-                "a disk that all hosts share"
+                f"{folder}: this process does not see what process 0 writes there; put {option} on a disk that all "
+                "hosts share"
             )
     with sync_errors():
         if is_primary():

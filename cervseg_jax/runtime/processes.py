@@ -1,4 +1,4 @@
-"""Options of the command line for training in several processes."""
+"""Options of the command line for several processes."""
 
 from typing import NamedTuple
 

@@ -68,6 +68,13 @@ def open_image(
     return Slide(path, bit_depth=bit_depth)
 
 
+def close_image(image: ImageLike) -> None:
+    """Closes the file of a slide; does nothing for an array."""
+    close: Any = getattr(image, "close", None)
+    if close is not None:
+        close()
+
+
 def image_from_array(array: Any, *, name: str, bit_depth: BitDepth = "auto") -> np.ndarray:
     """Checks an array and converts it to 8-bit RGB.
 

@@ -10,7 +10,7 @@ from cervseg_jax.data.pairs import scan_folder
 from cervseg_jax.data.pixel_size import pixel_size_um
 from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES
 from cervseg_jax.errors import ConfigError, first_few
-from cervseg_jax.files import refuse_bucket
+from cervseg_jax.files import refuse_bucket, temporary_name
 
 
 class Job(NamedTuple):
@@ -127,3 +127,17 @@ def require_safe_output(out: Path, outputs: Sequence[str], jobs: Sequence[Job], 
                 f"--out: {out / name} holds results already; choose another folder, or add --overwrite, or --resume to "
                 "continue an interrupted call"
             )
+
+
+def require_writable(folder: Path) -> None:
+    """Makes sure that files can be written, by writing one.
+
+    Raises:
+      ConfigError: naming the folder.
+    """
+    probe = folder / temporary_name("probe")
+    try:
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from None

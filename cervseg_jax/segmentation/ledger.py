@@ -1,26 +1,33 @@
 """Bookkeeping of `infer`: which images of an output folder are complete, and which of its files are its own."""
 
 import json
+import os
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, first_few
-from cervseg_jax.files import make_folder, read_text, temporary_name, write_json, write_text
-from cervseg_jax.segmentation.jobs import Job
+from cervseg_jax.files import make_folder, read_text, sha256_of, write_json, write_text
+from cervseg_jax.segmentation.bands import Bands
+from cervseg_jax.segmentation.jobs import Job, require_writable
 from cervseg_jax.segmentation.outputs import (
     IMAGE_COLUMNS,
     OUTPUTS,
     RENAMED_OUTPUTS,
     TABLES,
+    find_results,
     has_results,
     remove_results,
 )
 from cervseg_jax.tables import csv_text, parse_csv_row
 
-DONE, SETTINGS_FILE = ".done", "made_with.json"
-"""Folder of the notes, inside the output folder."""
+DONE, SETTINGS_FILE, PLAN_FILE = ".done", "made_with.json", "plan.json"
+"""Folder of the notes, inside the output folder, and its files about all images."""
+MAX_NAME_BYTES = 255
+"""Longest name of a file on usual disks."""
+_ROW, _STARTED, _FAILED, _BANDS = ".csv", ".started", ".failed", ".bands"
 _FILE = IMAGE_COLUMNS.index("file")
 
 
@@ -34,20 +41,6 @@ def file_stamp(path: Path) -> list[str]:
     return [str(status.st_size), str(status.st_mtime_ns)]
 
 
-def require_writable(folder: Path) -> None:
-    """Makes sure that files can be written, by writing one.
-
-    Raises:
-      ConfigError: naming the folder.
-    """
-    probe = folder / temporary_name("probe")
-    try:
-        probe.write_bytes(b"0")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} cannot be written: {error.strerror}") from None
-
-
 def read_settings(out: Path) -> dict[str, Any] | None:
     """Returns the settings of earlier calls for a folder; empty if there are none, None if their file is damaged."""
     try:
@@ -58,12 +51,23 @@ def read_settings(out: Path) -> dict[str, Any] | None:
         return None
 
 
+def read_plan(out: Path) -> list[Job] | None:
+    """Returns all images of the last call for a folder, in order; None if there was none, or its note is damaged."""
+    try:
+        return [Job(Path(path), name) for name, path in json.loads((out / DONE / PLAN_FILE).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 class Ledger:
-    """Notes about an output folder, in its folder `.done`.
+    """Notes about an output folder, in its folder `.done`. Several processes may share the folder.
 
     - `NAME.csv`: the image is complete. Holds its row of `images.csv`, and size and time of the image file.
     - `NAME.started`: some of the image's files may be there.
+    - `NAME.failed`: the image failed. Holds its row of `failed.csv`.
+    - `NAME.bands`: a folder with parts of a slide's probabilities, see `Bands`.
     - `made_with.json`: settings that the results depend on, and all outputs written so far ("owned_outputs").
+    - `plan.json`: name and file of all images of the call in order, also those of other processes.
 
     Only files that these notes name are ever removed: `OUTPUT/NAME.SUFFIX` and the tables.
     """
@@ -81,13 +85,22 @@ class Ledger:
         self._note = out / DONE / SETTINGS_FILE
 
     def begin(
-        self, jobs: Sequence[Job], settings: Mapping[str, Any], *, overwrite: bool, resume: bool, reporter: Reporter
+        self,
+        jobs: Sequence[Job],
+        settings: Mapping[str, Any],
+        *,
+        share: Sequence[Job] | None = None,
+        overwrite: bool,
+        resume: bool,
+        reporter: Reporter,
     ) -> list[Job]:
         """Makes the folders, and removes results of earlier calls that this call does not keep.
 
         Args:
           jobs: all images of this call.
           settings: what results depend on besides the images, as JSON values.
+          share: those of `jobs` that this process does, while others may be at work in the same folder; their files
+            are left alone. None: all.
           overwrite: remove all results of earlier calls.
           resume: keep complete images that have not changed since.
           reporter: for warnings.
@@ -96,32 +109,48 @@ class Ledger:
           The images that are still to be done.
 
         Raises:
-          ConfigError: if a folder cannot be written, or `resume` would mix results of different settings.
+          ConfigError: if a folder cannot be written, or results of different settings would be mixed.
+        """
+        self.require_writable()
+        settings = json.loads(json.dumps(settings))  # as they are read again
+        note = read_settings(self._out)
+        if resume or share is not None:
+            self._require_same(settings, note, "start again with --overwrite" if share is None else "remove it")
+        inputs = {job.path.parent.resolve() for job in jobs}
+        owned = {name for name in _owned_outputs(note or {}) if (self._out / name).resolve() not in inputs}
+        own = jobs if share is None else share
+        given = {job.name for job in own}
+        if overwrite:
+            self._remove_all(owned, self._names() if share is None else self._names() & given, given, reporter)
+            owned = set() if share is None else owned
+        owned |= set(self._outputs)
+        write_json(self._folder / PLAN_FILE, [[job.name, str(job.path)] for job in jobs])
+        write_json(self._note, {**settings, "owned_outputs": sorted(owned)})
+        if resume:
+            todo = self._unfinished(jobs, own, owned, reporter)
+        else:
+            todo = list(own)
+            for name in self._names() & given:
+                self._place(name, _STARTED).touch()
+                self._place(name, _ROW).unlink(missing_ok=True)
+        for job in todo:
+            self._place(job.name, _FAILED).unlink(missing_ok=True)
+        if todo:
+            self._remove_tables(self._outputs)  # they are written again when all images are done
+        return todo
+
+    def require_writable(self) -> None:
+        """Makes the folders, and makes sure that files can be written there.
+
+        Raises:
+          ConfigError: naming the folder that cannot be written.
         """
         for name in (*self._outputs, DONE):
             require_writable(make_folder(self._out / name))
-        settings = json.loads(json.dumps(settings))  # as they are read again
-        note = read_settings(self._out)
-        if resume:
-            self._require_same(settings, note)
-        inputs = {job.path.parent.resolve() for job in jobs}
-        owned = {name for name in _owned_outputs(note or {}) if (self._out / name).resolve() not in inputs}
-        given = {job.name for job in jobs}
-        if overwrite:
-            self._remove_all(owned, given, reporter)
-            owned = set()
-        owned |= set(self._outputs)
-        write_json(self._note, {**settings, "owned_outputs": sorted(owned)})
-        if resume:
-            return self._unfinished(jobs, owned, reporter)
-        for name in self._names() & given:
-            self._started(name).touch()
-            self._row(name).unlink(missing_ok=True)
-        return list(jobs)
 
     def start(self, name: str) -> None:
         """Notes that files of an image will be written."""
-        self._started(name).touch()
+        self._place(name, _STARTED).touch()
 
     def complete(self, name: str, row: Sequence[Any], stamp: Sequence[str]) -> None:
         """Notes that all files of an image are written.
@@ -131,48 +160,77 @@ class Ledger:
           row: values by `IMAGE_COLUMNS`.
           stamp: `file_stamp` of the image, taken before it was read.
         """
-        write_text(self._row(name), csv_text([], [[*row, *stamp]]), durable=False)
-        self._started(name).unlink(missing_ok=True)
+        write_text(self._place(name, _ROW), csv_text([], [[*row, *stamp]]), durable=False)
+        self._place(name, _STARTED).unlink(missing_ok=True)
+        self._remove_bands(name)
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Notes that an image failed, and why."""
+        write_text(self._place(job.name, _FAILED), csv_text([], [[job.path, reason]]), durable=False)
+        self._remove_bands(job.name)
 
     def read_row(self, name: str) -> list[str] | None:
         """Returns the values of a complete image by `IMAGE_COLUMNS`; None if it is not complete."""
         values = self._read_values(name)
         return None if values is None else values[: len(IMAGE_COLUMNS)]
 
-    def _row(self, name: str) -> Path:
-        return self._folder / f"{name}.csv"
+    def read_failure(self, name: str) -> list[str] | None:
+        """Returns file and reason of an image that failed; None if it did not."""
+        return _read_values(self._place(name, _FAILED), 2)
 
-    def _started(self, name: str) -> Path:
-        return self._folder / f"{name}.started"
+    def bands(self, name: str, stamp: Sequence[str]) -> Bands:
+        """Returns the bands of a slide; `stamp` as of `complete`."""
+        return Bands(self._place(name, _BANDS), stamp, is_wanted=lambda: not self._is_settled(name))
+
+    def remove_left_bands(self) -> None:
+        """Removes the bands that a process wrote of a slide that another one had completed meanwhile."""
+        for folder in self._folder.glob(f"*{_BANDS}"):
+            if self._is_settled(folder.stem):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_settled(self, name: str) -> bool:
+        return self._place(name, _ROW).exists() or self._place(name, _FAILED).exists()
+
+    def has_results_of(self, jobs: Iterable[Job]) -> bool:
+        """Whether a file of one of these images is there, or a note that it is complete."""
+        return any(
+            self._place(job.name, _ROW).exists() or find_results(self._out, job.name, self._outputs) for job in jobs
+        )
+
+    def _place(self, name: str, suffix: str) -> Path:
+        file_name = f"{name}{suffix}"
+        if len(os.fsencode(file_name)) > MAX_NAME_BYTES:
+            file_name = f"{sha256_of(os.fsencode(name))}{suffix}"
+        return self._folder / file_name
+
+    def _remove_bands(self, name: str) -> None:
+        shutil.rmtree(self._place(name, _BANDS), ignore_errors=True)
 
     def _names(self) -> set[str]:
-        return {path.stem for path in self._folder.iterdir() if path.suffix in (".csv", ".started")}
+        return {path.stem for path in self._folder.iterdir() if path.suffix in (_ROW, _STARTED, _BANDS)}
 
-    def _require_same(self, settings: Mapping[str, Any], note: Mapping[str, Any] | None) -> None:
+    def _require_same(self, settings: Mapping[str, Any], note: Mapping[str, Any] | None, remedy: str) -> None:
         if note is None:
-            raise ConfigError(f"--resume: {self._note} is damaged; start again with --overwrite")
+            raise ConfigError(f"--out: {self._note} is damaged; {remedy}")
         changed = ", ".join(key for key in settings if note.get(key) != settings[key]) if note else ""
         if changed:
             raise ConfigError(
-                f"--resume: {self._out} was made with other settings ({changed}); choose another folder, "
-                "or start again with --overwrite"
+                f"--out: {self._out} was made with other settings ({changed}); choose another folder, or {remedy}"
             )
 
     def _read_values(self, name: str) -> list[str] | None:
-        try:
-            values = parse_csv_row(read_text(self._row(name)))
-        except (OSError, ValueError):
-            return None
-        return values if len(values) >= len(IMAGE_COLUMNS) else None
+        return _read_values(self._place(name, _ROW), len(IMAGE_COLUMNS))
 
-    def _unfinished(self, jobs: Sequence[Job], owned: Collection[str], reporter: Reporter) -> list[Job]:
+    def _unfinished(
+        self, jobs: Sequence[Job], share: Sequence[Job], owned: Collection[str], reporter: Reporter
+    ) -> list[Job]:
         todo, changed = [], []
-        for job in jobs:
+        for job in share:
             values = self._read_values(job.name)
             if values is not None and not _is_same_file(job.path, values):
                 changed.append(job.name)
                 remove_results(self._out, job.name, owned)
-                self._row(job.name).unlink()
+                self._place(job.name, _ROW).unlink()
             elif values is not None and has_results(self._out, job.name, self._outputs):
                 continue
             todo.append(job)
@@ -187,15 +245,17 @@ class Ledger:
             )
         return todo
 
-    def _remove_all(self, owned: Collection[str], given: Iterable[str], reporter: Reporter) -> None:
-        names = self._names()
+    def _remove_all(
+        self, owned: Collection[str], names: Collection[str], given: Collection[str], reporter: Reporter
+    ) -> None:
         for name in names:
             remove_results(self._out, name, owned)
-            self._row(name).unlink(missing_ok=True)
-            self._started(name).unlink(missing_ok=True)
+            self._remove_bands(name)
+            for suffix in (_ROW, _STARTED, _FAILED):
+                self._place(name, suffix).unlink(missing_ok=True)
         if names or self._note.exists():
             self._remove_tables(owned)
-        left_over = sorted(names - set(given)) if owned else []
+        left_over = sorted(set(names) - set(given)) if owned else []
         if left_over:
             reporter.warn(
                 f"removed the results of {len(left_over)} images that are no longer given: {first_few(left_over)}"
@@ -205,6 +265,15 @@ class Ledger:
         for table, output in TABLES.items():
             if output is None or output in owned:
                 (self._out / table).unlink(missing_ok=True)
+
+
+def _read_values(path: Path, count: int) -> list[str] | None:
+    """Returns a row of at least `count` values; None if there is none, or it is damaged."""
+    try:
+        values = parse_csv_row(read_text(path))
+    except (OSError, ValueError):
+        return None
+    return values if len(values) >= count else None
 
 
 def _owned_outputs(note: Mapping[str, Any]) -> set[str]:

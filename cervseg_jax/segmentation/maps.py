@@ -13,9 +13,10 @@ from cervseg_jax.data.resize import resize_image
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.schema import TiledConfig
+from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.predict import Predictor, predict_images
-from cervseg_jax.segmentation.tiling import predict_tiled
+from cervseg_jax.segmentation.tiling import num_tile_rows, predict_tiled
 
 MAX_ELEMENTS_IN_MEMORY = 64_000_000
 """Larger arrays are memory-mapped from a temporary file."""
@@ -29,6 +30,7 @@ def predict_maps(
     images: Iterable[tuple[Tag, ImageLike]],
     *,
     factor_of: Callable[[Tag, ImageLike], float] | None = None,
+    bands_of: Callable[[Tag], Bands | None] = lambda tag: None,
     scratch: Path | None = None,
     on_progress: Callable[[], None] = lambda: None,
     on_failure: Callable[[Tag, Exception], None] | None = None,
@@ -41,6 +43,7 @@ def predict_maps(
       images: images of any size, each with a tag that is yielded with its result.
       factor_of: for networks of one scale: returns the factor of an image's size at which it is predicted. Images are
         then predicted in tiles, with the settings of `tiled` or the defaults.
+      bands_of: bands of an image that other processes predict with this one, or have begun.
       scratch: folder for the temporary files of large maps; None: the system's.
       on_progress: called after each image, and after each row of tiles.
       on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
@@ -68,14 +71,46 @@ def predict_maps(
     for tag, image in images:
         try:
             scaled = predictor if factor_of is None else scaled_predictor(predictor, factor_of(tag, image))
-            overlap_px = tile_overlap(tiled, scaled.image_size)
-            maps = _tiled_maps(scaled, tiled, image, overlap_px, scratch=scratch, on_progress=on_progress)
+            tiles = _Tiles(scaled, tiled, image, on_progress)
+            maps = _tiled_maps(tiles, bands_of(tag), scratch=scratch)
         except (DataError, OSError, MemoryError) as error:
             if on_failure is None:
                 raise
             on_failure(tag, error)
             continue
         yield tag, image, maps
+
+
+def predict_bands(
+    predictor: Predictor,
+    tiled: TiledConfig | None,
+    image: ImageLike,
+    bands: Bands,
+    *,
+    part: int,
+    num_parts: int,
+    factor: float | None = None,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Predicts one of several equal parts of a slide, for the process that calls `predict_maps` with these bands.
+
+    Args:
+      predictor: the prediction function.
+      tiled: settings of the tiles; None: the defaults.
+      image: the slide.
+      bands: where the probabilities are kept.
+      part: index of the part.
+      num_parts: number of parts.
+      factor: of the image's size at which it is predicted, for networks of one scale.
+      on_progress: called after each row of tiles.
+
+    Raises:
+      DataError: if the slide is damaged.
+      OSError: if it cannot be read, or a band cannot be written.
+    """
+    scaled = predictor if factor is None else scaled_predictor(predictor, factor)
+    tiles = _Tiles(scaled, tiled or TiledConfig(), image, on_progress)
+    bands.predict_part(tiles.predict, tiles.num_rows, part=part, num_parts=num_parts)
 
 
 def scaled_predictor(predictor: Predictor, factor: float) -> Predictor:
@@ -115,30 +150,47 @@ def tile_overlap(tiled: TiledConfig, image_size: tuple[int, int]) -> int:
     return overlap_px
 
 
-def _tiled_maps(
-    predictor: Predictor,
-    tiled: TiledConfig,
-    image: ImageLike,
-    overlap_px: int,
-    *,
-    scratch: Path | None,
-    on_progress: Callable[[], None],
-) -> np.ndarray:
+class _Tiles:
+    """The tiles of one image."""
+
+    def __init__(
+        self, predictor: Predictor, tiled: TiledConfig, image: ImageLike, on_progress: Callable[[], None]
+    ) -> None:
+        self.predictor, self.tiled, self.image = predictor, tiled, image
+        self._on_progress = on_progress
+        self._overlap_px = tile_overlap(tiled, predictor.image_size)
+
+    @property
+    def num_rows(self) -> int:
+        return num_tile_rows(self.image.shape[0], self.predictor.image_size[0], self._overlap_px)
+
+    def predict(self, tile_rows: range | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Predicts rows of tiles, see `predict_tiled`."""
+        return predict_tiled(
+            self.predictor.predict,
+            self.image,
+            tile_size=self.predictor.image_size,
+            overlap_px=self._overlap_px,
+            batch_size=self.predictor.batch_size,
+            tile_rows=tile_rows,
+            on_progress=self._on_progress,
+        )
+
+
+def _tiled_maps(tiles: _Tiles, bands: Bands | None, *, scratch: Path | None) -> np.ndarray:
     """Returns the probabilities of one image, float16 [h, w, maps]."""
-    height, width = image.shape[:2]
-    maps = allocate((height, width, num_maps(predictor.heads)), np.float16, scratch)
-    rows_of_tiles = predict_tiled(
-        predictor.predict,
-        image,
-        tile_size=predictor.image_size,
-        overlap_px=overlap_px,
-        batch_size=predictor.batch_size,
-        on_progress=on_progress,
-    )
-    for first, rows in rows_of_tiles:
-        maps[first : first + len(rows)] = rows
-    if tiled.blend_whole:
-        (whole_image,) = predict_images(predictor, [np.asarray(image[:, :])])
+    height, width = tiles.image.shape[:2]
+    maps = allocate((height, width, num_maps(tiles.predictor.heads)), np.float16, scratch)
+    if bands is None:
+        for first, rows in tiles.predict():
+            maps[first : first + len(rows)] = rows
+    else:
+        first = 0
+        for rows in bands.complete(tiles.predict, tiles.num_rows, maps.shape):
+            maps[first : first + len(rows)] = rows
+            first += len(rows)
+    if tiles.tiled.blend_whole:
+        (whole_image,) = predict_images(tiles.predictor, [np.asarray(tiles.image[:, :])])
         np.minimum(maps[..., 0], whole_image[..., 0], out=maps[..., 0])
     return maps
 

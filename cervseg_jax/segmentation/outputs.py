@@ -1,8 +1,5 @@
 """The files that `infer` writes for each image, by output name."""
 
-import csv
-import io
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +10,7 @@ from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_i
 from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
-from cervseg_jax.files import make_folder, read_json_object, read_text, write_bytes, write_labels, write_png, write_text
+from cervseg_jax.files import make_folder, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.segmentation.result import BAND_ROWS, Result
 from cervseg_jax.tables import csv_text
 
@@ -124,6 +121,14 @@ LABEL_OUTPUTS = frozenset({"overlays", "instances"})
 """Outputs that need the label map, but no measurements."""
 
 
+def compute_results(result: Result, outputs: Iterable[str]) -> None:
+    """Computes what outputs need; the result keeps it."""
+    if not (MASK_OUTPUTS | LABEL_OUTPUTS).issuperset(outputs):
+        _ = result.nuclei  # before `labels`, which would compute them a second time
+    elif not MASK_OUTPUTS.issuperset(outputs):
+        _ = result.labels
+
+
 def write_results(out: Path, result: Result, outputs: Sequence[str]) -> None:
     """Writes the files of an image; if one of them fails, those written before it are removed again.
 
@@ -132,8 +137,7 @@ def write_results(out: Path, result: Result, outputs: Sequence[str]) -> None:
       result: the image's result.
       outputs: keys of `OUTPUTS`.
     """
-    if not (MASK_OUTPUTS | LABEL_OUTPUTS).issuperset(outputs):
-        _ = result.nuclei  # before `labels`, which would compute them a second time
+    compute_results(result, outputs)
     for index, name in enumerate(outputs):
         try:
             OUTPUTS[name].write(make_folder(out / name), result)
@@ -150,9 +154,14 @@ def remove_results(out: Path, name: str, outputs: Iterable[str]) -> None:
       name: name of the results.
       outputs: keys of `OUTPUTS` or `RENAMED_OUTPUTS`.
     """
-    for path in (path for output in outputs for path in _paths(out, name, output)):
-        if path.is_file() or path.is_symlink():
-            path.unlink()
+    for path in find_results(out, name, outputs):
+        path.unlink(missing_ok=True)
+
+
+def find_results(out: Path, name: str, outputs: Iterable[str]) -> list[Path]:
+    """Returns the files of an image that are there; see `remove_results`."""
+    paths = (path for output in outputs for path in _paths(out, name, output))
+    return [path for path in paths if path.is_file() or path.is_symlink()]
 
 
 def has_results(out: Path, name: str, outputs: Iterable[str]) -> bool:
@@ -189,42 +198,3 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
     share = float(result.mask.mean())
     scale = ["", ""] if result.scale is None else [f"{result.scale.nucleus_px:.1f}", result.scale.source]
     return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale]
-
-
-def merge_tables(out: Path, names: Sequence[str], columns: Sequence[Mapping[str, str]]) -> None:
-    """Joins the measurements of all images into `nuclei.csv`; without images there is none.
-
-    Args:
-      out: folder with the output `nuclei`.
-      names: names of the results.
-      columns: further columns and their value for all nuclei of each image, such as the patient. A name that a
-        measurement has gets the prefix `image_`.
-    """
-    if not names:
-        (out / "nuclei.csv").unlink(missing_ok=True)
-        return
-    further = list(dict.fromkeys(name for row in columns for name in row))
-
-    def read(name: str) -> tuple[str, str]:
-        header, _, rows = read_text(out / "nuclei" / f"{name}.csv").partition("\n")
-        return header, rows
-
-    def extended(name: str, known: Mapping[str, str]) -> str:
-        values = [known.get(column, "") for column in further]
-        return csv_text([], ([*row, *values] for row in csv.reader(io.StringIO(read(name)[1], newline=""))))
-
-    header = next(csv.reader([read(names[0])[0]]))
-    renamed = [f"image_{column}" if column in header else column for column in further]
-    texts = (extended(name, known) if further else read(name)[1] for name, known in zip(names, columns, strict=True))
-    write_text(out / "nuclei.csv", itertools.chain([csv_text([*header, *renamed], [])], texts))
-
-
-def merge_coco(out: Path, names: Sequence[str]) -> None:
-    """Joins the COCO documents of all images into `coco.json`."""
-    images, annotations = [], []
-    for image_id, name in enumerate(names, start=1):
-        document = read_json_object(out / "coco" / f"{name}.json")
-        images.append({**document["images"][0], "id": image_id})
-        for entry in document["annotations"]:
-            annotations.append({**entry, "id": len(annotations) + 1, "image_id": image_id})
-    write_text(out / "coco.json", coco_document(images, annotations))

@@ -1,5 +1,6 @@
 """The pipeline of `infer`: reads ahead, predicts, and writes images while the next ones are predicted."""
 
+import dataclasses
 import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,14 +10,18 @@ from typing import Any, NamedTuple
 
 from cervseg_jax.console import Advance, Reporter
 from cervseg_jax.data.checks import bit_depth_warning
-from cervseg_jax.errors import CervsegError, ConfigError, InterruptedRunError
+from cervseg_jax.data.slides import Slide
+from cervseg_jax.errors import CervsegError, ConfigError, DataError, InterruptedRunError
 from cervseg_jax.runtime.signals import StopRequest
-from cervseg_jax.segmentation.images import ImageLike, open_image
-from cervseg_jax.segmentation.jobs import Job
-from cervseg_jax.segmentation.ledger import DONE, Ledger, file_stamp, require_writable
-from cervseg_jax.segmentation.outputs import MASK_OUTPUTS, image_row, write_results
+from cervseg_jax.segmentation.bands import Bands
+from cervseg_jax.segmentation.images import ImageLike, close_image, open_image
+from cervseg_jax.segmentation.jobs import Job, require_writable
+from cervseg_jax.segmentation.ledger import DONE, Ledger, file_stamp
+from cervseg_jax.segmentation.outputs import MASK_OUTPUTS, compute_results, image_row, write_results
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
+from cervseg_jax.segmentation.shares import Share
+from cervseg_jax.segmentation.throughput import Throughput, TimedSlide, timed
 
 MUCH_LARGER = 4
 """A whole image whose side is this many times the network's is worth a warning: nuclei shrink too far."""
@@ -69,7 +74,9 @@ class Pipeline:
           advance: called after each image.
           stop: whether the user asked to stop.
         """
-        self._segmenter = segmenter
+        self.throughput = Throughput()
+        predict = timed(self.throughput, "network", segmenter.predictor.predict)
+        self._segmenter = dataclasses.replace(segmenter, predictor=segmenter.predictor._replace(predict=predict))
         self._ledger = ledger
         self._out = out
         self._outputs = tuple(outputs)
@@ -80,12 +87,13 @@ class Pipeline:
         self._stop = stop
         self._failed: list[FailedJob] = []
         self._narrow: list[int] = []
+        self._divided: frozenset[Job] = frozenset()
 
-    def process(self, jobs: Sequence[Job]) -> list[FailedJob]:
+    def process(self, share: Share) -> list[FailedJob]:
         """Reads, predicts and writes images.
 
         Args:
-          jobs: the images.
+          share: the images, and slides of which this process predicts a part.
 
         Returns:
           The images that failed.
@@ -94,7 +102,10 @@ class Pipeline:
           ConfigError: if nothing more can be written, such as on a full disk.
           InterruptedRunError: if the user asked to stop.
         """
-        segmenter = self._segmenter
+        segmenter, jobs = self._segmenter, share.jobs
+        self._divided = frozenset(share.divided)
+        for job in share.divided:
+            self._predict_part(job, share)
         # Whole images are read ahead by a batch and more; of tiled ones, which may be large, by one.
         ahead = 1 if segmenter.is_tiled else max(2 * segmenter.predictor.batch_size, self._num_threads)
         with ThreadPoolExecutor(self._num_threads) as pool:
@@ -102,6 +113,7 @@ class Pipeline:
             results = segmenter.predict(
                 self._readable(pool, jobs, ahead),
                 mpp_of=lambda opened: self._pixel_sizes.get(opened.job),
+                bands_of=self._bands_of,
                 scratch=self._out,
                 on_progress=self._leave_if_asked,
                 on_failure=lambda opened, error: self._fail(opened.job, error),
@@ -119,7 +131,34 @@ class Pipeline:
         warning = bit_depth_warning(self._narrow, segmenter.bit_depth, option="--set data.bit_depth=")
         if warning:
             self._reporter.warn(warning)
+        self.throughput.stop()
         return self._failed
+
+    def _predict_part(self, job: Job, share: Share) -> None:
+        """Predicts this process' part of a slide; what is wrong with a slide is left to the process that writes it."""
+        opened = self._read(job)
+        if isinstance(opened, Exception):
+            return
+        stamp, image = opened
+        try:
+            self._segmenter.predict_part(
+                image,
+                self._ledger.bands(job.name, stamp),
+                part=share.process,
+                num_parts=share.num_processes,
+                mpp=self._pixel_sizes.get(job),
+                on_progress=self._leave_if_asked,
+            )
+        except (DataError, OSError, MemoryError) as error:
+            self._leave_if_systemic(error)
+        finally:
+            close_image(image)
+            self._ledger.remove_left_bands()
+
+    def _bands_of(self, opened: _Opened) -> Bands | None:
+        """Returns the bands of a slide that several processes predict, or that such a call has left."""
+        bands = self._ledger.bands(opened.job.name, opened.stamp)
+        return bands if opened.job in self._divided or bands.exist() else None
 
     def _readable(
         self, pool: ThreadPoolExecutor, jobs: Sequence[Job], ahead: int
@@ -144,25 +183,30 @@ class Pipeline:
         """Opens an image, or returns what is wrong with it."""
         segmenter = self._segmenter
         try:
-            stamp = file_stamp(job.path)
-            image = open_image(
-                job.path,
-                is_tiled=segmenter.is_tiled,
-                bit_depth=segmenter.bit_depth,
-                on_narrow=self._narrow.append,
-            )
+            with self.throughput.measure("reading"):
+                stamp = file_stamp(job.path)
+                image = open_image(
+                    job.path,
+                    is_tiled=segmenter.is_tiled,
+                    bit_depth=segmenter.bit_depth,
+                    on_narrow=self._narrow.append,
+                )
         except Exception as error:  # one file must not end the call, whatever a decoder raises
             return error
-        return stamp, image
+        return stamp, TimedSlide(image, self.throughput) if isinstance(image, Slide) else image
 
     def _write(self, opened: _Opened, result: Result) -> Exception | None:
         """Writes the files of an image, and last the row that marks it as complete; returns what went wrong."""
         name = opened.job.name
         try:
-            self._ledger.start(name)
-            write_results(self._out, result, self._outputs)
-            row = image_row(result, with_nuclei=not MASK_OUTPUTS.issuperset(self._outputs))
-            self._ledger.complete(name, row, opened.stamp)
+            with self.throughput.measure("nuclei"):
+                compute_results(result, self._outputs)
+                row = image_row(result, with_nuclei=not MASK_OUTPUTS.issuperset(self._outputs))
+            with self.throughput.measure("writing"):
+                self._ledger.start(name)
+                write_results(self._out, result, self._outputs)
+                self._ledger.complete(name, row, opened.stamp)
+            self.throughput.add_image(result.mask.shape)
         except Exception as error:  # nor may post-processing or a writer
             return error
         finally:
@@ -172,7 +216,8 @@ class Pipeline:
     def _finish(self, job: Job, write: Future[Exception | None]) -> None:
         error = write.result()
         if error is None:
-            self._advance()  # an image counts when its files are written, or the time left would come out too short
+            # An image counts when its files are written, or the time left would come out too short.
+            self._advance(f"{self.throughput.megapixels_per_second:.2f} megapixels/s")
             return
         if isinstance(error, OSError):
             for name in (*self._outputs, DONE):
@@ -181,15 +226,19 @@ class Pipeline:
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Notes that an image failed, unless the others would fail as well."""
+        self._leave_if_systemic(error)
+        reason = _describe(job, error)
+        logging.getLogger("cervseg_jax").debug("%s", reason, exc_info=error)
+        self._ledger.fail(job, reason)
+        self._failed.append(FailedJob(job, reason))
+        self._reporter.warn(reason)
+        self._advance()
+
+    def _leave_if_systemic(self, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in SYSTEMIC_ERRORS:
             raise ConfigError(
                 f"{self._out}: {error.strerror}; finished images are kept, the same command with --resume continues"
             ) from None
-        reason = _describe(job, error)
-        logging.getLogger("cervseg_jax").debug("%s", reason, exc_info=error)
-        self._failed.append(FailedJob(job, reason))
-        self._reporter.warn(reason)
-        self._advance()
 
     def _leave_if_asked(self) -> None:
         if self._stop():

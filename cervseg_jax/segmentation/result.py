@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
@@ -13,7 +13,7 @@ from cervseg_jax.components import lookup
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
-from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.segmentation.images import ImageLike, close_image
 from cervseg_jax.segmentation.maps import allocate
 from cervseg_jax.segmentation.morphometry import Table, in_micrometers
 from cervseg_jax.segmentation.nuclei import Nuclei, find_nuclei, label_nuclei
@@ -199,9 +199,7 @@ class Result:
 
     def close(self) -> None:
         """Closes the file of a slide; what was computed stays."""
-        close: Any = getattr(self.image, "close", None)
-        if close is not None:
-            close()
+        close_image(self.image)
 
     def _zeros(self) -> np.ndarray:
         return allocate(self.maps.shape[:2], np.int32, self._scratch)

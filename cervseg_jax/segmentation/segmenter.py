@@ -19,6 +19,7 @@ from cervseg_jax.errors import ConfigError
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.runtime.mesh import num_batch_shards
 from cervseg_jax.schema import Config, Scale, TiledConfig
+from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import (
     ImageLike,
     ImageSource,
@@ -26,7 +27,7 @@ from cervseg_jax.segmentation.images import (
     is_single_image,
     open_image,
 )
-from cervseg_jax.segmentation.maps import predict_maps
+from cervseg_jax.segmentation.maps import predict_bands, predict_maps
 from cervseg_jax.segmentation.postprocess import Postprocessing, resolve_postprocessing
 from cervseg_jax.segmentation.predict import Predictor, make_predictor
 from cervseg_jax.segmentation.result import OutputStyle, Result, parse_colors
@@ -106,6 +107,7 @@ class Segmenter:
         images: Iterable[tuple[Tag, ImageLike]],
         *,
         mpp_of: Callable[[Tag], float | None] = lambda tag: None,
+        bands_of: Callable[[Tag], Bands | None] = lambda tag: None,
         scratch: Path | None = None,
         on_progress: Callable[[], None] = lambda: None,
         on_failure: Callable[[Tag, Exception], None] | None = None,
@@ -115,6 +117,7 @@ class Segmenter:
         Args:
           images: uint8 RGB arrays [h, w, 3], or slides where `is_tiled`.
           mpp_of: micrometers per pixel of an image by its tag, where known.
+          bands_of: bands of an image by its tag, where several processes predict it.
           scratch: folder for temporary files of large maps; None: the system's.
           on_progress: called after each image, and after each row of tiles.
           on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
@@ -134,6 +137,7 @@ class Segmenter:
             self.tiled,
             images,
             factor_of=None if self.scale is None else factor_of,
+            bands_of=bands_of,
             scratch=scratch,
             on_progress=on_progress,
             on_failure=on_failure,
@@ -153,6 +157,29 @@ class Segmenter:
                     scratch=scratch,
                 ),
             )
+
+    def predict_part(
+        self,
+        image: ImageLike,
+        bands: Bands,
+        *,
+        part: int,
+        num_parts: int,
+        mpp: float | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Predicts a part of a slide for another process, see `predict_bands`; `mpp` as of `scale_of`."""
+        factor = None if self.scale is None else self.scale_of(image, mpp=mpp).factor
+        predict_bands(
+            self.predictor,
+            self.tiled,
+            image,
+            bands,
+            part=part,
+            num_parts=num_parts,
+            factor=factor,
+            on_progress=on_progress,
+        )
 
     def scale_of(self, image: ImageLike, *, mpp: float | None = None) -> ImageScale:
         """Returns the size of nuclei in an image, for networks of one scale.

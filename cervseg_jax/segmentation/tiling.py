@@ -33,6 +33,11 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [index * step - overlap // 2 for index in range(-(-length // step))]
 
 
+def num_tile_rows(height: int, tile_height: int, overlap_px: int) -> int:
+    """Returns the number of rows of tiles of an image, see `tile_starts`."""
+    return len(tile_starts(height, tile_height, overlap_px))
+
+
 @typechecked
 def fade(tile: int, overlap: int) -> Float32[np.ndarray, " tile"]:
     """Returns the blending weights along one axis of a tile: a ramp over the overlap, 1, a ramp down.
@@ -54,9 +59,13 @@ def predict_tiled(
     tile_size: tuple[int, int],
     overlap_px: int,
     batch_size: int,
+    tile_rows: range | None = None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Float32[np.ndarray, "rows width maps"]]]:
     """Predicts an image in tiles, from the top down.
+
+    A part of the rows of tiles gives the same values as all of them: the rows above that reach into it are predicted
+    as well, and added in the same order.
 
     Args:
       predict: from `batch_size` images to probabilities.
@@ -64,18 +73,21 @@ def predict_tiled(
       tile_size: height and width of the network's input.
       overlap_px: pixels that neighboring tiles share.
       batch_size: tiles per call of `predict`; the last batch of a row is padded.
+      tile_rows: consecutive rows of tiles whose pixels are wanted, of `num_tile_rows`; None: all.
       on_progress: called after each row of tiles.
 
     Yields:
-      The index of the first row, and the probabilities of the rows.
+      The index of the first row, and the probabilities of the rows, for each row of tiles.
     """
     (tile_h, tile_w), (height, width) = tile_size, image.shape[:2]
     tops, lefts = (tile_starts(length, tile, overlap_px) for length, tile in ((height, tile_h), (width, tile_w)))
     weights = np.outer(fade(tile_h, overlap_px), fade(tile_w, overlap_px))[..., None]
     canvas_w = lefts[-1] + tile_w - lefts[0]
     total = sums = None
-    emitted = 0
-    for index, top in enumerate(tops):
+    tile_rows = range(len(tops)) if tile_rows is None else tile_rows
+    emitted = max(0, tops[tile_rows.start])
+    first_row = next(index for index, top in enumerate(tops) if top + tile_h > tops[tile_rows.start])
+    for index, top in enumerate(tops[: tile_rows.stop][first_row:], start=first_row):
         band = _band(image, top, tile_h, lefts[0], canvas_w)
         for first in range(0, len(lefts), batch_size):
             places = [left - lefts[0] for left in lefts[first : first + batch_size]]
@@ -89,11 +101,12 @@ def predict_tiled(
                 sums[:, place : place + tile_w] += weights
         assert total is not None and sums is not None  # noqa: S101 (every row has a tile)
         is_last = index == len(tops) - 1
-        complete = min(height, top + tile_h if is_last else tops[index + 1]) - emitted
-        skip = emitted - top
-        rows = np.s_[skip : skip + complete, -lefts[0] : -lefts[0] + width]
-        yield emitted, total[rows] / sums[rows]
-        emitted += complete
+        if index in tile_rows:
+            complete = max(0, min(height, top + tile_h if is_last else tops[index + 1])) - emitted
+            skip = emitted - top
+            rows = np.s_[skip : skip + complete, -lefts[0] : -lefts[0] + width]
+            yield emitted, total[rows] / sums[rows]
+            emitted += complete
         on_progress()
         if not is_last:
             step = tops[index + 1] - top

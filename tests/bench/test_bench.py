@@ -61,6 +61,7 @@ def test_the_table_and_the_json_say_the_same(tiny_config, tmp_path):
         (("--against", "tensorflow"), "--against: unknown name 'tensorflow'"),
         (("--precision", "float16"), "--precision: unknown name 'float16'"),
         (("--set", "model.nme=unet"), "model.nme"),
+        (("--infer", "images", "--against", "keras"), "--infer cannot be used with --against or --precision"),
     ],
 )
 def test_wrong_wishes_are_named(arguments, message):
@@ -125,3 +126,19 @@ def test_the_twin_in_pytorch_is_the_same_network(batch_norm, rng):
     with torch.inference_mode():
         found = twin(torch.tensor(images).permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4 * float(np.abs(logits).max()))
+
+
+def test_inference_on_a_folder_is_timed_by_stage(finished, tmp_path):
+    config, folder, _ = finished
+    images, path = config.parent / "data" / "test" / "images", tmp_path / "rates.json"
+    code, stdout, stderr = run("bench", folder, "--infer", images, "--rounds", 2, "--json", path)
+    assert code == 0, stderr
+    facts = json.loads(path.read_text())
+    assert len(facts["rounds"]) == 2
+    for row in facts["rounds"]:
+        assert (row["num_images"], row["num_failed"]) == (5, 0)
+        assert row["megapixels"] == pytest.approx(5 * 48 * 40 / 1e6)
+        assert row["images_per_second"] == pytest.approx(5 / row["seconds"])
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert min(row["shares"].values()) > 0
+        assert f"| {row['seconds']:.1f} | {row['images_per_second']:.2f} |" in stdout

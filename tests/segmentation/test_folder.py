@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tifffile
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import make_folder
+from cervseg_jax.files import make_folder, temporary_name
 from cervseg_jax.schema import Config, DataConfig, InferConfig, ModelConfig, TiledConfig, TrainConfig
 from cervseg_jax.segmentation import folder as folder_module
 from cervseg_jax.segmentation.folder import InferRequest, infer_files
@@ -71,7 +72,8 @@ class Infer:
 
     def call(self, *, images=None, **options):
         request = InferRequest(self.images, images or (self.images,), self.out, **options)
-        return infer_files(request, reporter=Reporter())
+        counts = infer_files(request, reporter=Reporter())
+        return counts.num_done, counts.num_failed
 
     def table(self, name="images"):
         with (self.out / f"{name}.csv").open() as file:
@@ -120,7 +122,10 @@ def test_what_killed_calls_left_is_removed(infer):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     make_folder(infer.out / "masks")
-    stale = [infer.out / f".cervseg-{dead.pid}-1-2-3.work", infer.out / "masks" / f".cervseg-{dead.pid}-1-2-4.tmp"]
+    stale = [
+        infer.out / temporary_name("work").replace(str(os.getpid()), str(dead.pid)),
+        infer.out / "masks" / temporary_name().replace(str(os.getpid()), str(dead.pid)),
+    ]
     make_folder(stale[0])
     (stale[0] / "maps").touch()
     stale[1].touch()

@@ -54,7 +54,7 @@ def folder(tmp_path):
 def test_a_finished_call_leaves_one_row_per_image(folder):
     assert folder.call() == ["a", "b", "c"]
     names = sorted(path.name for path in (folder.out / ".done").iterdir())
-    assert names == ["a.csv", "b.csv", "c.csv", "made_with.json"]
+    assert names == ["a.csv", "b.csv", "c.csv", "made_with.json", "plan.json"]
     ledger, todo = folder.begin(resume=True)
     assert todo == []
     assert ledger.read_row("a") == ["a", str(folder.images / "a.png"), *["1"] * (len(IMAGE_COLUMNS) - 2)]

@@ -14,6 +14,7 @@ from cervseg_jax.files import make_folder
 from cervseg_jax.schema import TiledConfig
 from cervseg_jax.segmentation import outputs as output_module
 from cervseg_jax.segmentation import pipeline as pipeline_module
+from cervseg_jax.segmentation.images import open_image
 from cervseg_jax.segmentation.jobs import plan_jobs
 from cervseg_jax.segmentation.ledger import Ledger
 from cervseg_jax.segmentation.outputs import OUTPUTS
@@ -21,6 +22,7 @@ from cervseg_jax.segmentation.pipeline import Pipeline
 from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.segmenter import Segmenter
+from cervseg_jax.segmentation.shares import Share
 
 
 def darkness(images):
@@ -52,7 +54,7 @@ class Call:
     def advance(self, note=""):
         self.num_advances += 1
 
-    def run(self, **options):
+    def run(self, share=None, **options):
         """Returns the reason of each failed image by name."""
         self.ledger = Ledger(self.out, self.outputs)
         reporter = Reporter(quiet=True)
@@ -68,7 +70,7 @@ class Call:
             advance=self.advance,
             stop=Stop(),
         )
-        return {job.name: reason for job, reason in pipeline.process(todo)}
+        return {job.name: reason for job, reason in pipeline.process(share or Share(todo, []))}
 
     def done(self):
         return [job.name for job in self.jobs if self.ledger.read_row(job.name) is not None]
@@ -221,3 +223,38 @@ def test_narrow_values_are_named_once(tmp_path, capsys):
         cv2.imwrite(str(job.path), np.full((48, 40), 4000, np.uint16))
     call.run()
     assert "2 16-bit images have values up to 12 bits only" in capsys.readouterr().err
+
+
+def test_slides_that_several_processes_predict_are_as_those_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("cervseg_jax.segmentation.bands.BAND_TILE_ROWS", 1)
+    alone = Call(tmp_path / "alone", tiled=TiledConfig(), outputs=("masks", "probabilities"))
+    assert alone.run() == {}
+    call = Call(tmp_path / "shared", tiled=TiledConfig(), outputs=("masks", "probabilities"))
+    first, second = (
+        Share(call.jobs[process::2], call.jobs[:2], process=process, num_processes=2) for process in (0, 1)
+    )
+    assert call.run(share=first) == {}
+    assert call.done() == ["a", "c"]
+    assert (call.out / ".done" / "b.bands").is_dir(), "a part of the slide that the other process writes"
+    assert call.run(share=second, resume=True) == {}
+    assert call.done() == ["a", "b", "c", "d"]
+    assert not list(call.out.rglob("*.bands"))
+    for output in ("masks", "probabilities"):
+        for name in "abcd":
+            expected, found = ((each.out / output / f"{name}.png").read_bytes() for each in (alone, call))
+            assert found == expected
+
+
+def test_a_part_of_a_slide_that_cannot_be_read_is_left_to_the_process_that_writes_it(tmp_path, monkeypatch):
+    call = Call(tmp_path, tiled=TiledConfig())
+    damaged = DamagedSlide(call.jobs[0].path)
+    monkeypatch.setattr(
+        pipeline_module,
+        "open_image",
+        lambda path, **options: damaged if path == call.jobs[0].path else open_image(path, **options),
+    )
+    assert call.run(share=Share(call.jobs[1:2], call.jobs[:1], process=1, num_processes=2)) == {}
+    assert call.done() == ["b"]
+    failed = call.run(share=Share(call.jobs[:1], call.jobs[:1], process=0, num_processes=2), resume=True)
+    assert list(failed) == ["a"]
+    assert call.ledger.read_failure("a") == [str(call.jobs[0].path), failed["a"]]
