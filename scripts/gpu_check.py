@@ -104,7 +104,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = (row.get(name, "") for name in names)
         lines.append([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else "no rows"
 
 
 def machine(scale: Scale) -> Iterator[Row]:
