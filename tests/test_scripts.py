@@ -175,3 +175,40 @@ def test_damaged_files_end_as_a_result_or_a_message(tmp_path):
     assert "WRONG" not in done.stdout
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert sum(int(row[-1].strip(" |")) for row in rows) == 40 + 1 + 4 + 4
+
+
+def test_a_part_that_fails_or_is_cut_off_leaves_its_rows():
+    check = load_script("gpu_check")
+
+    def measured():
+        yield {"form": "xla", "ms": 12.3456}
+        yield {"form": "packed", "ms": 3.0, "series": [1, 2]}
+        raise ValueError("no such device")
+
+    rows = []
+    assert check.collect(measured(), rows, float("inf")) == "failed: ValueError: no such device"
+    assert check.table(rows).splitlines() == ["| form | ms |", "| --- | --- |", "| xla | 12.35 |", "| packed | 3 |"]
+    assert check.collect(measured(), rows, 0.0) == "the time is over"
+    assert len(rows) == 2
+
+
+def test_missing_packages_are_named_with_the_way_to_carry_them(tmp_path):
+    check = load_script("gpu_check")
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\ndependencies = ["numpy>=2", "no-such_package.x>=1,<2"]\n')
+    with pytest.raises(SystemExit, match=r"pip install --target packages 'no-such_package.x>=1,<2'; then"):
+        check.require_packages(project)
+    check.require_packages(ROOT / "pyproject.toml")
+
+
+def test_kernels_of_the_device_are_summed():
+    check = load_script("gpu_check")
+    events = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
+        {"name": "convolution", "pid": 1, "dur": 30},
+        {"name": "convolution", "pid": 1, "dur": 12},
+        {"name": "python", "pid": 2, "dur": 500},
+    ]
+    assert check.kernel_microseconds(events) == {"convolution": 42}
+    assert check.kernel_microseconds({"traceEvents": events[1:2] + events[4:]}) == {"python": 500}

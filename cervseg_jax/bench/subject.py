@@ -12,6 +12,7 @@ from cervseg_jax.data.pipeline import batches_ahead, train_batches
 from cervseg_jax.data.samples import Sample
 from cervseg_jax.engine.cost import StepCost
 from cervseg_jax.engine.experiment import build_experiment
+from cervseg_jax.models import Backend
 from cervseg_jax.schema import Config
 
 
@@ -42,16 +43,17 @@ def random_batch(config: Config) -> Batch:
     return batch
 
 
-def prepare_subject(config: Config) -> Subject:
+def prepare_subject(config: Config, *, backend: Backend | None = None) -> Subject:
     """Compiles the recipe's train step and prediction.
 
     Args:
       config: the recipe.
+      backend: what the layers are built for; None takes what training would.
 
     Returns:
       The functions; they share one training state.
     """
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, backend=backend)
     steps = experiment.compile()
     state = experiment.initial_state()
     host_batch = random_batch(config)

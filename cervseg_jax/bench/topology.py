@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cervseg_jax.bench.cycles import estimated_cycles
@@ -17,6 +18,7 @@ from cervseg_jax.components import lookup
 from cervseg_jax.engine.experiment import build_experiment
 from cervseg_jax.errors import ConfigError, first_line
 from cervseg_jax.extras import install_command
+from cervseg_jax.models import Backend
 from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import Config, MeshConfig
 
@@ -47,6 +49,10 @@ OFFLINE_VARIABLES = {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 """Keep the compiler from locking a TPU, from querying the cloud's metadata server and warning about it."""
+FORMS: dict[str, Backend] = {"plain": "xla"}
+"""Forms of the layers that others can be compared with."""
+PRODUCT_SIZE = 2048
+"""Side of the matrices whose product shows how many operations a cycle the matrix units can do."""
 LARGE_GATHER_BYTES = 2**20
 """Larger all-gathers are listed by shape."""
 _COLLECTIVE = re.compile(
@@ -56,22 +62,23 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _SHAPE = re.compile(r"(?P<type>[a-z]+[0-9]+)\[(?P<sizes>[0-9,]*)\]")
 
 
-def compile_for(config: Config, topology: str) -> dict[str, Any]:
+def compile_for(config: Config, topology: str, *, backend: Backend | None = None) -> dict[str, Any]:
     """Compiles a recipe's train step for a TPU topology.
 
     Args:
       config: the recipe.
       topology: generation and chips along each axis, such as "v5e:2x4".
+      backend: what the layers are built for; None takes what training on these chips would.
 
     Returns:
       A summary as JSON values: chips, hosts, mesh, bytes per chip by purpose, whether they fit, operations,
-      collectives, estimated cycles in total and by layer.
+      collectives, estimated cycles in total and by layer, operations per cycle as a share of `product_rate`.
 
     Raises:
       ConfigError: if the TPU compiler is not installed or does not know the topology.
     """
     chip, devices = topology_devices(topology)
-    experiment = build_experiment(config, devices)
+    experiment = build_experiment(config, devices, backend=backend)
     start = time.monotonic()
     lowered = experiment.lower_train_step()
     summary: dict[str, Any] = {
@@ -103,14 +110,17 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
     layers = {path.split("/")[0] for path in experiment.params}
     # The TPU compiler does not count operations; the local backend does.
     local_mesh = make_mesh(MeshConfig(), batch_size=config.train.batch_size)
+    step_flops = replace(experiment, mesh=local_mesh).step_flops()
+    cycles = estimated_cycles(program, layers)
     return {
         **summary,
         **used,
         "total_bytes": total,
         "fits": total <= summary["chip_bytes"],
-        "step_flops": replace(experiment, mesh=local_mesh).step_flops(),
+        "step_flops": step_flops,
         "collectives": collectives(program),
-        "cycles": estimated_cycles(program, layers).to_json(),
+        "cycles": cycles.to_json(),
+        "matrix_share": step_flops / experiment.mesh.size / (cycles.total * product_rate(devices[0])),
         "compile_seconds": seconds,
     }
 
@@ -129,6 +139,18 @@ def largest_batch(config: Config, topology: str, *, start: int) -> int:
         if not compile_for(config.model_copy(update={"train": train}), topology)["fits"]:
             return batch_size
         batch_size *= 2
+
+
+def product_rate(device: Any) -> float:
+    """Returns the floating-point operations per cycle that the compiler expects of a product of large matrices.
+
+    Args:
+      device: a chip of a topology.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    matrix = jax.ShapeDtypeStruct((PRODUCT_SIZE, PRODUCT_SIZE), "bfloat16", sharding=sharding)
+    compiled = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    return 2 * PRODUCT_SIZE**3 / estimated_cycles(compiled.as_text() or "", set()).total
 
 
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:

@@ -146,13 +146,16 @@ class Experiment:
         )
 
 
-def build_experiment(config: Config, devices: Sequence[Any] | None = None) -> Experiment:
+def build_experiment(
+    config: Config, devices: Sequence[Any] | None = None, *, backend: Backend | None = None
+) -> Experiment:
     """Builds the network with its initial weights, the optimizer, the loss and the mesh of a config.
 
     Args:
       config: the recipe.
       devices: devices of the mesh; None takes those of all processes. Devices of a topology that is not attached will
         do for `lower_train_step` and `abstract_state`.
+      backend: target of the program; None takes `backend_for` the mesh.
 
     Returns:
       The experiment.
@@ -161,7 +164,7 @@ def build_experiment(config: Config, devices: Sequence[Any] | None = None) -> Ex
       ConfigError: if the mesh does not fit the devices, or the network or loss is configured wrongly.
     """
     mesh = train_mesh(config, devices)
-    apply, params, model_state = functionalize(configured_model(config, backend=backend_for(mesh)))
+    apply, params, model_state = functionalize(configured_model(config, backend=backend or backend_for(mesh)))
     optimizer = make_optimizer(clip_value=config.train.clip_value, weight_decay=config.train.weight_decay)
     return Experiment(config, mesh, apply, params, model_state, optimizer, configured_loss(config))
 

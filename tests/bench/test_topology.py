@@ -62,18 +62,41 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
         topology.topology_devices("v5e:2x4")
 
 
-@pytest.mark.parametrize(("total", "verdict"), [(15 * 2**30, "(93.8%): fits"), (16 * 2**30 + 1, "does not fit")])
-def test_the_verdict_follows_the_memory(total, verdict):
-    facts = {
+def facts_of_step(*, total, cycles):
+    return {
         **dict.fromkeys(("arguments_bytes", "temporary_bytes", "program_bytes", "outputs_bytes"), 0),
         **{"chips": 8, "hosts": 2, "mesh": {"data": 8}, "batch_size": 8, "image_size": [64, 64]},
         **{"precision": "float32", "total_bytes": total, "chip_bytes": 16 * 2**30, "fits": total <= 16 * 2**30},
         **{"step_flops": 1e12, "compile_seconds": 1.0, "collectives": {"large_gathers": {}}},
-        "cycles": {"total": 2_500_000, "by_layer": {}},
+        "cycles": {"total": sum(cycles.values()), "by_layer": cycles},
+        "matrix_share": 0.125,
     }
-    rows = dict(compile_command._rows(facts))
+
+
+@pytest.mark.parametrize(("total", "verdict"), [(15 * 2**30, "(93.8%): fits"), (16 * 2**30 + 1, "does not fit")])
+def test_the_verdict_follows_the_memory(total, verdict):
+    rows = dict(compile_command._rows(facts_of_step(total=total, cycles={"conv1": 2_500_000})))
     assert rows["total per chip"].endswith(verdict)
     assert rows["estimated cycles per step"] == "2.5 million per chip"
+    assert rows["operations per cycle"] == "12.5% of a large matrix product's"
+
+
+def test_forms_stand_side_by_side():
+    chosen = facts_of_step(total=2**30, cycles={"conv1": 2_000_000, "conv2": 500_000})
+    too_large = {key: chosen[key] for key in ("chips", "hosts", "mesh", "batch_size", "image_size", "precision")}
+    plain = facts_of_step(total=2**31, cycles={"conv2": 8_000_000, "conv3": 1_000_000})
+    (line,) = [x for x in compile_command._table({"chosen": chosen}, verbose=False) if x.startswith("estimated")]
+    assert line.split("  ")[-1].strip() == "2.5 million per chip"
+    header, *lines = compile_command._table({"chosen": chosen, "plain": plain}, verbose=True)
+    assert header.split() == ["chosen", "plain"]
+    second = header.index("plain")
+    cells = {line[:28].strip(): (line[28:second].strip(), line[second:].strip()) for line in lines}
+    assert cells["conv1"] == ("2.00 million cycles", "-")
+    assert cells["conv2"] == ("0.50 million cycles", "8.00 million cycles")
+    assert cells["conv3"] == ("-", "1.00 million cycles")
+    assert all(line[second - 2 : second] == "  " != line[second : second + 2] for line in lines)
+    header, *lines = compile_command._table({"chosen": chosen, "plain": too_large}, verbose=False)
+    assert "total per chip" in {line[:28].strip() for line in lines}
 
 
 @pytest.mark.tpu_compile

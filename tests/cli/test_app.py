@@ -54,6 +54,7 @@ def test_no_arguments_show_the_help():
         (["merge", "."], "is not an output folder of infer"),
         (["prepare", "s", "--out", "o", "--folds", "1"], "--fold: needs at least 2 --folds"),
         (["prepare", "s", "--out", "o", "--fold", "1"], "--fold: needs --folds"),
+        (["compile", "quickstart", "--topology", "v5e:1x1", "--against", "plane"], "--against: unknown name 'plane'"),
         (["compare", "a"], "compare: needs at least two runs"),
         (["recipes", "-o", "x.yaml"], "needs the name of a recipe"),
         (["recipes", "quickstrt"], "did you mean 'quickstart'?"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.bench.subject import random_batch
+from cervseg_jax.bench.topology import collectives
 from cervseg_jax.config import load_config
 from cervseg_jax.engine.cost import StepCost, out_of_memory_advice
 from cervseg_jax.engine.experiment import build_experiment
@@ -65,3 +66,23 @@ def test_a_lack_of_memory_names_the_keys_that_need_less(config):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 7 GiB")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), out_of_memory_advice(config, cost):
         raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+@pytest.mark.slow
+def test_packed_layers_on_divided_rows_exchange_what_plain_ones_do(tiny_config):
+    network = {"dropout_rate": 0.0, "levels": 3, "base_filters": 8, "kernel_size": 9, "dilation": 3}
+    settings = ["model.image_size=[64, 64]", "train.batch_size=2"]
+    settings += [f"model.args={network}", "runtime.mesh={data: 2, spatial: 4}"]
+    config = load_config(tiny_config, settings)
+    exchanged, results = [], []
+    for backend in ("xla", "tpu"):
+        experiment = build_experiment(config, backend=backend)
+        step = experiment.lower_train_step().compile()
+        exchanged.append(collectives(step.as_text()))
+        batch = experiment.place_batch(random_batch(config))
+        _, metrics = step(experiment.initial_state(), batch, np.float32(1e-3))
+        results.append([float(metrics.loss), float(metrics.gradient_norm)])
+    assert exchanged[0] == exchanged[1]
+    assert exchanged[0]["collective-permute"]["count"] > 10
+    assert exchanged[0]["large_gathers"] == {}
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5)

@@ -11,15 +11,16 @@ Backend = Literal["xla", "cpu", "tpu"]
 def backend_for(mesh: Mesh) -> Backend:
     """Returns the backend of a mesh.
 
-    "tpu" is never returned: the TPU compiler in libtpu 0.0.42 aborts on the packed train step of the published network.
-    "cpu" is for a single CPU device: its implementations would gather images that are divided over devices.
+    "tpu" is for any number of chips: packed layers exchange the same halos as plain ones where rows are divided. "cpu"
+    is for a single CPU device: its implementations would gather images that are divided over devices.
 
     Args:
       mesh: the devices that the program will be compiled for; they need not be present.
     """
-    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
-        return "cpu"
-    return "xla"
+    platform = mesh.devices.flat[0].platform
+    if platform == "tpu":
+        return "tpu"
+    return "cpu" if platform == "cpu" and mesh.size == 1 else "xla"
 
 
 class WithBackend:

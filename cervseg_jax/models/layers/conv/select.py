@@ -166,7 +166,8 @@ PACK_RULES = (
     PackRule("tpu", 2, 64, "5x5, 64 channels, 128x128: 0.30 -> 0.30 forward, 0.54 -> 0.40 gradients"),
 )
 """The first rule whose filters suffice wins. Millions of cycles that the compiler for TPUs estimates on a v5e for
-float32 and a batch of 2, XLA's convolution -> packed."""
+float32 and a batch of 2, XLA's convolution -> packed. A step of the published network, forward and backward: 202 -> 49
+(`cervseg-jax compile clustered --topology v5e:1x1 --against plain --verbose`)."""
 
 
 def choose_block(backend: Backend, shape: ConvShape) -> int:

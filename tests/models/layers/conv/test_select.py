@@ -1,5 +1,7 @@
 """Backend and shape choose the implementation of a convolution."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -15,9 +17,13 @@ from cervseg_jax.runtime.mesh import make_mesh
 from cervseg_jax.schema import MeshConfig
 
 
-def test_only_a_single_cpu_gets_the_backend_cpu():
+def test_tpus_and_a_single_cpu_have_a_backend_of_their_own():
     assert backend_for(make_mesh(MeshConfig(), batch_size=8)) == "cpu"
     assert backend_for(make_mesh(MeshConfig(data=8), batch_size=8)) == "xla"
+    for platform, expected in (("tpu", "tpu"), ("gpu", "xla")):
+        for size in (1, 8):
+            devices = np.array([SimpleNamespace(platform=platform)] * size)
+            assert backend_for(SimpleNamespace(devices=devices, size=size)) == expected
 
 
 @pytest.mark.parametrize(("backend", "sizes"), [("xla", []), ("cpu", [7] * 4 + [5] * 4 + [3] * 2)])
