@@ -187,10 +187,10 @@ def test_a_missing_platform_is_named(reason, monkeypatch):
 
 def test_limits_of_the_system(monkeypatch):
     resource = pytest.importorskip("resource")
-    limits = {resource.RLIMIT_AS: (2**30, -1), resource.RLIMIT_NOFILE: (32, 32)}
+    limits = {resource.RLIMIT_AS: (3 * 2**29, -1), resource.RLIMIT_NOFILE: (32, 32)}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[kind])
     monkeypatch.setattr(resource, "setrlimit", lambda kind, values: None)
-    with pytest.raises(ConfigError, match="address space is limited to 1 GiB"):
+    with pytest.raises(ConfigError, match="address space is limited to 1.5 GiB"):
         environment.check_limits(needs_jax=True)
     with pytest.raises(ConfigError, match="open files is limited to 32"):
         environment.check_limits(needs_jax=False)
