@@ -187,17 +187,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes a PNG.
+def png_bytes(image: np.ndarray) -> bytes:
+    """Returns the content of a PNG file.
 
     Args:
-      path: the file.
       image: uint8 or uint16, [h, w] gray or [h, w, 3] RGB.
     """
     if image.dtype not in (np.uint8, np.uint16):
-        raise TypeError(f"write_png: image must be uint8 or uint16, got {image.dtype}")
+        raise TypeError(f"png_bytes: image must be uint8 or uint16, got {image.dtype}")
     _, packed = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    write_bytes(path, packed.tobytes(), durable=False)
+    return packed.tobytes()
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes a PNG, see `png_bytes`."""
+    write_bytes(path, png_bytes(image), durable=False)
 
 
 def write_tiff(path: Path, image: np.ndarray) -> None:

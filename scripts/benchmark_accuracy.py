@@ -28,6 +28,7 @@ import numpy as np
 import cervseg_jax
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
+from cervseg_jax.data.resize import resize_image, resize_mask, scaled_size
 from cervseg_jax.files import make_folder, write_json, write_png
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
 from cervseg_jax.pretrained_weights import FOLDER
@@ -118,11 +119,8 @@ def rescaled(item: Item, factor: float) -> tuple[np.ndarray, np.ndarray]:
     image, labels = item.image(), item.labels()
     if factor == 1:
         return image, labels
-    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    rows = ((np.arange(size[1]) + 0.5) / factor).astype(int).clip(0, labels.shape[0] - 1)
-    columns = ((np.arange(size[0]) + 0.5) / factor).astype(int).clip(0, labels.shape[1] - 1)
-    return cv2.resize(image, size, interpolation=interpolation), labels[np.ix_(rows, columns)]
+    size = scaled_size(labels.shape, factor)
+    return resize_image(image, size), resize_mask(labels, size)
 
 
 def classical(image: np.ndarray) -> np.ndarray:

@@ -26,10 +26,10 @@ from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_instance_outli
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.postprocess import make_mask
 from cervseg_jax.segmentation.predict import make_predictor, predict_images
 from cervseg_jax.segmentation.tuning import MIN_SADDLE_DEPTHS, tune
-from cervseg_jax.segmentation.watershed import label_instances
 
 
 class Method(NamedTuple):

@@ -13,7 +13,10 @@ EXAMPLE = "cervseg-jax export runs/quickstart"
 def export(
     run: RunArgument,
     format_name: Annotated[
-        str, typer.Option("--format", help="stablehlo (runs without this package) or keras (a .keras file).")
+        str,
+        typer.Option(
+            "--format", help="stablehlo, keras (Keras' own layers), onnx or bioimageio. All run without this package."
+        ),
     ] = "stablehlo",
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder for the files. Default: RUN/export/FORMAT.")
@@ -25,6 +28,7 @@ def export(
     The exported file is loaded again and its predictions are compared with the run's.
     """
     from cervseg_jax.console import Reporter
+    from cervseg_jax.pretrained_weights import results_folder
     from cervseg_jax.runs.bucket import local_copy
     from cervseg_jax.runs.folder import load_run_config
     from cervseg_jax.runs.weights import load_network
@@ -35,7 +39,7 @@ def export(
         best = local_run.folder / "best"
         network = load_network(best)
         postprocessing = resolve_postprocessing(load_run_config(local_run.folder).infer, best)
-        folder = (out or local_run.folder / "export" / format_name).absolute()
+        folder = (out or results_folder(local_run.folder) / "export" / format_name).absolute()
         metadata = export_network(network, folder, format_name, postprocessing=postprocessing)
     height, width = network.contract.image_size
     sizes = (

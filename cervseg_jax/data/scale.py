@@ -18,6 +18,7 @@ from cervseg_jax.data.samples import read_instances
 from cervseg_jax.runtime.threads import map_files, num_threads
 from cervseg_jax.schema import DataConfig
 from cervseg_jax.typing import typechecked
+from cervseg_jax.watershed import distance_to_border, watershed_labels
 
 DEFAULT_NUCLEUS_PX = 20.0
 """Diameter for `data.nucleus_px: auto`: large enough for the outline, and small enough for a tile to hold context."""
@@ -25,6 +26,8 @@ MIN_NUCLEUS_AREA_PX = 12
 """Smaller components of masks are noise."""
 MIN_NUCLEI = 3
 """With fewer nuclei the median of an image is not used."""
+NECK_DEPTH = 0.15
+"""How much narrower a neck between two nuclei of a mask is than the smaller nucleus, as a share."""
 SCALE_RANGE = (1 / 8, 8.0)
 
 
@@ -44,7 +47,9 @@ def diameters(labels: Integer[np.ndarray, "h w"]) -> np.ndarray:
 
 
 def measure_diameters(pair: Pair, data: DataConfig) -> np.ndarray:
-    """Returns the diameters of a pair's annotated nuclei; those of connected components where there are no labels.
+    """Returns the diameters of a pair's annotated nuclei.
+
+    A mask without labels is divided at its necks, because touching nuclei are one component.
 
     Raises:
       DataError: if a file is bad.
@@ -52,7 +57,8 @@ def measure_diameters(pair: Pair, data: DataConfig) -> np.ndarray:
     mask = read_mask(pair.mask_path, rule=data.mask_rule).mask
     if pair.instances_path is not None:
         return diameters(read_instances(pair, mask.shape))
-    return diameters(np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32))
+    elevation = cv2.GaussianBlur(distance_to_border(mask > 0), (0, 0), 1.0)
+    return diameters(watershed_labels(np.maximum(elevation, 1e-6), mask > 0, min_saddle_depth=NECK_DEPTH))
 
 
 def scale_pairs(

@@ -177,10 +177,6 @@ def prepare_call(request: InferRequest, reporter: Reporter) -> Call:
         lookup(OUTPUTS, name, key="--output")
     parse_colors(config.infer.colors)
     has_scale = read_contract(request.run / "best").scale is not None
-    if config.infer.nucleus_px != "auto" and not has_scale:
-        raise ConfigError(
-            "infer.nucleus_px: these weights were not trained at one scale (data.nucleus_px); leave it out"
-        )
     is_tiled = config.infer.tiled is not None or has_scale
     jobs = plan_jobs(request.images, with_slides=is_tiled, on_left_out=reporter.warn)
     # A shard may find the results of others; `_begin` looks for its own.

@@ -15,8 +15,8 @@ from cervseg_jax.heads import Head
 from cervseg_jax.label_maps import centroids
 from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.segmentation.instances import connect_at_sides, label_instances, relabel
 from cervseg_jax.segmentation.morphometry import Table, measure, nearest_distances
-from cervseg_jax.segmentation.watershed import connect_at_sides, label_instances, relabel
 from cervseg_jax.typing import typechecked
 
 BLOCK_PX = 2048

@@ -15,9 +15,9 @@ from cervseg_jax.data.resize import border_color, resize_image, scaled_size
 from cervseg_jax.engine.predict import Predict
 from cervseg_jax.schema import Scale
 from cervseg_jax.segmentation.images import ImageLike
+from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
 from cervseg_jax.segmentation.predict import Predictor
-from cervseg_jax.segmentation.watershed import label_instances
 from cervseg_jax.typing import typechecked
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.engine.predict import Predict
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.runtime.mesh import num_batch_shards
 from cervseg_jax.schema import Config, Scale, TiledConfig
@@ -232,7 +233,8 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
 
     Raises:
       CheckpointError: if a run has no usable weights.
-      ConfigError: if the runs differ in heads or image size, or a color is unknown.
+      ConfigError: if the runs differ in heads or image size, a color is unknown, or `infer.nucleus_px` is set for
+        weights that were not trained at one scale.
     """
     style = OutputStyle(mpp, parse_colors(config.infer.colors))
     networks = [load_network(run / "best", precision=config.runtime.precision) for run in runs]
@@ -240,6 +242,10 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
         networks, batch_size=config.infer.batch_size, test_time_augmentation=config.infer.test_time_augmentation
     )
     scale = networks[0].contract.scale
+    if scale is None and config.infer.nucleus_px != "auto":
+        raise ConfigError(
+            "infer.nucleus_px: these weights were not trained at one scale (data.nucleus_px); leave it out"
+        )
     if scale is not None:
         predictor = predictor._replace(predict=without_flat_areas(predictor.predict, scale.nucleus_px))
     return Segmenter(

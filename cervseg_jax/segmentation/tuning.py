@@ -15,9 +15,9 @@ from cervseg_jax.heads import Head
 from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
 from cervseg_jax.runs.weights import POSTPROCESSING_FILE
 from cervseg_jax.schema import Config, PostprocessingConfig, ThresholdRule
+from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask, save_postprocessing
 from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
-from cervseg_jax.segmentation.watershed import label_instances
 
 THRESHOLDS = (0.35, 0.5, 0.65)
 BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)

@@ -16,8 +16,8 @@ from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
 from cervseg_jax.annotations.outlines import draw_instances
 from cervseg_jax.annotations.polygons import Polygon, polygons_of
 from cervseg_jax.annotations.reader import read_annotation
+from cervseg_jax.segmentation.instances import relabel
 from cervseg_jax.segmentation.morphometry import measure
-from cervseg_jax.segmentation.watershed import relabel
 
 
 @pytest.fixture

@@ -30,6 +30,13 @@ def test_diameters_are_those_of_circles_and_noise_is_left_out():
     assert diameters(labels) == pytest.approx([20], abs=0.3)
 
 
+def test_touching_nuclei_of_a_mask_count_one_by_one(tmp_path):
+    rows, columns = np.mgrid[:80, :160]
+    mask = np.min([np.hypot(rows - 40, columns - center) for center in (30, 66, 102)], axis=0) < 20
+    pair = write_pair(tmp_path, "row", mask)
+    assert measure_diameters(pair, DataConfig(root=tmp_path)) == pytest.approx([40, 40, 40], rel=0.1)
+
+
 def test_images_are_scaled_by_their_own_nuclei_and_empty_ones_as_the_others(tmp_path):
     small, large = discs(128, 5, 32), discs(256, 20, 64)
     pairs = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cervseg_jax.schema import PostprocessingConfig
+from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.tiling import fade, predict_tiled, tile_starts
-from cervseg_jax.segmentation.watershed import label_instances
 
 
 def stitched(predict, image, *, tile_size=(32, 48), overlap_px=8, batch_size=3):

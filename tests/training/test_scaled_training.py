@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import cervseg_jax
 from cervseg_jax.curation.dataset_folder import write_scenes
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import make_folder, write_png
 from tests.helpers import refused, rows_of, run
 
 NETWORK = (
@@ -67,6 +71,9 @@ def test_infer_says_what_size_it_took(trained, tmp_path, options, source, size):
 
 def test_a_size_needs_weights_of_one_scale(finished, tmp_path):
     _, run_folder, _ = finished
-    images = run_folder.parent
-    message = refused(2, "infer", run_folder, "--images", images, "--out", tmp_path / "o", "--nucleus-px", "9")
+    write_png(make_folder(tmp_path / "images") / "a.png", np.zeros((8, 8, 3), np.uint8))
+    options = ("--images", tmp_path / "images", "--out", tmp_path / "o", "--nucleus-px", "9")
+    message = refused(2, "infer", run_folder, *options)
     assert "not trained at one scale" in message
+    with pytest.raises(ConfigError, match="not trained at one scale"):
+        cervseg_jax.load(run_folder, nucleus_px=9)

@@ -1,5 +1,6 @@
 """Transformer layers on image grids: patch embedding, merging and expanding, and Swin blocks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -93,10 +94,7 @@ class PatchExpanding(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Maps [b, h, w, c] to [b, factor h, factor w, filters]; row and column offsets vary before channels."""
-        _, height, width, _ = inputs.shape
-        factor = self.factor
-        x = ops.reshape(ops.matmul(inputs, self.kernel[0, 0]), (-1, height, width, factor, factor, self.filters))
-        return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, factor * height, factor * width, self.filters))
+        return spread_patches(ops.matmul(inputs, self.kernel[0, 0]), self.factor, self.filters)
 
     def compute_output_shape(self, input_shape: tuple[int | None, int, int, int]) -> tuple[int | None, ...]:
         """Returns the enlarged shape."""
@@ -188,29 +186,71 @@ class SwinTransformerBlock(keras.layers.Layer):
         return x if self.drop is None else self.drop(x, training=training)
 
     def _attention(self, x: Any) -> Any:
-        _, height, width, channels = x.shape
-        window, heads = self.window, self.num_heads
-        rows, columns = (-(-side // window) * window for side in (height, width))
-        x = ops.pad(x, [(0, 0), (0, rows - height), (0, columns - width), (0, 0)])
-        x = ops.roll(x, (-self.shift, -self.shift), axis=(1, 2)) if self.shift else x
-        x = ops.reshape(x, (-1, rows // window, window, columns // window, window, channels))
-        x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, window**2, channels))
-        qkv = ops.matmul(x, self.tensors["qkv_kernel"]) + self.tensors["qkv_bias"]
-        qkv = ops.transpose(ops.reshape(qkv, (-1, window**2, 3, heads, channels // heads)), (2, 0, 3, 1, 4))
-        scores = ops.matmul(qkv[0] * (channels // heads) ** -0.5, ops.transpose(qkv[1], (0, 1, 3, 2)))
-        bias = ops.take(self.tensors["position_bias"], _position_index(window), axis=0)
-        scores = scores + ops.transpose(bias, (2, 0, 1))
-        if self.shift and self.is_masked:
-            mask = _shift_mask(rows, columns, window, self.shift)
-            scores = ops.reshape(scores, (-1, mask.shape[0], heads, window**2, window**2)) + mask[:, None]
-            scores = ops.reshape(scores, (-1, heads, window**2, window**2))
-        x = ops.matmul(ops.softmax(scores, axis=-1), qkv[2])
-        x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, window**2, channels))
-        x = ops.matmul(x, self.tensors["projection_kernel"]) + self.tensors["projection_bias"]
-        x = ops.reshape(x, (-1, rows // window, columns // window, window, window, channels))
-        x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, rows, columns, channels))
-        x = ops.roll(x, (self.shift, self.shift), axis=(1, 2)) if self.shift else x
-        return x[:, :height, :width]
+        w = self.tensors
+        return attend_in_windows(
+            x,
+            lambda values: ops.matmul(values, w["qkv_kernel"]) + w["qkv_bias"],
+            lambda values: ops.matmul(values, w["projection_kernel"]) + w["projection_bias"],
+            w["position_bias"],
+            window=self.window,
+            shift=self.shift,
+            is_masked=self.is_masked,
+        )
+
+
+def attend_in_windows(
+    x: Any,
+    query_key_value: Callable[[Any], Any],
+    project: Callable[[Any], Any],
+    position_bias: Any,
+    *,
+    window: int,
+    shift: int,
+    is_masked: bool,
+) -> Any:
+    """Applies attention of several heads within windows.
+
+    Args:
+      x: [b, h, w, c].
+      query_key_value: from [n, window^2, c] to [n, window^2, 3 c].
+      project: from [n, window^2, c] to the same shape.
+      position_bias: [(2 window - 1)^2, heads].
+      window: side of a window; grids are zero-padded to multiples of it.
+      shift: offset of the windows in pixels; 0 for none.
+      is_masked: whether positions that are adjacent only because the shift wraps around are masked.
+
+    Returns:
+      [b, h, w, c].
+    """
+    _, height, width, channels = x.shape
+    heads = position_bias.shape[1]
+    rows, columns = (-(-side // window) * window for side in (height, width))
+    x = ops.pad(x, [(0, 0), (0, rows - height), (0, columns - width), (0, 0)])
+    x = ops.roll(x, (-shift, -shift), axis=(1, 2)) if shift else x
+    x = ops.reshape(x, (-1, rows // window, window, columns // window, window, channels))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, window**2, channels))
+    qkv = ops.reshape(query_key_value(x), (-1, window**2, 3, heads, channels // heads))
+    qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
+    scores = ops.matmul(qkv[0] * (channels // heads) ** -0.5, ops.transpose(qkv[1], (0, 1, 3, 2)))
+    bias = ops.take(position_bias, _position_index(window), axis=0)
+    scores = scores + ops.transpose(bias, (2, 0, 1))
+    if shift and is_masked:
+        mask = _shift_mask(rows, columns, window, shift)
+        scores = ops.reshape(scores, (-1, mask.shape[0], heads, window**2, window**2)) + mask[:, None]
+        scores = ops.reshape(scores, (-1, heads, window**2, window**2))
+    x = ops.matmul(ops.softmax(scores, axis=-1), qkv[2])
+    x = project(ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, window**2, channels)))
+    x = ops.reshape(x, (-1, rows // window, columns // window, window, window, channels))
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, rows, columns, channels))
+    x = ops.roll(x, (shift, shift), axis=(1, 2)) if shift else x
+    return x[:, :height, :width]
+
+
+def spread_patches(x: Any, factor: int, filters: int) -> Any:
+    """Turns [b, h, w, factor^2 * filters] into [b, factor h, factor w, filters]; offsets vary before channels."""
+    _, height, width, _ = x.shape
+    x = ops.reshape(x, (-1, height, width, factor, factor, filters))
+    return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, factor * height, factor * width, filters))
 
 
 def to_patches(x: Any, size: int) -> Any:

@@ -1,9 +1,8 @@
-"""Instance labels from a mask: watershed on an elevation map, then merging across shallow saddles.
+"""Instance labels from a mask: a watershed on an elevation map of the heads, see `watershed`.
 
 The elevation is the predicted distance to the nucleus' border; without that head it follows from the predicted
 coordinates within the nucleus ("hover"), and without both it is the distance transform of the mask, less the predicted
-boundary where there is one. Every pixel joins the local peak that steepest ascent leads to. Two basins are merged
-where the saddle between them is shallow.
+boundary where there is one.
 """
 
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from cervseg_jax.heads import Head, channels
 from cervseg_jax.label_maps import STEPS, neighbors
 from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.typing import typechecked
+from cervseg_jax.watershed import distance_to_border, watershed_labels
 
 
 @typechecked
@@ -60,17 +60,14 @@ def _elevation(maps: np.ndarray, heads: Sequence[Head], inside: np.ndarray, para
         elevation = elevation if boundary is None else elevation * (1.0 - 0.5 * boundary)
     elif boundary is not None:
         # The second term makes boundary pixels ascend to the nearest core.
-        elevation = _distance(inside & (boundary < params.boundary_threshold)) + 0.05 * _distance(inside)
+        core = inside & (boundary < params.boundary_threshold)
+        elevation = distance_to_border(core) + 0.05 * distance_to_border(inside)
     else:
-        elevation = _distance(inside)
+        elevation = distance_to_border(inside)
     elevation = np.where(inside, elevation, np.float32(0))  # predictions outside are undefined
     if params.smoothing_px > 0:
         elevation = cv2.GaussianBlur(elevation, (0, 0), params.smoothing_px)
     return np.maximum(elevation, 1e-6)
-
-
-def _distance(mask: np.ndarray) -> np.ndarray:
-    return np.asarray(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
 
 
 @typechecked
@@ -100,100 +97,6 @@ def _components(mask: np.ndarray, *, connectivity: int) -> tuple[np.ndarray, np.
     """Returns the area of each connected component and the component of each pixel; 0 is everything else."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
     return np.asarray(stats[:, cv2.CC_STAT_AREA], np.int64), np.asarray(components, np.int32)
-
-
-@typechecked
-def watershed_labels(
-    elevation: Float[np.ndarray, "h w"], inside: Bool[np.ndarray, "h w"], *, min_saddle_depth: float
-) -> Int32[np.ndarray, "h w"]:
-    """Watershed by steepest ascent; basins are merged across shallow saddles.
-
-    Every pixel joins the local peak that it reaches by moving to its highest neighbor. The saddles between basins are
-    then visited from the highest down: two basins are merged where the saddle lies less than `min_saddle_depth` below
-    the lower peak.
-
-    Args:
-      elevation: positive values.
-      inside: the area to divide.
-      min_saddle_depth: as a share of the lower peak's elevation.
-
-    Returns:
-      Labels, 0 outside.
-
-    Reference: Bertrand 2005, doi:10.1007/s10851-005-4891-5 (dynamics of peaks); the ascent is the watershed of
-      Cousty et al. 2009, doi:10.1109/TPAMI.2008.173.
-    """
-    peak_of_pixel, area = _peaks(elevation, inside)
-    peaks, basin = np.unique(peak_of_pixel, return_inverse=True)
-    parent = _merged_basins(elevation, area, basin, elevation.ravel()[peaks], min_saddle_depth)
-    labels = np.zeros(elevation.shape, np.int32)
-    labels.ravel()[area] = parent[basin] + 1
-    return labels
-
-
-def _peaks(elevation: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the flat index of each inside pixel's peak, and the flat indices of the inside pixels."""
-    height, width = elevation.shape
-    area = np.flatnonzero(inside)
-    padded = np.full((height + 2, width + 2), -np.inf, np.float32)
-    padded[1:-1, 1:-1] = np.where(inside, elevation, -np.inf)
-    flat = padded.ravel()
-    rows, columns = np.divmod(area, width)
-    here = (rows + 1) * (width + 2) + columns + 1
-    best, best_elevation = here.copy(), flat[here]
-    # Ties are broken by position, so that a plateau has one peak and no path is a cycle.
-    for step in (-width - 3, -width - 2, -width - 1, -1, 1, width + 1, width + 2, width + 3):
-        there = here + step
-        better = (flat[there] > best_elevation) | ((flat[there] == best_elevation) & (there > best))
-        best[better], best_elevation[better] = there[better], flat[there[better]]
-    target = np.arange(flat.size)
-    target[here] = best
-    while True:
-        further = target[target[here]]
-        if np.array_equal(further, target[here]):
-            break
-        target[here] = further
-    rows, columns = np.divmod(target[here], width + 2)
-    return (rows - 1) * width + columns - 1, area
-
-
-def _merged_basins(
-    elevation: np.ndarray,
-    area: np.ndarray,
-    basin: np.ndarray,
-    peak_elevations: np.ndarray,
-    min_saddle_depth: float,
-) -> np.ndarray:
-    """Merges basins across shallow saddles; returns for each basin the one that it has become part of."""
-    basins = np.full(elevation.size, -1)
-    basins[area] = basin
-    basins = basins.reshape(elevation.shape)
-    pairs, saddles = [], []
-    for step in STEPS:
-        here, there = neighbors(basins, step)
-        meet = (here != there) & (here >= 0) & (there >= 0)
-        pairs.append(np.stack([here[meet], there[meet]], axis=1))
-        saddles.append(np.minimum(*(values[meet] for values in neighbors(elevation, step))))
-    ends, levels = np.sort(np.concatenate(pairs), axis=1), np.concatenate(saddles)
-    order = np.argsort(-levels, kind="stable")
-    parent = np.arange(len(peak_elevations))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    # Only the highest saddle of two basins counts: a lower one would decide the same or be too deep.
-    _, first = np.unique(ends[order], axis=0, return_index=True)
-    for position in order[np.sort(first)]:
-        a, b = root(ends[position, 0]), root(ends[position, 1])
-        if a == b:
-            continue
-        lower, higher = (a, b) if (peak_elevations[a], a) < (peak_elevations[b], b) else (b, a)
-        if levels[position] >= (1.0 - min_saddle_depth) * peak_elevations[lower]:
-            parent[lower] = higher
-    return np.array([root(index) for index in range(len(parent))], np.int64)
 
 
 @typechecked
