@@ -1,6 +1,5 @@
 """Rates of inference on a folder of images: reading, network, nuclei and writing together, as `infer` runs them."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,14 @@ def measure_inference(
       ConfigError: as `infer_files`.
     """
     found = []
-    request = InferRequest(run, (images,), Path(tempfile.gettempdir()), overrides, overwrite=True)
-    call = prepare_call(request, reporter)
-    for number in range(rounds + 1):
-        reporter.info("compiling ..." if number == 0 else f"round {number} of {rounds} ...")
-        with tempfile.TemporaryDirectory() as folder:
-            own = dataclasses.replace(request, out=Path(folder))
-            share = begin_call(own, call, reporter)
-            num_failed, throughput = process_share(own, call, share, reporter=Reporter(quiet=number > 0))
-        found.append({**throughput.to_json(), "num_failed": num_failed})
+    with tempfile.TemporaryDirectory() as folder:
+        request = InferRequest(run, (images,), Path(folder) / "out", overrides, overwrite=True)
+        call = prepare_call(request, reporter)
+        for number in range(rounds + 1):
+            reporter.info("compiling ..." if number == 0 else f"round {number} of {rounds} ...")
+            share = begin_call(request, call, reporter)
+            num_failed, throughput = process_share(request, call, share, reporter=Reporter(quiet=True))
+            found.append({**throughput.to_json(), "num_failed": num_failed})
     device = jax.devices()[0]
     return {
         "device": device.device_kind,

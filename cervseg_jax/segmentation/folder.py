@@ -179,7 +179,7 @@ def prepare_call(request: InferRequest, reporter: Reporter) -> Call:
     has_scale = read_contract(request.run / "best").scale is not None
     is_tiled = config.infer.tiled is not None or has_scale
     jobs = plan_jobs(request.images, with_slides=is_tiled, on_left_out=reporter.warn)
-    # A shard may find the results of others; `_begin` looks for its own.
+    # A shard may find the results of others; `begin_call` looks for its own.
     may_hold_results = request.overwrite or request.resume or request.shard is not None
     require_safe_output(request.out, request.outputs, jobs, overwrite=may_hold_results)
     require_devices(config.runtime)
