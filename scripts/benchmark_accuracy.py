@@ -175,7 +175,7 @@ def train_few(items: Sequence[Item], count: int, start: str, folder: Path, *, se
     begun = time.perf_counter()
     recipe = planned_recipe(source, folder / "run", reporter=Reporter(is_silent=True))
     # Only weights that know the other heads can do without instance labels.
-    heads = () if items[0].is_labelled or start == "pap" else ("model.heads=[mask]",)
+    heads = () if items[0].is_labelled or start == "pap" else ("model.heads=[mask]", "train.touching_weight=0")
     run = cervseg_jax.train(recipe, [f"train.seed={seed}", *STARTS[start], *heads], run_dir=folder / "run")
     minutes = (time.perf_counter() - begun) / 60
     segmenter = cervseg_jax.load(run)
