@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     source, target, height, width, opset = arguments
     keras.config.set_image_data_format("channels_last")
     model: Any = keras.models.load_model(source)
-    model.eval()
+    model.train(False)
     is_free = model.inputs[0].shape[1] is None
     axes = {0: "batch", 1: "height", 2: "width"}
     with warnings.catch_warnings():
