@@ -173,6 +173,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
         raise ConfigError(f"--topology: {name} has {num_axes} axes of chips, such as {example}; got {topology!r}")
     for variable, value in OFFLINE_VARIABLES.items():
         os.environ.setdefault(variable, value)
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for absent devices cannot be loaded from it
     from jax.experimental import topologies
 
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}

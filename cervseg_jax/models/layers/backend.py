@@ -11,7 +11,7 @@ Backend = Literal["xla", "cpu", "tpu"]
 def backend_for(mesh: Mesh) -> Backend:
     """Returns the backend of a mesh.
 
-    "tpu" is for any number of chips: packed layers exchange the same halos as plain ones where rows are divided. "cpu"
+    "tpu" is for any number of chips: packed layers exchange as many halos as plain ones where rows are divided. "cpu"
     is for a single CPU device: its implementations would gather images that are divided over devices.
 
     Args:
