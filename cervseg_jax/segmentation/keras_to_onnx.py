@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-import torch  # pyright: ignore[reportMissingImports]
-
 
 def main(arguments: Sequence[str]) -> None:
     """Writes the ONNX file."""
+    import keras
+    import torch  # pyright: ignore[reportMissingImports]
+
     source, target, height, width, opset = arguments
     keras.config.set_image_data_format("channels_last")
     model: Any = keras.models.load_model(source)

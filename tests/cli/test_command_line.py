@@ -361,7 +361,7 @@ def test_export_runs_without_the_package(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(2, 32, 48, 1) 0.")
     assert "holds no trained weights" in refused(4, "export", tmp_path)
-    assert "known: keras, stablehlo" in refused(2, "export", folder, "--format", "onnx")
+    assert "known: bioimageio, keras, onnx, stablehlo" in refused(2, "export", folder, "--format", "tflite")
 
 
 # Keras' own reader of weights asks HDF5 in a way that NumPy is about to forget.

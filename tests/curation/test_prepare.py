@@ -24,6 +24,7 @@ from cervseg_jax.curation.statistics import write_statistics
 from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.files import TEMPORARY_PREFIX, temporary_name
 from tests.helpers import SHARED
 
 QUIET = Reporter(quiet=True).progress
@@ -270,7 +271,8 @@ def test_whatever_a_killed_call_leaves_the_next_one_ends_the_same(drawn, tmp_pat
                     make_with(out)
         for folder in (out, out / "train" / "masks"):
             folder.mkdir(parents=True, exist_ok=True)
-        stale = f".cervseg-{os.getpid()}-1-2-3.tmp"  # of an earlier process with this number
+        machine, number, *_ = temporary_name().removeprefix(TEMPORARY_PREFIX).split("-")
+        stale = f"{TEMPORARY_PREFIX}{machine}-{number}-1-2-3.tmp"  # of an earlier process with this number
         left = [out / stale]
         if (out / "dataset.json").exists():
             left.append(out / "train" / "masks" / stale)
