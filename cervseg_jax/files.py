@@ -97,7 +97,7 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
         boot = ""  # not Linux
-    return hashlib.sha256(f"{socket.gethostname()} {boot}".encode()).hexdigest()[:8]
+    return sha256_of(f"{socket.gethostname()} {boot}".encode())[:8]
 
 
 def temporary_name(kind: str = "tmp") -> str:

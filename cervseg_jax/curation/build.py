@@ -20,11 +20,12 @@ from cervseg_jax.annotations.outlines import (
 from cervseg_jax.curation.collect import SourceImage
 from cervseg_jax.curation.geometry import Tile, cut_tiles
 from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
-from cervseg_jax.curation.scan import exif_orientation, require_size
+from cervseg_jax.curation.scan import require_size
 from cervseg_jax.curation.truth import read_truth
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.checks import looks_inverted
-from cervseg_jax.data.decode import read_bytes, read_image
+from cervseg_jax.data.decode import decode_image, read_bytes
+from cervseg_jax.data.headers import read_header
 from cervseg_jax.data.manifest import Record
 from cervseg_jax.data.samples import Sample
 from cervseg_jax.files import make_folder, sha256_of, write_labels, write_png, write_text
@@ -69,11 +70,12 @@ def build_source(
       DataError: if a file is bad, or the annotation does not fit its image.
     """
     item = entry.item
-    image = read_image(item.image_path, bit_depth=recipe.bit_depth)
+    data = read_bytes(item.image_path)
+    image = decode_image(data, source=item.image_path, bit_depth=recipe.bit_depth)
     truth = read_truth(item, mask_rule=recipe.mask_rule, labels=recipe.labels, crowd=recipe.crowd)
     size = (image.shape[0], image.shape[1])
     require_size(item, truth.stated_size, size)
-    notes = [*truth.notes, *_remarks(item, image, truth.labels)]
+    notes = [*truth.notes, *_remarks(item, image, truth.labels, is_turned=read_header(data).orientation != 1)]
     outlines = (
         None if truth.nuclei is None else _usable_outlines(truth.nuclei, size, recipe, str(item.annotation_path), notes)
     )
@@ -115,9 +117,9 @@ def build_source(
     return records, tally(notes)
 
 
-def _remarks(item: SourceImage, image: np.ndarray, labels: np.ndarray | None) -> Iterator[Note]:
+def _remarks(item: SourceImage, image: np.ndarray, labels: np.ndarray | None, *, is_turned: bool) -> Iterator[Note]:
     """Yields notes on an annotation that is probably not meant as it is read."""
-    if exif_orientation(item.image_path) != 1:
+    if is_turned:
         yield Note(
             "is turned upright by its EXIF tag; its annotation must be upright, too, which `cervseg-jax audit` checks",
             str(item.image_path),

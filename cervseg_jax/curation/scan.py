@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from cervseg_jax.annotations.nuclei import has_label, list_labels, missing_label_message, similar_labels
 from cervseg_jax.curation.collect import SourceImage
@@ -43,16 +42,11 @@ def require_size(item: SourceImage, stated: tuple[int, int] | None, size: tuple[
       DataError: if it does not.
     """
     if stated is not None and stated != size:
-        is_turned = exif_orientation(item.image_path) > 4
+        is_turned = read_header(read_bytes(item.image_path)).orientation > 4  # width and height are exchanged
         raise DataError(
             f"{item.annotation_path}: is for an image of {stated[1]}x{stated[0]}, "
             f"{item.image_path.name} is {size[1]}x{size[0]}{' (turned upright by its EXIF tag)' if is_turned else ''}"
         )
-
-
-def exif_orientation(path: Path) -> int:
-    """Returns the EXIF orientation of a good image, 1 to 8; above 4 width and height are exchanged."""
-    return read_header(read_bytes(path)).orientation
 
 
 def check_labels(scanned: Sequence[ScannedImage], labels: Sequence[str]) -> list[str]:

@@ -59,4 +59,5 @@ CUSTOM_OBJECTS: Mapping[str, Any] = {
     **{kind.__name__: kind for kind in (*_LAYERS, *INITIALIZERS)},
     "HalfWordDropout": Uint16Dropout,  # its name in files of versions before 0.2
 }
-"""Our own classes by name, for `keras.models.load_model(..., custom_objects=CUSTOM_OBJECTS)`."""
+"""Our own classes by name, for `keras.models.load_model(..., custom_objects=CUSTOM_OBJECTS)` of Keras files that
+earlier versions exported; those of today need none of them."""

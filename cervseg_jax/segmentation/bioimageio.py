@@ -3,7 +3,6 @@
 The format is version 0.5 of the model description at https://bioimage-io.github.io/spec-bioimage-io.
 """
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import yaml
 
 from cervseg_jax import __version__
 from cervseg_jax.curation.synthetic import draw_scene
-from cervseg_jax.files import png_bytes, write_bytes
+from cervseg_jax.files import png_bytes, sha256_of, write_bytes
 
 ONNX_FILE = "model.onnx"
 OPSET = 17
@@ -115,9 +114,7 @@ def _description(
                 "test_tensor": {"source": "test_output.npy"},
             }
         ],
-        "weights": {
-            "onnx": {"source": ONNX_FILE, "sha256": hashlib.sha256(weights).hexdigest(), "opset_version": OPSET}
-        },
+        "weights": {"onnx": {"source": ONNX_FILE, "sha256": sha256_of(weights), "opset_version": OPSET}},
         "config": {"cervseg_jax": {"version": __version__}},
     }
 

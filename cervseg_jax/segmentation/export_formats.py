@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ def _write_keras(network: Network, path: Path) -> tuple[Probabilities, Mapping[s
 
 def _write_onnx(network: Network, path: Path) -> tuple[Probabilities, Mapping[str, Any]]:
     """Writes an ONNX file by way of the Keras file; networks of free size take any batch size, others one image."""
-    _require("onnx", "torch", "onnx", "onnxruntime")
+    _require("onnx", "torch", "onnx", "onnxruntime", "onnxscript")
     height, width = network.contract.image_size
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.keras", Path(folder) / "model.onnx"
@@ -149,7 +150,8 @@ def _write_bioimageio(network: Network, path: Path) -> tuple[Probabilities, Mapp
             maps=map_names(contract.heads),
             nucleus_px=None if contract.scale is None else contract.scale.nucleus_px,
         )
-    return probabilities, metadata
+    with zipfile.ZipFile(path) as archive:
+        return _onnx_function(archive.read(ONNX_FILE), is_single=metadata["divisor"] is None), metadata
 
 
 def _require(extra: str, *packages: str) -> None:

@@ -1,6 +1,5 @@
 """Which images of a call a process does: those of a shard, or its share among processes that started together."""
 
-import hashlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 
 from cervseg_jax.data.slides import is_slide
 from cervseg_jax.errors import DataError
+from cervseg_jax.files import sha256_of
 from cervseg_jax.runtime.distributed import broadcast_array
 from cervseg_jax.segmentation.jobs import Job
 
@@ -42,7 +42,7 @@ def of_shard(jobs: Sequence[Job], shard: Shard | None) -> list[Job]:
 
 
 def _hash(job: Job) -> int:
-    return int.from_bytes(hashlib.sha256(os.fsencode(job.path.name)).digest()[:8], "big")
+    return int(sha256_of(os.fsencode(job.path.name))[:16], 16)
 
 
 @dataclass(frozen=True)

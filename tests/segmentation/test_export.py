@@ -49,7 +49,8 @@ def export_to(folder, network, format_name):
 
 QUICK = ("unet-1",)
 needs_onnx = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("torch", "onnx", "onnxruntime")), reason="needs the extra onnx"
+    any(find_spec(name) is None for name in ("torch", "onnx", "onnxruntime", "onnxscript")),
+    reason="needs the extra onnx",
 )
 
 
