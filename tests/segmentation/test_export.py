@@ -156,8 +156,8 @@ def test_the_example_of_a_keras_file_runs_on_every_backend(backend, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "swin_unet"])
 def test_the_package_for_bioimage_io_passes_its_own_test(name, tmp_path):
-    core = pytest.importorskip("bioimageio.core")
+    pytest.importorskip("bioimageio.core")
     args = next(case.values[1] for case in SHAPE_CASES if case.values[0] == name)
     export_to(tmp_path, network(name, args, size=(64, 64)), "bioimageio")
-    summary = core.test_model(tmp_path / "model.bioimageio.zip")
-    assert summary.status in ("valid-format", "passed"), summary.display()
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["passed"], done.stdout + done.stderr
