@@ -1,5 +1,6 @@
 """The compiled prediction function of a network."""
 
+import threading
 from collections.abc import Callable
 
 import jax
@@ -35,7 +36,11 @@ def make_predict(apply: Apply, mesh: Mesh) -> WeightedPredict:
 
     compiled = jax.jit(probabilities, in_shardings=(None, None, images_sharding), out_shardings=replicated(mesh))
 
+    lock = threading.Lock()  # several threads may call; all devices must receive the calls in one order
+
     def predict(params: Params, model_state: ModelState, images: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(params, model_state, shard_arrays(images, images_sharding)))
+        with lock:
+            probs = compiled(params, model_state, shard_arrays(images, images_sharding))
+        return np.asarray(probs)
 
     return predict

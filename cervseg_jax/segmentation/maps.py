@@ -3,9 +3,11 @@
 import math
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,12 +18,24 @@ from cervseg_jax.schema import TiledConfig
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.predict import Predictor, predict_images
+from cervseg_jax.segmentation.scale import ImageScale
 from cervseg_jax.segmentation.tiling import num_tile_rows, predict_tiled
 
 MAX_ELEMENTS_IN_MEMORY = 64_000_000
 """Larger arrays are memory-mapped from a temporary file."""
 
 Tag = TypeVar("Tag")
+Found = TypeVar("Found")
+
+
+class ImageMaps(NamedTuple):
+    """An image and its prediction."""
+
+    image: ImageLike
+    maps: np.ndarray
+    """Probabilities [h, w, maps] in the image's size; float16 if tiled, else float32."""
+    scale: ImageScale | None
+    """The size of nuclei that was taken; None for networks that were not trained at one scale."""
 
 
 def predict_maps(
@@ -29,32 +43,34 @@ def predict_maps(
     tiled: TiledConfig | None,
     images: Iterable[tuple[Tag, ImageLike]],
     *,
-    factor_of: Callable[[Tag, ImageLike], float] | None = None,
+    scale_of: Callable[[Tag, ImageLike], ImageScale] | None = None,
     bands_of: Callable[[Tag], Bands | None] = lambda tag: None,
     scratch: Path | None = None,
     on_progress: Callable[[], None] = lambda: None,
     on_failure: Callable[[Tag, Exception], None] | None = None,
-) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
+) -> Iterator[tuple[Tag, ImageMaps]]:
     """Predicts images, whole or in tiles.
+
+    Where the predictor allows several calls at once, so many images are predicted at once, but slides one by one.
 
     Args:
       predictor: the prediction function.
       tiled: settings of the tiles; None resizes whole images.
       images: images of any size, each with a tag that is yielded with its result.
-      factor_of: for networks of one scale: returns the factor of an image's size at which it is predicted. Images are
-        then predicted in tiles, with the settings of `tiled` or the defaults.
+      scale_of: for networks of one scale: returns the size of nuclei in an image. Images are then predicted in tiles,
+        with the settings of `tiled` or the defaults.
       bands_of: bands of an image that other processes predict with this one, or have begun.
       scratch: folder for the temporary files of large maps; None: the system's.
       on_progress: called after each image, and after each row of tiles.
       on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
 
     Yields:
-      Tag, image and probabilities [h, w, maps] in the image's size, in order; float16 if tiled, else float32.
+      Tag, and image with probabilities, in order.
 
     Raises:
       ConfigError: if the overlap is not smaller than a tile.
     """
-    if tiled is None and factor_of is None:
+    if tiled is None and scale_of is None:
         waiting: list[tuple[Tag, ImageLike]] = []
 
         def whole() -> Iterator[np.ndarray]:
@@ -64,21 +80,46 @@ def predict_maps(
 
         for maps in predict_images(predictor, whole()):
             tag, image = waiting.pop(0)
-            yield tag, image, maps
+            yield tag, ImageMaps(image, maps, None)
             on_progress()
         return
-    tiled = tiled or TiledConfig()
-    for tag, image in images:
+    settings = tiled or TiledConfig()
+
+    def predict(item: tuple[Tag, ImageLike]) -> tuple[Tag, ImageMaps | Exception]:
+        tag, image = item
         try:
-            scaled = predictor if factor_of is None else scaled_predictor(predictor, factor_of(tag, image))
-            tiles = _Tiles(scaled, tiled, image, on_progress)
-            maps = _tiled_maps(tiles, bands_of(tag), scratch=scratch)
+            scale = None if scale_of is None else scale_of(tag, image)
+            scaled = predictor if scale is None else scaled_predictor(predictor, scale.factor)
+            tiles = _Tiles(scaled, settings, image, on_progress)
+            return tag, ImageMaps(image, _tiled_maps(tiles, bands_of(tag), scratch=scratch), scale)
         except (DataError, OSError, MemoryError) as error:
             if on_failure is None:
                 raise
-            on_failure(tag, error)
-            continue
-        yield tag, image, maps
+            return tag, error
+
+    for tag, found in _map_images(predict, images, num_calls=predictor.num_calls):
+        if not isinstance(found, Exception):
+            yield tag, found
+        elif on_failure is not None:
+            on_failure(tag, found)
+
+
+def _map_images(
+    predict: Callable[[tuple[Tag, ImageLike]], Found], images: Iterable[tuple[Tag, ImageLike]], *, num_calls: int
+) -> Iterator[Found]:
+    """Yields the results of images in order, several of which are computed at once; slides are computed alone."""
+    pending: deque[Future[Found]] = deque()
+    with ThreadPoolExecutor(num_calls, thread_name_prefix="image") as pool:
+        for item in images:
+            is_alone = num_calls == 1 or not isinstance(item[1], np.ndarray)
+            while len(pending) >= (1 if is_alone else num_calls):
+                yield pending.popleft().result()
+            if is_alone:
+                yield predict(item)
+            else:
+                pending.append(pool.submit(predict, item))
+        while pending:
+            yield pending.popleft().result()
 
 
 def predict_bands(
@@ -167,13 +208,7 @@ class _Tiles:
     def predict(self, tile_rows: range | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Predicts rows of tiles, see `predict_tiled`."""
         return predict_tiled(
-            self.predictor.predict,
-            self.image,
-            tile_size=self.predictor.image_size,
-            overlap_px=self._overlap_px,
-            batch_size=self.predictor.batch_size,
-            tile_rows=tile_rows,
-            on_progress=self._on_progress,
+            self.predictor, self.image, overlap_px=self._overlap_px, tile_rows=tile_rows, on_progress=self._on_progress
         )
 
 

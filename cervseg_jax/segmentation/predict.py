@@ -3,9 +3,10 @@
 import functools
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,17 +21,25 @@ from cervseg_jax.runs.weights import Network
 from cervseg_jax.runtime.mesh import make_mesh, num_batch_shards
 from cervseg_jax.segmentation.tta import with_tta
 
+ACCELERATOR_CALLS = 4
+"""Calls that are under way at once on accelerators: while one computes, the others prepare and use their images."""
+
+Tag = TypeVar("Tag")
+
 
 class Predictor(NamedTuple):
-    """A compiled prediction function and the one input shape that it takes."""
+    """A prediction function and its input."""
 
     predict: Predict
+    """Takes up to `batch_size` images, and may be called by several threads."""
     image_size: tuple[int, int]
     """Height and width of its input in pixels."""
     batch_size: int
     """Images per call."""
     heads: tuple[Head, ...]
     """Heads of the network, in the order of the output channels."""
+    num_calls: int = 1
+    """Calls that may be under way at once."""
 
 
 def make_predictor(
@@ -80,15 +89,54 @@ def make_predictor(
     predict = mean if len(members) > 1 else members[0]
     if test_time_augmentation:
         predict = with_tta(predict, first.heads)
-    return Predictor(predict, first.image_size, math.lcm(batch_size, num_batch_shards(mesh)), first.heads)
+    batch_size = math.lcm(batch_size, num_batch_shards(mesh))
+    num_calls = 1 if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_CALLS
+    return Predictor(with_padding(predict, batch_size), first.image_size, batch_size, first.heads, num_calls)
+
+
+def with_padding(predict: Predict, batch_size: int) -> Predict:
+    """Returns a prediction of up to `batch_size` images.
+
+    Args:
+      predict: takes full batches; a shorter one is filled with copies of its first image.
+      batch_size: images per call.
+    """
+
+    def predict_some(images: np.ndarray) -> np.ndarray:
+        missing = batch_size - len(images)
+        filled = np.concatenate([images, np.repeat(images[:1], missing, axis=0)]) if missing else images
+        return predict(filled)[: len(images)]
+
+    return predict_some
+
+
+def predict_ahead(
+    predictor: Predictor, batches: Iterable[tuple[Tag, UInt8[np.ndarray, "_ _ _ 3"]]]
+) -> Iterator[tuple[Tag, Float32[np.ndarray, "_ _ _ maps"]]]:
+    """Predicts batches in the background, while the next ones are made and the previous one is used.
+
+    Args:
+      predictor: the prediction function.
+      batches: up to `batch_size` images of its size each, with a tag; consumed lazily.
+
+    Yields:
+      Tag and probabilities of each batch, in order.
+    """
+    pending: deque[tuple[Tag, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(predictor.num_calls, thread_name_prefix="predict") as pool:
+        for tag, images in batches:
+            pending.append((tag, pool.submit(predictor.predict, images)))
+            if len(pending) > predictor.num_calls:
+                first, predicted = pending.popleft()
+                yield first, predicted.result()
+        for tag, predicted in pending:
+            yield tag, predicted.result()
 
 
 def predict_images(
     predictor: Predictor, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]
 ) -> Iterator[Float32[np.ndarray, "_ _ maps"]]:
     """Predicts images resized to the network's input size, and resizes the maps back.
-
-    While a batch is predicted, the images of the next one are read and the maps of the previous one are consumed.
 
     Args:
       predictor: the prediction function.
@@ -97,27 +145,16 @@ def predict_images(
     Yields:
       Probabilities of each image in its own size, in order.
     """
-    images = iter(images)
-    pending: list[tuple[list[np.ndarray], Future[np.ndarray]]] = []
-    with ThreadPoolExecutor(1, thread_name_prefix="predict") as pool:
-        while batch := list(itertools.islice(images, predictor.batch_size)):
-            pending.append((batch, pool.submit(predictor.predict, _stacked(batch, predictor))))
-            if len(pending) == 2:
-                yield from _resized_back(*pending.pop(0))
-        for batch, predicted in pending:
-            yield from _resized_back(batch, predicted)
 
+    def batches() -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+        rest = iter(images)
+        while batch := list(itertools.islice(rest, predictor.batch_size)):
+            yield batch, np.stack([resize_image(image, predictor.image_size) for image in batch])
 
-def _stacked(images: Sequence[np.ndarray], predictor: Predictor) -> np.ndarray:
-    """Returns a full batch, uint8 [b, h, w, 3]; a short one is padded with copies of its first image."""
-    resized = [resize_image(image, predictor.image_size) for image in images]
-    return np.stack(resized + [resized[0]] * (predictor.batch_size - len(resized)))
-
-
-def _resized_back(images: Sequence[np.ndarray], predicted: Future[np.ndarray]) -> Iterator[np.ndarray]:
-    for image, probs in zip(images, predicted.result(), strict=False):
-        height, width = image.shape[:2]
-        if probs.shape[:2] != (height, width):
-            # OpenCV drops an axis of length one.
-            probs = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
-        yield probs
+    for batch, maps in predict_ahead(predictor, batches()):
+        for image, probs in zip(batch, maps, strict=True):
+            height, width = image.shape[:2]
+            if probs.shape[:2] != (height, width):
+                # OpenCV drops an axis of length one.
+                probs = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, -1)
+            yield probs

@@ -4,7 +4,9 @@ A network that was trained at one scale (`Contract.scale`) recognizes nuclei of 
 in tiles that hold nuclei of this size, and the probabilities are resized back to the image.
 """
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -17,7 +19,7 @@ from cervseg_jax.schema import Scale
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
-from cervseg_jax.segmentation.predict import Predictor
+from cervseg_jax.segmentation.predict import Predictor, predict_ahead
 from cervseg_jax.typing import typechecked
 
 
@@ -58,8 +60,8 @@ def flat_areas(image: UInt8[np.ndarray, "h w 3"], size_px: float) -> Bool[np.nda
     side = 2 * max(1, round(size_px) // 2) + 1
     kernel = np.ones((side, side), np.uint8)
     spread = cv2.dilate(image, kernel) - cv2.erode(image, kernel)
-    flat = (spread.max(axis=2) <= FLAT_LEVELS).astype(np.uint8)
-    return cv2.dilate(flat, kernel) > 0
+    flat = cv2.inRange(spread, (0, 0, 0), (FLAT_LEVELS, FLAT_LEVELS, FLAT_LEVELS))
+    return np.asarray(cv2.dilate(flat, kernel) > 0)
 
 
 def without_flat_areas(predict: Predict, nucleus_px: float) -> Predict:
@@ -107,33 +109,48 @@ def estimate_nucleus_px(
     Returns:
       The diameter in the image's pixels, or None if no nuclei were found.
     """
-    thumbnail = _Content(image)
-    votes = [_votes(predictor, image, size, scale, postprocessing, thumbnail) for size in CANDIDATES_PX]
-    first = _densest(np.concatenate([found for found, _ in votes]), np.concatenate([weights for _, weights in votes]))
+    content = _Content(image)
+    first = _densest(*_votes(predictor, image, CANDIDATES_PX, scale, postprocessing, content))
     if first is None:
         return None
-    refined = _densest(*_votes(predictor, image, first, scale, postprocessing, thumbnail))
+    refined = _densest(*_votes(predictor, image, [first], scale, postprocessing, content))
     return first if refined is None else math.sqrt(first * refined)
 
 
 def _votes(
     predictor: Predictor,
     image: ImageLike,
-    size_px: float,
+    sizes_px: Sequence[float],
     scale: Scale,
     postprocessing: Postprocessing,
     content: "_Content",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the diameters of the nuclei found if nuclei were `size_px` across, in image pixels, and their weights."""
-    factor = scale.nucleus_px / size_px
-    side = tuple(max(1, round(length / factor)) for length in predictor.image_size)
-    windows = content.windows((side[0], side[1]), MAX_WINDOWS)
-    tiles = [_fitted(np.asarray(image[window]), factor, predictor.image_size) for window in windows]
+    """Returns the diameters of the nuclei found if nuclei had some size, in image pixels, and their weights.
+
+    Args:
+      predictor: the network.
+      image: the image.
+      sizes_px: the sizes that are tried.
+      scale: scale of the network's input.
+      postprocessing: threshold and watershed parameters.
+      content: where to look.
+    """
+
+    def tiles() -> Iterator[tuple[float, np.ndarray]]:
+        for size_px in sizes_px:
+            factor = scale.nucleus_px / size_px
+            height, width = (max(1, round(length / factor)) for length in predictor.image_size)
+            for window in content.windows((height, width), MAX_WINDOWS):
+                yield factor, _fitted(np.asarray(image[window]), factor, predictor.image_size)
+
+    def batches() -> Iterator[tuple[list[float], np.ndarray]]:
+        rest = tiles()
+        while batch := list(itertools.islice(rest, predictor.batch_size)):
+            yield [factor for factor, _ in batch], np.stack([tile for _, tile in batch])
+
     found, weights = [np.zeros(0)], [np.zeros(0)]
-    for start in range(0, len(tiles), predictor.batch_size):
-        batch = tiles[start : start + predictor.batch_size]
-        filled = np.stack(batch + [batch[0]] * (predictor.batch_size - len(batch)))
-        for maps in predictor.predict(filled)[: len(batch)]:
+    for factors, maps_of_tiles in predict_ahead(predictor, batches()):
+        for factor, maps in zip(factors, maps_of_tiles, strict=True):
             mask = make_mask(maps[..., 0], postprocessing.threshold, postprocessing.threshold_rule)
             labels = label_instances(maps, mask, predictor.heads, postprocessing.params)
             sizes, certainty = _sizes_and_certainty(labels, maps[..., 0])

@@ -29,7 +29,7 @@ from cervseg_jax.segmentation.images import (
 )
 from cervseg_jax.segmentation.maps import predict_bands, predict_maps
 from cervseg_jax.segmentation.postprocess import Postprocessing, resolve_postprocessing
-from cervseg_jax.segmentation.predict import Predictor, make_predictor
+from cervseg_jax.segmentation.predict import Predictor, make_predictor, with_padding
 from cervseg_jax.segmentation.result import OutputStyle, Result, parse_colors
 from cervseg_jax.segmentation.scale import ImageScale, estimate_nucleus_px, image_scale, without_flat_areas
 from cervseg_jax.segmentation.tta import with_tta
@@ -125,29 +125,23 @@ class Segmenter:
         Yields:
           Tag and result, in order.
         """
-        taken: ImageScale | None = None
-
-        def factor_of(tag: Tag, image: ImageLike) -> float:
-            nonlocal taken
-            taken = self.scale_of(image, mpp=mpp_of(tag))
-            return taken.factor
-
         maps_of_images = predict_maps(
             self.predictor,
             self.tiled,
             images,
-            factor_of=None if self.scale is None else factor_of,
+            scale_of=None if self.scale is None else lambda tag, image: self.scale_of(image, mpp=mpp_of(tag)),
             bands_of=bands_of,
             scratch=scratch,
             on_progress=on_progress,
             on_failure=on_failure,
         )
-        for tag, image, maps in maps_of_images:
+        for tag, found in maps_of_images:
+            taken = found.scale
             yield (
                 tag,
                 Result(
-                    image,
-                    maps,
+                    found.image,
+                    found.maps,
                     heads=self.predictor.heads,
                     postprocessing=(
                         self.postprocessing if taken is None else self.postprocessing.at_scale(taken.factor)
@@ -277,10 +271,10 @@ def training_segmenter(predict: Predict, config: Config, mesh: Mesh, scale: Scal
     """
     if config.infer.test_time_augmentation:
         predict = with_tta(predict, config.model.heads)
-    if scale is not None:
-        predict = without_flat_areas(predict, scale.nucleus_px)
     batch_size = math.lcm(config.infer.batch_size, num_batch_shards(mesh))
-    predictor = Predictor(predict, config.model.image_size, batch_size, config.model.heads)
+    predictor = Predictor(with_padding(predict, batch_size), config.model.image_size, batch_size, config.model.heads)
+    if scale is not None:
+        predictor = predictor._replace(predict=without_flat_areas(predictor.predict, scale.nucleus_px))
     return Segmenter(
         predictor,
         resolve_postprocessing(config.infer),

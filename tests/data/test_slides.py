@@ -7,6 +7,7 @@ from PIL import Image
 
 from cervseg_jax.data.slides import Slide, is_slide
 from cervseg_jax.errors import DataError
+from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.tiling import predict_tiled
 
 tifffile = pytest.importorskip("tifffile", reason="the extra `slides` is not installed")
@@ -36,11 +37,9 @@ def test_tiles_of_a_slide_equal_those_of_the_image(slide_and_image):
             [
                 rows
                 for _, rows in predict_tiled(
-                    lambda tiles: (tiles[..., :1] / 255).astype(np.float32),
+                    Predictor(lambda tiles: (tiles[..., :1] / 255).astype(np.float32), (64, 96), 4, ("mask",)),
                     source,
-                    tile_size=(64, 96),
                     overlap_px=16,
-                    batch_size=4,
                 )
             ]
         )

@@ -21,15 +21,16 @@ def predict(tiles):
 
 @pytest.mark.parametrize("overlap_px", [0, 12, 25])
 @pytest.mark.parametrize("height", [20, 150, 161])
-def test_rows_of_tiles_have_the_values_of_the_whole(rng, height, overlap_px):
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_rows_of_tiles_have_the_values_of_the_whole(rng, height, overlap_px, batch_size):
     image = rng.integers(0, 256, (height, 100, 3), np.uint8)
-    options = {"tile_size": SIZE, "overlap_px": overlap_px, "batch_size": 3}
-    whole = list(predict_tiled(predict, image, **options))
+    predictor, options = Predictor(predict, SIZE, batch_size, ("mask", "boundary")), {"overlap_px": overlap_px}
+    whole = list(predict_tiled(predictor, image, **options))
     count = num_tile_rows(height, SIZE[0], overlap_px)
     assert len(whole) == count
     assert sum(len(rows) for _, rows in whole) == height
     for start, stop in ((0, count), (0, 1), (count - 1, count), (count // 2, min(count, count // 2 + 2))):
-        part = list(predict_tiled(predict, image, tile_rows=range(start, stop), **options))
+        part = list(predict_tiled(predictor, image, tile_rows=range(start, stop), **options))
         assert [first for first, _ in part] == [first for first, _ in whole[start:stop]]
         assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(part, whole[start:stop], strict=True))
 
@@ -58,8 +59,8 @@ def slide(rng, tmp_path, monkeypatch):
             )
 
         def whole(self, bands=None):
-            ((_, _, maps),) = predict_maps(self.predictor, self.tiled, [("a", self.image)], bands_of=lambda tag: bands)
-            return maps
+            ((_, found),) = predict_maps(self.predictor, self.tiled, [("a", self.image)], bands_of=lambda tag: bands)
+            return found.maps
 
     self = Slide()
     return self
