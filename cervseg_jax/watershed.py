@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
 
-from cervseg_jax.label_maps import STEPS, neighbors
+from cervseg_jax.label_maps import STEPS, distinct, neighbors
 from cervseg_jax.typing import typechecked
 
 
@@ -42,7 +42,7 @@ def watershed_labels(
       Cousty et al. 2009, doi:10.1109/TPAMI.2008.173.
     """
     peak_of_pixel, area = _peaks(elevation, inside)
-    peaks, basin = np.unique(peak_of_pixel, return_inverse=True)
+    peaks, basin = distinct(peak_of_pixel)
     parent = _merged_basins(elevation, area, basin, elevation.ravel()[peaks], min_saddle_depth)
     labels = np.zeros(elevation.shape, np.int32)
     labels.ravel()[area] = parent[basin] + 1

@@ -1,6 +1,7 @@
 """Contacts and distances of nuclei, against loops over pixels and SciPy."""
 
 import numpy as np
+import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from skimage.segmentation import find_boundaries
 
@@ -51,3 +52,16 @@ def test_inner_borders_equal_those_of_another_implementation(rng):
         expected = find_boundaries(labels, connectivity=2, mode="inner")
         np.testing.assert_array_equal(label_maps.inner_borders(labels), expected)
     assert not label_maps.inner_borders(np.ones((4, 5), bool)).any()  # the image's edge is none
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8, np.uint16])
+@pytest.mark.parametrize("most", [1, 9, 255])
+@pytest.mark.parametrize("shape", [(0,), (1,), (7, 0), (12, 13), (40, 50)])
+def test_distinct_values_are_those_of_numpy(rng, dtype, most, shape):
+    values = rng.integers(0, most + 1, shape).astype(dtype)
+    for case in (values, values[..., ::-1], values.astype(np.int64) - 1):
+        expected, inverse = np.unique(case, return_inverse=True)
+        found, positions = label_maps.distinct(case)
+        assert found.dtype == case.dtype and positions.shape == case.shape
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(positions, inverse.reshape(case.shape))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer, Real, Shaped, UInt8
 from scipy.spatial import KDTree
 
 from cervseg_jax.data.photometric import HED
-from cervseg_jax.label_maps import STEPS, bounding_boxes, neighbors
+from cervseg_jax.label_maps import STEPS, bounding_boxes, distinct, neighbors
 from cervseg_jax.typing import typechecked
 
 GRAY_LEVELS = 32
@@ -91,7 +91,7 @@ def measure(
       doi:10.1109/TSMC.1973.4309314 (texture).
     """
     rows, columns = np.nonzero(labels)
-    unique, owner = np.unique(labels[rows, columns], return_inverse=True)
+    unique, owner = distinct(labels[rows, columns])
     names = [name for name in COLUMNS if name != "confidence" or probs is not None]
     if not len(unique):
         return {name: np.zeros(0, COLUMNS[name].dtype) for name in names}
