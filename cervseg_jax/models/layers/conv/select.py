@@ -1,19 +1,21 @@
 """The choice of a convolution's implementation: backend and layer shape -> implementation, with what was measured.
 
 All rules are equal to XLA's convolution and its gradients up to rounding. `python scripts/benchmark_convolution.py`
-measures the rules for CPUs again. Rates are GFLOP/s of the published U-Net's first level (9x9, dilation 3, 256x256,
-batch 2) on two cores with AVX2, XLA -> ours.
+measures the rules for CPUs again. Rates are GFLOP/s with a batch of 2, XLA -> ours: on two cores with AVX2 those of
+the published U-Net's first level (9x9, dilation 3, 256x256), with AVX-512 those of one core of a Zen 4.
 """
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from cervseg_jax.models.layers.backend import Backend
 
-LARGE_KERNEL = 5
-"""Kernels of at least this size count as large."""
+LARGE_KERNEL, VERY_LARGE_KERNEL = 5, 7
+"""Kernels of at least these sizes count as large."""
 MIN_CHANNELS, MIN_PX = 8, 8 * 8
 FEW_CHANNELS, SMALL_PX = 16, 64 * 64
 
@@ -53,6 +55,15 @@ class ConvShape(NamedTuple):
         return self.height * self.width
 
 
+@functools.cache
+def has_wide_vectors() -> bool:
+    """Whether this machine's processor computes with vectors of 512 bits (AVX-512)."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+
+
 class Rule(NamedTuple):
     """One line of the table."""
 
@@ -60,6 +71,8 @@ class Rule(NamedTuple):
     implementation: Implementation
     applies: Callable[[ConvShape], bool]
     measured: str
+    wide_vectors: bool
+    """Whether the line is for processors with vectors of 512 bits, or for the others."""
 
 
 RULES = (
@@ -68,6 +81,7 @@ RULES = (
         "cpu",
         lambda shape: shape.is_square and shape.kernel_rows >= LARGE_KERNEL,
         "kernel and input gradients 28 -> 84 for 16 channels: XLA computes kernel gradients far below matrix products",
+        wide_vectors=False,
     ),
     Rule(
         "cpu",
@@ -76,6 +90,26 @@ RULES = (
             shape.is_square and shape.kernel_rows == 3 and shape.channels >= MIN_CHANNELS and shape.pixels >= MIN_PX
         ),
         "gradients of 3x3 kernels are slow from 8 input channels and 8x8 pixels; below, XLA's are as fast",
+        wide_vectors=False,
+    ),
+    Rule(
+        "cpu",
+        "cpu",
+        lambda shape: shape.is_square and shape.kernel_rows >= VERY_LARGE_KERNEL,
+        "gradients 25 -> 79 between 16 channels, 99 -> 105 for 7x7 between 32, forward 108 -> 122",
+        wide_vectors=True,
+    ),
+    Rule(
+        "cpu",
+        "cpu",
+        lambda shape: (
+            shape.is_square
+            and shape.filters <= FEW_CHANNELS
+            and shape.pixels >= MIN_PX
+            and (shape.kernel_rows == 5 or (shape.kernel_rows == 3 and shape.channels >= MIN_CHANNELS))
+        ),
+        "gradients 27 -> 61 for 5x5 and 28 -> 55 for 3x3 between 16 channels; with 32 filters XLA's are as fast or faster",
+        wide_vectors=True,
     ),
 )
 """The first rule that applies wins; XLA's convolution where none does."""
@@ -87,19 +121,16 @@ class CpuRule(NamedTuple):
     form: CpuForm
     applies: Callable[[ConvShape], bool]
     measured: str
+    wide_vectors: bool
+    """As in `Rule`."""
 
 
 CPU_RULES = (
     CpuRule(
         "even_odd_rows",
-        lambda shape: (
-            shape.is_square
-            and shape.kernel_rows >= LARGE_KERNEL
-            and min(shape.channels, shape.filters) >= MIN_CHANNELS
-            and shape.pixels >= MIN_PX
-            and shape.dtype != "bfloat16"
-        ),
+        lambda shape: _can_split_rows(shape, LARGE_KERNEL),
         "a fifth of the multiplications less; not in bfloat16, where sums of kernel rows would lose digits",
+        wide_vectors=False,
     ),
     CpuRule(
         "row_pairs",
@@ -109,28 +140,64 @@ CPU_RULES = (
             and shape.dtype != "bfloat16"
         ),
         "forward 55 -> 117 between 16 channels: XLA's convolution is slow between few channels and for few pixels",
+        wide_vectors=False,
+    ),
+    CpuRule(
+        "even_odd_rows",
+        lambda shape: _can_split_rows(shape, VERY_LARGE_KERNEL),
+        "forward 110 -> 127 for 9x9 between 32 channels; 5x5 at 256x256 would lose, 107 -> 87",
+        wide_vectors=True,
+    ),
+    CpuRule(
+        "row_pairs",
+        lambda shape: (
+            shape.kernel_columns >= LARGE_KERNEL
+            and max(shape.channels, shape.filters) <= FEW_CHANNELS
+            and shape.dtype != "bfloat16"
+        ),
+        "forward 47 -> 94 for 9x9 between 16 channels; for few pixels between many channels it would lose, 107 -> 86",
+        wide_vectors=True,
     ),
 )
 """As `RULES`. Even and odd rows are convolved by one of the other two forms each."""
 
 
-def choose(backend: Backend, shape: ConvShape) -> Implementation:
-    """Returns the implementation of a convolution of stride 1 with "same" padding and without groups."""
+def _can_split_rows(shape: ConvShape, min_kernel: int) -> bool:
+    return (
+        shape.is_square
+        and shape.kernel_rows >= min_kernel
+        and min(shape.channels, shape.filters) >= MIN_CHANNELS
+        and shape.pixels >= MIN_PX
+        and shape.dtype != "bfloat16"
+    )
+
+
+def choose(backend: Backend, shape: ConvShape, *, wide_vectors: bool | None = None) -> Implementation:
+    """Returns the implementation of a convolution of stride 1 with "same" padding and without groups.
+
+    Args:
+      backend: target of the program.
+      shape: the convolution.
+      wide_vectors: whether the processor has vectors of 512 bits; None: that of this machine.
+    """
+    wide_vectors = has_wide_vectors() if wide_vectors is None else wide_vectors
     for rule in RULES:
-        if rule.backend == backend and rule.applies(shape):
+        if rule.backend == backend and rule.wide_vectors == wide_vectors and rule.applies(shape):
             return rule.implementation
     return "xla"
 
 
-def choose_cpu_form(shape: ConvShape, *, split: bool = True) -> CpuForm:
+def choose_cpu_form(shape: ConvShape, *, split: bool = True, wide_vectors: bool | None = None) -> CpuForm:
     """Returns the form in which the implementation for CPUs computes a convolution or its kernel gradient.
 
     Args:
       shape: the convolution; height and width are those of the result.
       split: whether "even_odd_rows" is allowed.
+      wide_vectors: as of `choose`.
     """
+    wide_vectors = has_wide_vectors() if wide_vectors is None else wide_vectors
     for rule in CPU_RULES:
-        if rule.applies(shape) and (split or rule.form != "even_odd_rows"):
+        if rule.wide_vectors == wide_vectors and rule.applies(shape) and (split or rule.form != "even_odd_rows"):
             return rule.form
     return "xla"
 

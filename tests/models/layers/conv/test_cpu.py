@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cervseg_jax.models.layers.conv import cpu
+from cervseg_jax.models.layers.conv import cpu, select
 from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu, kernel_gradient
+
+
+@pytest.fixture(params=[False, True], ids=["narrow", "wide"], autouse=True)
+def wide_vectors(request, monkeypatch):
+    """The rules of either kind of processor, whatever this machine's is."""
+    monkeypatch.setattr(select, "has_wide_vectors", lambda: request.param)
+    return request.param
 
 
 def plain(images, kernel, dilation):
@@ -80,13 +87,14 @@ def test_the_kernels_gradient_equals_a_loop_over_taps(channels, filters, rng):
 
 
 @pytest.mark.parametrize(("kernel_size", "share"), [(5, 8 / 10), (7, 11 / 14), (9, 14 / 18)])
-def test_large_kernels_multiply_less(kernel_size, share, rng):
+def test_large_kernels_multiply_less(kernel_size, share, rng, wide_vectors):
+    share = 1 if wide_vectors and kernel_size == 5 else share
     images, kernel, _ = arrays(rng, (1, 128, 96), kernel_size, 32, 32)
     ours, theirs = (
         jax.jit(convolve, static_argnums=2).lower(images, kernel, 1).cost_analysis()["flops"]
         for convolve in (convolve_on_cpu, plain)
     )
-    assert share < ours / theirs < 1.1 * share
+    assert share <= ours / theirs < 1.1 * share
 
 
 def test_bfloat16_is_summed_in_float32(rng):

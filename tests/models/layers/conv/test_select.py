@@ -10,6 +10,7 @@ import pytest
 
 from cervseg_jax.models import backend_for, build_model, functionalize
 from cervseg_jax.models.layers.conv import layer as layer_module
+from cervseg_jax.models.layers.conv import select
 from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu
 from cervseg_jax.models.layers.conv.layer import SameConv2D
 from cervseg_jax.models.layers.conv.select import CPU_RULES, RULES, ConvShape, choose, choose_cpu_form
@@ -56,8 +57,34 @@ def test_a_network_computes_with_the_implementation_of_its_backend(backend, size
     ],
 )
 def test_small_kernels_are_replaced_where_they_are_slow(images, kernel, implementation):
-    assert choose("cpu", ConvShape.of(images, kernel)) == implementation
+    assert choose("cpu", ConvShape.of(images, kernel), wide_vectors=False) == implementation
     assert choose("xla", ConvShape.of(images, kernel)) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("shape", "implementation", "form"),
+    [
+        (ConvShape(256, 256, 16, 16, 9, 9), "cpu", "even_odd_rows"),
+        (ConvShape(256, 256, 3, 16, 9, 9), "cpu", "row_pairs"),
+        (ConvShape(64, 64, 64, 64, 7, 7), "cpu", "even_odd_rows"),
+        (ConvShape(256, 256, 16, 16, 5, 5), "cpu", "row_pairs"),
+        (ConvShape(64, 64, 64, 64, 5, 5), "xla", "xla"),
+        (ConvShape(256, 256, 16, 16, 3, 3), "cpu", "xla"),
+        (ConvShape(128, 128, 32, 32, 3, 3), "xla", "xla"),
+        (ConvShape(128, 128, 32, 32, 9, 9, "bfloat16"), "cpu", "xla"),
+    ],
+)
+def test_processors_with_wide_vectors_have_rules_of_their_own(shape, implementation, form):
+    assert choose("cpu", shape, wide_vectors=True) == implementation
+    assert choose_cpu_form(shape, wide_vectors=True) == form
+
+
+def test_the_processor_is_that_of_this_machine(monkeypatch):
+    shape = ConvShape(64, 64, 64, 64, 5, 5)
+    for wide in (False, True):
+        monkeypatch.setattr(select, "has_wide_vectors", lambda wide=wide: wide)
+        assert choose("cpu", shape) == choose("cpu", shape, wide_vectors=wide)
+        assert choose_cpu_form(shape) == choose_cpu_form(shape, wide_vectors=wide)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +99,7 @@ def test_small_kernels_are_replaced_where_they_are_slow(images, kernel, implemen
     ],
 )
 def test_forms_for_cpus(shape, form):
-    assert choose_cpu_form(shape) == form
+    assert choose_cpu_form(shape, wide_vectors=False) == form
 
 
 def test_every_rule_names_its_measurement():
