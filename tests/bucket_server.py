@@ -48,8 +48,8 @@ class Bucket(ThreadingHTTPServer):
         self.fault: Callable[[str, str], str] = lambda method, target: ""
         """What goes wrong with a request: "503", "403", "reset" (no answer), "cut" (half of it), "slow", or ""."""
         self.slow_seconds = 1.0
-        self.stale: dict[str, Stored] | None = None
-        """What lists show instead of the objects."""
+        self.stale: dict[str, dict[str, Stored]] = {}
+        """What lists show instead of the objects, by prefix."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -89,7 +89,7 @@ class Bucket(ThreadingHTTPServer):
     def listing(self, query: dict[str, str]):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         names, folders = [], set()
-        objects = self.objects if self.stale is None else self.stale
+        objects = self.stale.get(prefix, self.objects)
         for name in sorted(objects):
             inside = name.startswith(prefix) and name >= query.get("startOffset", "")
             if not inside or ("endOffset" in query and name >= query["endOffset"]):
