@@ -89,6 +89,7 @@ def store(bucket, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CERVSEG_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("cervseg_jax.storage.store.FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("cervseg_jax.storage.store.PAGE_WAITS_SECONDS", (0.01, 0.01, 0.01))
     for function in (file_system, require_bucket, default_cache):
         function.cache_clear()
     yield bucket

@@ -75,10 +75,6 @@ class Bands:
         for index in range(count):
             yield np.frombuffer(self._path(index).read_bytes(), _TYPE).reshape(-1, *shape[1:])
 
-    def exist(self) -> bool:
-        """Whether any process has begun to write bands."""
-        return self._folder.is_dir()
-
     def _predict_from(self, first: int, stop: int, predict_rows: PredictRows, num_tile_rows: int) -> None:
         """Predicts bands from `first` on, up to `stop` or one that another process has written meanwhile."""
         rows = range(first * BAND_TILE_ROWS, min(stop * BAND_TILE_ROWS, num_tile_rows))

@@ -8,10 +8,10 @@ from typing import Any
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, first_few
-from cervseg_jax.files import make_folder, read_text, remove_folder, sha256_of, write_json, write_text
+from cervseg_jax.files import make_folder, remove_folder, sha256_of, write_json, write_text
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.jobs import Job, require_writable
-from cervseg_jax.segmentation.notes import DONE, PLAN_FILE, SETTINGS_FILE, file_stamp, read_settings
+from cervseg_jax.segmentation.notes import DONE, PLAN_FILE, SETTINGS_FILE, is_same_file, read_settings, read_values
 from cervseg_jax.segmentation.outputs import (
     IMAGE_COLUMNS,
     OUTPUTS,
@@ -24,12 +24,11 @@ from cervseg_jax.segmentation.outputs import (
 )
 from cervseg_jax.storage.address import Address
 from cervseg_jax.storage.cached import map_parallel
-from cervseg_jax.tables import csv_text, parse_csv_row
+from cervseg_jax.tables import csv_text
 
 MAX_NAME_BYTES = 255
 """Longest name of a file on usual disks."""
 _ROW, _STARTED, _FAILED, _BANDS = ".csv", ".started", ".failed", ".bands"
-_FILE = IMAGE_COLUMNS.index("file")
 
 
 class Ledger:
@@ -57,6 +56,7 @@ class Ledger:
         self._folder = out / DONE
         self._note = out / DONE / SETTINGS_FILE
         self._is_remote = isinstance(out, Address)
+        self._with_bands: set[str] | None = None
 
     def begin(
         self,
@@ -170,11 +170,21 @@ class Ledger:
     def read_failure(self, name: str, notes: Container[str]) -> list[str] | None:
         """Returns file and reason of an image that failed; None if it did not. See `read_row`."""
         path = self._place(name, _FAILED)
-        return _read_values(path, 2) if path.name in notes else None
+        return read_values(path, 2) if path.name in notes else None
 
     def bands(self, name: str, stamp: Sequence[str]) -> Bands:
         """Returns the bands of a slide; `stamp` as of `complete`."""
+        self._names_with_bands().add(name)
         return Bands(self._place(name, _BANDS), stamp, is_wanted=lambda: not self._is_settled(name))
+
+    def has_bands(self, name: str) -> bool:
+        """Whether bands of a slide were there when this was asked first, or have been asked for since."""
+        return name in self._names_with_bands()
+
+    def _names_with_bands(self) -> set[str]:
+        if self._with_bands is None:
+            self._with_bands = {note.stem for note in map(Path, self.list_notes()) if note.suffix == _BANDS}
+        return self._with_bands
 
     def remove_left_bands(self) -> None:
         """Removes the bands that a process wrote of a slide that another one had completed meanwhile."""
@@ -201,7 +211,8 @@ class Ledger:
         return self._folder / file_name
 
     def _remove_bands(self, name: str) -> None:
-        remove_folder(self._place(name, _BANDS))
+        if not self._is_remote or self.has_bands(name):
+            remove_folder(self._place(name, _BANDS))
 
     def _names(self) -> set[str]:
         notes = map(Path, self.list_notes())
@@ -218,7 +229,7 @@ class Ledger:
 
     def _read_values(self, name: str, notes: Container[str]) -> list[str] | None:
         path = self._place(name, _ROW)
-        return _read_values(path, len(IMAGE_COLUMNS)) if path.name in notes else None
+        return read_values(path, len(IMAGE_COLUMNS)) if path.name in notes else None
 
     def _sizes(self) -> dict[str, dict[str, int]]:
         return {output: file_sizes(self._out / output) for output in self._outputs}
@@ -230,7 +241,7 @@ class Ledger:
         notes, sizes = self.list_notes(), self._sizes()
         rows = map_parallel(lambda job: self._read_values(job.name, notes), share, is_remote=self._is_remote)
         for job, values in zip(share, rows, strict=True):
-            if values is not None and not _is_same_file(job.path, values):
+            if values is not None and not is_same_file(job.path, values):
                 changed.append(job.name)
                 remove_results(self._out, job.name, owned)
                 self._place(job.name, _ROW).unlink()
@@ -273,22 +284,6 @@ class Ledger:
                 (self._out / table).unlink(missing_ok=True)
 
 
-def _read_values(path: Path, count: int) -> list[str] | None:
-    """Returns a row of at least `count` values; None if there is none, or it is damaged."""
-    try:
-        values = parse_csv_row(read_text(path))
-    except (OSError, ValueError):
-        return None
-    return values if len(values) >= count else None
-
-
 def _owned_outputs(note: Mapping[str, Any]) -> set[str]:
     names = note.get("owned_outputs", note.get("outputs"))  # release 0.1 noted the last call's only
     return {name for name in (*OUTPUTS, *RENAMED_OUTPUTS) if isinstance(names, list) and name in names}
-
-
-def _is_same_file(path: Path, values: Sequence[str]) -> bool:
-    try:
-        return values[_FILE] == str(path) and list(values[len(IMAGE_COLUMNS) :]) == file_stamp(path)
-    except OSError:
-        return False

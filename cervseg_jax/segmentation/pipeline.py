@@ -165,8 +165,9 @@ class Pipeline:
 
     def _bands_of(self, opened: _Opened) -> Bands | None:
         """Returns the bands of a slide that several processes predict, or that such a call has left."""
-        bands = self._ledger.bands(opened.job.name, opened.stamp)
-        return bands if opened.job in self._divided or bands.exist() else None
+        name = opened.job.name
+        is_in_bands = opened.job in self._divided or self._ledger.has_bands(name)
+        return self._ledger.bands(name, opened.stamp) if is_in_bands else None
 
     def _readable(
         self, pool: ThreadPoolExecutor, jobs: Sequence[Job], ahead: int

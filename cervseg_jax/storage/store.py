@@ -1,5 +1,6 @@
 """Requests to buckets and web servers through fsspec, each repeated while the trouble looks temporary."""
 
+import asyncio
 import base64
 import errno
 import functools
@@ -9,7 +10,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -20,6 +21,8 @@ REQUEST_SECONDS, BYTES_PER_SECOND = 60, 2**16
 """A request may take this long, and longer by what it carries at the slowest rate worth waiting for."""
 RETRY_SECONDS, FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 60.0, 0.1, 10.0
 """A request is repeated for so long; the pauses double from the first to the longest one."""
+PAGE_WAITS_SECONDS = (0.05, 0.2, 0.8)
+"""Pauses before the single requests of a list are tried again."""
 WARN_SECONDS = 3.0
 """A request that is repeated for longer than this is worth a warning."""
 LISTED_FIELDS = "kind,nextPageToken,prefixes,items(name,size,md5Hash,crc32c,generation)"
@@ -94,8 +97,24 @@ def file_system(scheme: str) -> Any:
     system = fsspec.filesystem(known.protocol, use_listings_cache=False, skip_instance_cache=True)
     plain_request = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
     if plain_request is not None:  # of gcsfs, whose own retries begin with pauses of seconds
-        system._request = functools.partial(plain_request, system)
+        system._request = _repeated(functools.partial(plain_request, system))
     return system
+
+
+def _repeated(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Returns a request that is tried again a few times, so that one failed page does not cost the whole list."""
+
+    async def repeated(*args: Any, **options: Any) -> Any:
+        for wait in PAGE_WAITS_SECONDS:
+            try:
+                return await request(*args, **options)
+            except Exception as error:  # noqa: BLE001 (see `attempt`)
+                if not _is_transient(error):
+                    raise
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 (see `attempt`)
+        return await request(*args, **options)
+
+    return repeated
 
 
 def describe(scheme: str, key: str) -> Entry:

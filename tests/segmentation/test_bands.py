@@ -68,7 +68,7 @@ def slide(rng, tmp_path, monkeypatch):
 @pytest.mark.parametrize("num_parts", [1, 3, 40])
 def test_parts_make_the_whole(slide, num_parts):
     expected = slide.whole()
-    assert not slide.bands().exist()
+    assert not slide.bands_folder.exists()
     for part in range(num_parts):
         slide.part(part, num_parts)
     slide.num_calls = 0
@@ -86,7 +86,7 @@ def test_bands_that_a_killed_process_left_are_kept_and_the_rest_is_predicted(sli
 
     with pytest.raises(KeyboardInterrupt):
         slide.part(1, 2, on_progress=die)
-    assert slide.bands().exist()
+    assert any(slide.bands_folder.iterdir())
     slide.num_calls = 0
     assert np.array_equal(slide.whole(slide.bands()), expected)
     assert 0 < slide.num_calls < 1.6 * full  # each band that is made alone repeats the row of tiles above it
