@@ -88,8 +88,8 @@ def store(bucket, tmp_path, monkeypatch):
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CERVSEG_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("cervseg_jax.storage.store.FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr("cervseg_jax.storage.store.PAGE_WAITS_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("cervseg_jax.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("cervseg_jax.storage.retrying.PAGE_WAITS_SECONDS", (0.01, 0.01, 0.01))
     for function in (file_system, require_bucket, default_cache):
         function.cache_clear()
     yield bucket

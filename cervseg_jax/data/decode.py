@@ -60,7 +60,7 @@ def read_bytes(path: Path) -> bytes:
       DataError: if it is missing, empty, larger than 1 GiB, unreadable, or not a regular file (a pipe would block).
     """
     if isinstance(path, Address):
-        return _checked(path, read_file(path))
+        return read_file(path, max_bytes=MAX_FILE_BYTES)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -83,14 +83,6 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
-
-
-def _checked(path: Path, data: bytes) -> bytes:
-    if not data:
-        raise DataError(f"{path}: is empty (zero bytes)")
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(f"{path}: is larger than {MAX_FILE_BYTES // 2**20} MiB")
-    return data
 
 
 class RawImage(NamedTuple):

@@ -25,7 +25,7 @@ from cervseg_jax.segmentation.shares import Share
 from cervseg_jax.segmentation.throughput import Throughput, TimedSlide, timed
 from cervseg_jax.storage.address import Address
 from cervseg_jax.storage.cached import fetch_ahead
-from cervseg_jax.storage.store import StoreError
+from cervseg_jax.storage.retrying import StoreError
 
 MUCH_LARGER = 4
 """A whole image whose side is this many times the network's is worth a warning: nuclei shrink too far."""

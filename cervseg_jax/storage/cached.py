@@ -17,7 +17,8 @@ from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.storage import store
 from cervseg_jax.storage.address import Address
 from cervseg_jax.storage.cache import Cache, CacheFullError, default_cache, key_of, verified
-from cervseg_jax.storage.store import DamagedError, Entry
+from cervseg_jax.storage.retrying import DamagedError, attempt
+from cervseg_jax.storage.store import Entry
 
 PIECE_BYTES = 2**23
 """Larger files are fetched in pieces of this size, of which a cut loses one."""
@@ -29,22 +30,31 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_file(address: Address) -> bytes:
+def read_file(address: Address, *, max_bytes: int = 2**63) -> bytes:
     """Reads a file that does not change, from the cache if it is there.
 
     Raises:
-      DataError: if it is missing, or what arrives is damaged again and again.
+      DataError: if it is missing, empty or too large, or what arrives is damaged again and again.
       StoreError: if the store refuses or cannot be reached.
     """
     with _translated(address):
         entry = address.entry()
+        _check_size(address, entry.size, max_bytes)
         if entry.size is not None and entry.size > PIECE_BYTES:
             return local_file(address).read_bytes()
         data = default_cache().read(_key(address, entry)) if entry.version else None
         if data is None:
             data, entry = _fetch(address, entry)
+            _check_size(address, len(data), max_bytes)
             _keep(address, entry, data)
         return data
+
+
+def _check_size(address: Address, size: int | None, max_bytes: int) -> None:
+    if size == 0:
+        raise DataError(f"{address}: is empty (zero bytes)")
+    if size is not None and size > max_bytes:
+        raise DataError(f"{address}: is larger than {max_bytes // 2**20} MiB")
 
 
 def local_file(path: Path) -> Path:
@@ -182,7 +192,7 @@ def _fetch(address: Address, entry: Entry) -> tuple[bytes, Entry]:
             raise DamagedError(problem)
         return data
 
-    return store.attempt(work, address=str(address), verb="read"), known
+    return attempt(work, address=str(address), verb="read"), known
 
 
 def _difference(entry: Entry, size: int, pieces: Iterable[bytes]) -> str:
@@ -265,7 +275,7 @@ def _append_piece(address: Address, file: BinaryIO, start: int, end: int) -> Non
             raise DamagedError(f"bytes {start} to {end} arrive with a length of {len(data)}")
         return data
 
-    file.write(store.attempt(work, address=str(address), verb="read"))
+    file.write(attempt(work, address=str(address), verb="read"))
     file.flush()
 
 

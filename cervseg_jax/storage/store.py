@@ -1,37 +1,21 @@
-"""Requests to buckets and web servers through fsspec, each repeated while the trouble looks temporary."""
+"""Requests to buckets and web servers through fsspec."""
 
-import asyncio
 import base64
 import errno
 import functools
 import importlib
-import itertools
 import logging
-import os
-import random
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from cervseg_jax.errors import ConfigError, first_line
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.extras import install_command
+from cervseg_jax.storage.retrying import LOGIN, StoreError, attempt, repeated
 
 REQUEST_SECONDS, BYTES_PER_SECOND = 60, 2**16
 """A request may take this long, and longer by what it carries at the slowest rate worth waiting for."""
-RETRY_SECONDS, FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 60.0, 0.1, 10.0
-"""A request is repeated for so long; the pauses double from the first to the longest one."""
-PAGE_WAITS_SECONDS = (0.05, 0.2, 0.8)
-"""Pauses before the single requests of a list are tried again."""
-WARN_SECONDS = 3.0
-"""A request that is repeated for longer than this is worth a warning."""
 LISTED_FIELDS = "kind,nextPageToken,prefixes,items(name,size,md5Hash,crc32c,generation)"
 """What is asked of Cloud Storage about each object; all fields would take ten times the memory."""
-
-_LOGIN = "gcloud auth application-default login"
-_LOGGER = logging.getLogger("cervseg_jax")
-_TRANSIENT_ERRNOS = frozenset({errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE})
-_CLIENT_LIBRARIES = ("aiohttp.", "botocore.", "requests.", "urllib3.", "google.auth.")
 
 
 class Scheme(NamedTuple):
@@ -54,14 +38,6 @@ SCHEMES = {
     "https": Scheme("https", "aiohttp", "bucket", is_web=True),
 }
 """Addresses that can be read."""
-
-
-class StoreError(ConfigError):
-    """A store refuses access or cannot be reached: what goes for one file goes for all."""
-
-
-class DamagedError(Exception):
-    """What arrived is not what the store has; another try may be better."""
 
 
 class Entry(NamedTuple):
@@ -97,24 +73,8 @@ def file_system(scheme: str) -> Any:
     system = fsspec.filesystem(known.protocol, use_listings_cache=False, skip_instance_cache=True)
     plain_request = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
     if plain_request is not None:  # of gcsfs, whose own retries begin with pauses of seconds
-        system._request = _repeated(functools.partial(plain_request, system))
+        system._request = repeated(functools.partial(plain_request, system))
     return system
-
-
-def _repeated(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Returns a request that is tried again a few times, so that one failed page does not cost the whole list."""
-
-    async def repeated(*args: Any, **options: Any) -> Any:
-        for wait in PAGE_WAITS_SECONDS:
-            try:
-                return await request(*args, **options)
-            except Exception as error:  # noqa: BLE001 (see `attempt`)
-                if not _is_transient(error):
-                    raise
-            await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 (see `attempt`)
-        return await request(*args, **options)
-
-    return repeated
 
 
 def describe(scheme: str, key: str) -> Entry:
@@ -221,7 +181,7 @@ def require_bucket(scheme: str, name: str) -> None:
     try:
         _request(scheme, name, "read", "_info", name)
     except FileNotFoundError:
-        raise StoreError(f"{scheme}://{name}: no such bucket, or it is not shown to this machine ({_LOGIN})") from None
+        raise StoreError(f"{scheme}://{name}: no such bucket, or it is not shown to this machine ({LOGIN})") from None
     except StoreError:
         pass  # needs another permission than its files
 
@@ -229,45 +189,6 @@ def require_bucket(scheme: str, name: str) -> None:
 def place(scheme: str, key: str) -> str:
     """Returns the name by which fsspec knows a file."""
     return f"{scheme}://{quote(key, safe='/:@')}" if SCHEMES[scheme].is_web else key
-
-
-def attempt(work: Callable[[], Any], *, address: str, verb: str) -> Any:
-    """Calls a function until it succeeds, for `RETRY_SECONDS` at most.
-
-    Args:
-      work: raises errors of the client, or `DamagedError`.
-      address: what messages name.
-      verb: what the function does, as in "cannot be read".
-
-    Returns:
-      Its result.
-
-    Raises:
-      FileNotFoundError: at once, if the file is missing.
-      DamagedError: if that is still so at the end.
-      StoreError: if the store refuses, or the trouble lasts.
-    """
-    begin, wait, has_warned = time.monotonic(), FIRST_WAIT_SECONDS, False
-    for number in itertools.count(1):
-        try:
-            return work()
-        except (ConfigError, NotADirectoryError):
-            raise
-        except Exception as raised:  # noqa: BLE001 (the clients' errors have no common base)
-            error = _hidden_cause(raised)
-        seconds = time.monotonic() - begin
-        is_last = seconds + wait > RETRY_SECONDS
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address) from None
-        if isinstance(error, DamagedError) and is_last:
-            raise error
-        if not _is_transient(error) or is_last:
-            raise StoreError(_message(error, address, verb, number, seconds)) from None
-        if seconds > WARN_SECONDS and not has_warned:
-            has_warned = True
-            _LOGGER.warning("%s: cannot be %s at the moment (%s); trying again", address, verb, _reason(error))
-        time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 (so that clients do not return together)
-        wait = min(2 * wait, MAX_WAIT_SECONDS)
 
 
 def _request(scheme: str, key: str, verb: str, method: str, *args: Any, seconds: float = 0.0, **options: Any) -> Any:
@@ -291,56 +212,4 @@ def _entry(info: dict[str, Any]) -> Entry:
         version=str(version).strip('"'),
         md5=base64.b64decode(md5).hex() if md5 else None,
         crc32c=info.get("crc32c"),
-    )
-
-
-def _hidden_cause(error: Exception) -> Exception:
-    """Returns what a failure was: fsspec calls all of a web server's "not found"."""
-    cause = error.__cause__
-    is_hidden = isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp.")
-    return cause if is_hidden and isinstance(cause, Exception) and _status(cause) not in (404, 410) else error
-
-
-def _status(error: Exception) -> int | None:
-    """Returns the HTTP status of an answer; None if there was no answer."""
-    status = getattr(error, "status", None) or getattr(error, "code", None)
-    try:
-        return int(status)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
-        return None
-
-
-def _is_transient(error: Exception) -> bool:
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status in (408, 429)
-    if isinstance(error, (DamagedError, TimeoutError, ConnectionError)):
-        return True
-    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
-        return True
-    name = f"{type(error).__module__}.{type(error).__name__}"
-    return name.startswith(_CLIENT_LIBRARIES) and not name.endswith(("RefreshError", "CredentialsError", "InvalidURL"))
-
-
-def _reason(error: Exception) -> str:
-    """Returns the error in a few words."""
-    status, text = _status(error), first_line(error)
-    return f"status {status}" if status is not None and str(status) not in text else text
-
-
-def _message(error: Exception, address: str, verb: str, number: int, seconds: float) -> str:
-    reason = _reason(error)
-    if _is_transient(error):
-        return (
-            f"{address}: cannot be {verb}: {reason} ({number} attempts in {seconds:.0f} s); is this machine online, "
-            "and the store up?"
-        )
-    if isinstance(error, PermissionError) or _status(error) in (401, 403) or "Forbidden" in reason:
-        return (
-            f"{address}: cannot be {verb}: no permission ({reason}); log in (for gs://: {_LOGIN}), or ask the owner "
-            "of the bucket for access"
-        )
-    return (
-        f"{address}: cannot be {verb}: {reason}; does the bucket exist, and may this machine access it (for gs://: "
-        f"{_LOGIN})?"
     )

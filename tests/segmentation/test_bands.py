@@ -44,13 +44,14 @@ def slide(rng, tmp_path, monkeypatch):
         predictor = Predictor(lambda tiles: self.counted(tiles), SIZE, 3, ("mask", "boundary"))
         tiled = TiledConfig(overlap_px=OVERLAP, blend_whole=False)
         num_calls = 0
+        bands_folder = tmp_path / "bands"
 
         def counted(self, tiles):
             self.num_calls += 1
             return predict(tiles)
 
         def bands(self, version="1"):
-            return Bands(tmp_path / "bands", [version, "2"])
+            return Bands(self.bands_folder, [version, "2"])
 
         def part(self, part, num_parts, **options):
             predict_bands(

@@ -138,7 +138,7 @@ def test_one_image_that_is_missing_or_damaged_fails_alone(finished, images, stor
 
 def test_addresses_that_cannot_be_used(finished, images, tiny_config, store, monkeypatch):
     upload(store, images, "slides")
-    monkeypatch.setattr("cervseg_jax.storage.store.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("cervseg_jax.storage.retrying.RETRY_SECONDS", 0.2)
     given = ("infer", finished[1], "--out", "gs://mine/out", "--images")
     assert "gs://other: no such bucket" in refused(2, *given, "gs://other/slides")
     assert refused(2, *given, "gs://mine/none") == "error: --images: no such file or folder: gs://mine/none\n"

@@ -17,12 +17,11 @@ import pytest
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.extras import install_command
 from cervseg_jax.storage import cache as cache_module
-from cervseg_jax.storage import cached
-from cervseg_jax.storage import store as store_module
+from cervseg_jax.storage import cached, retrying
 from cervseg_jax.storage.address import Address, as_path
 from cervseg_jax.storage.cache import Cache, CacheFullError, default_cache
 from cervseg_jax.storage.cached import fetch_ahead, fetch_all, local_file, read_file
-from cervseg_jax.storage.store import StoreError
+from cervseg_jax.storage.retrying import StoreError
 from tests.helpers import ENVIRONMENT
 
 
@@ -105,7 +104,7 @@ def test_one_of_three_requests_fails(store):
 
 def test_a_slow_answer_is_given_up_and_asked_for_again(store, monkeypatch):
     files = filled(store, 1)
-    monkeypatch.setattr(store_module, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr("cervseg_jax.storage.store.REQUEST_SECONDS", 0.3)
     first = iter(["slow", "slow"])
     store.fault = lambda method, target: next(first, "")
     (path,) = as_path("gs://mine/d").iterdir()
@@ -115,8 +114,8 @@ def test_a_slow_answer_is_given_up_and_asked_for_again(store, monkeypatch):
 def test_trouble_that_lasts_ends_with_one_line(store, monkeypatch, caplog):
     filled(store, 1)
     (path,) = as_path("gs://mine/d").iterdir()
-    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.5)
-    monkeypatch.setattr(store_module, "WARN_SECONDS", 0.1)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(retrying, "WARN_SECONDS", 0.1)
     store.fault = lambda method, target: "503"
     with pytest.raises(StoreError, match=r"^gs://mine/d/000.png: .* 503 \(\d+ attempts in .* up\?$"):
         read_file(path)
@@ -171,7 +170,7 @@ def test_content_that_is_not_what_the_store_says(store, monkeypatch):
     right = store.objects["d/000.png"]
     described = store.describe
     store.describe = lambda *given: described(*given) | {"md5Hash": "AAAAAAAAAAAAAAAAAAAAAA=="}
-    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.2)
     path._listed = None
     with pytest.raises(DataError, match=r"arrives with another checksum \(MD5\) than the store's"):
         read_file(path)
@@ -212,7 +211,8 @@ def test_a_large_file_goes_on_where_it_was_cut(store, monkeypatch):
     ((_, data),) = filled(store, 1, size=10_500).items()
     (path,) = as_path("gs://mine/d").iterdir()
     number = itertools.count(1)
-    monkeypatch.setattr(store_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(retrying, "PAGE_WAITS_SECONDS", ())
     store.fault = lambda method, target: "cut" if next(number) == 6 else ""
     with pytest.raises(StoreError):
         local_file(path)
