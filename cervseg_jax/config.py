@@ -13,12 +13,12 @@ from pydantic import BaseModel, ValidationError
 from cervseg_jax.components import bind, lookup, nearest
 from cervseg_jax.data.split import compile_group_pattern
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import is_in_bucket
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.packaged_recipes import find_recipe
 from cervseg_jax.pretrained_weights import pretrained_names
 from cervseg_jax.renamed_keys import drop_old_default_thresholds, rename_keys, renamed_assignments
 from cervseg_jax.schema import Config
+from cervseg_jax.storage.address import Address, as_path
 from cervseg_jax.yaml12 import load_yaml, parse_yaml
 
 _LOGGER = logging.getLogger("cervseg_jax")
@@ -119,8 +119,8 @@ def _resolve_paths(raw: Mapping[str, Any], base: Path) -> None:
 
 
 def _absolute(text: str, base: Path) -> str:
-    path = Path(text).expanduser()
-    return text if is_in_bucket(path) else str((base / path).resolve())
+    path = as_path(Path(text).expanduser())
+    return text if isinstance(path, Address) else str((base / path).resolve())
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> list[tuple[str, str]]:

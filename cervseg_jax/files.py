@@ -1,5 +1,6 @@
 """Reads and writes files. Writes are atomic: a file appears under its name complete, or not at all."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,9 +18,8 @@ import cv2
 import numpy as np
 
 from cervseg_jax.errors import CervsegError, ConfigError, DataError
-
-BUCKET_SCHEMES = frozenset({"gs:", "s3:", "az:", "hdfs:", "http:", "https:"})
-"""First parts of bucket addresses, as `Path` splits them."""
+from cervseg_jax.storage.address import OTHER_SCHEMES, Address
+from cervseg_jax.storage.store import SCHEMES
 
 TEMPORARY_PREFIX = ".cervseg-"
 """Names of temporary files and folders begin with this, the machine and the process number."""
@@ -30,12 +30,14 @@ _STARTED = f"{time.time_ns():x}"
 
 
 def make_folder(path: Path) -> Path:
-    """Creates a folder with its parents.
+    """Creates a folder with its parents; those of addresses come with their first file.
 
     Raises:
       ConfigError: if that is impossible.
     """
-    refuse_bucket(path)  # would become a folder of that name
+    if isinstance(path, Address):
+        return path
+    refuse_address(path)  # would become a folder of that name
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,23 +45,17 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def is_in_bucket(path: Path) -> bool:
-    """Whether a path is an address such as `gs://mine/data`."""
-    return not BUCKET_SCHEMES.isdisjoint(path.parts[:1])
-
-
-def refuse_bucket(path: Path) -> None:
+def refuse_address(path: Path) -> None:
     """Makes sure that a path is on this machine.
 
     Raises:
-      ConfigError: if it is the address of a bucket.
+      ConfigError: if it is the address of a bucket or web server.
     """
-    scheme = next((part for part in path.parts if part in BUCKET_SCHEMES), None)
-    if scheme is not None:
-        raise ConfigError(
-            f"{path}: is in a bucket ({scheme}//); only runs can be, and only at gs://. Copy to or from a local "
-            "folder, or mount the bucket"
-        )
+    schemes = {f"{name}:" for name in (*SCHEMES, *OTHER_SCHEMES)}
+    start = next((index for index, part in enumerate(path.parts) if part in schemes), None)
+    if start is not None:
+        address = f"{path.parts[start]}//{'/'.join(path.parts[start + 1 :])}"
+        raise ConfigError(f"{address}: is not on this machine, and this needs to be; write to a folder and copy it")
 
 
 def refuse_filled_folder(path: Path, *, shown: str) -> None:
@@ -119,7 +115,7 @@ def remove_stale_temporaries(folder: Path) -> int:
     Returns:
       How many were removed.
     """
-    if not folder.is_dir():
+    if isinstance(folder, Address) or not folder.is_dir():
         return 0
     removed = 0
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
@@ -153,6 +149,9 @@ def _is_stale(path: Path) -> bool:
 
 
 def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None:
+    if isinstance(path, Address):
+        path.write_bytes(b"".join(pieces))
+        return
     temporary = path.with_name(temporary_name())
     try:
         with temporary.open("wb") as file:
@@ -166,6 +165,16 @@ def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None
         if error.filename is None:  # a full disk is noticed while writing, where Python knows no name
             error.filename = str(path)
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of our own with its files; files that cannot be removed stay."""
+    if not isinstance(folder, Address):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        for path in list(folder.iterdir()):
+            remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sha256_of(data: bytes) -> str:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cervseg_jax.choices import BitDepth, MaskRule, OnBadFile
 from cervseg_jax.heads import Head
+from cervseg_jax.storage.address import as_path
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -67,8 +68,9 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """Dataset location and image reading."""
 
-    root: Path
-    """Folder with `{train,valid,test}/{images,masks}`, or with `images` and `masks` if `split` is given."""
+    root: Annotated[Path, AfterValidator(as_path)]
+    """Folder, or its address in a bucket, with `{train,valid,test}/{images,masks}`, or with `images` and `masks` if
+    `split` is given."""
     synthetic: SyntheticConfig | None = None
     split: SplitConfig | None = None
     origin: str | None = None

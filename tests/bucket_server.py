@@ -1,16 +1,24 @@
 """A bucket on this machine: what clients need of Cloud Storage's JSON API (version 1), kept in memory.
 
 Written after the public description of the API, for three clients: gcsfs, google-cloud-storage and TensorStore.
+
+    python tests/bucket_server.py FOLDER [SHARE]
+
+serves a folder as `gs://mine` until it is stopped, and lets that share of the requests fail.
 """
 
 import base64
 import hashlib
 import json
+import random
 import re
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -37,6 +45,11 @@ class Bucket(ThreadingHTTPServer):
         self.is_writable = True
         self.watch: Callable[[str, bytes], None] = lambda method, request: None
         """Called with each request, address and body, before it is answered."""
+        self.fault: Callable[[str, str], str] = lambda method, target: ""
+        """What goes wrong with a request: "503", "403", "reset" (no answer), "cut" (half of it), "slow", or ""."""
+        self.slow_seconds = 1.0
+        self.stale: dict[str, dict[str, Stored]] = {}
+        """What lists show instead of the objects, by prefix."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -58,8 +71,8 @@ class Bucket(ThreadingHTTPServer):
         self.objects[name] = Stored(data, max((item.generation for item in self.objects.values()), default=0) + 1)
         return 200, self.describe(name), {}
 
-    def describe(self, name: str) -> dict[str, str]:
-        data, generation = self.objects[name]
+    def describe(self, name: str, objects: dict[str, Stored] | None = None) -> dict[str, str]:
+        data, generation = (self.objects if objects is None else objects)[name]
         return {
             "kind": "storage#object",
             "name": name,
@@ -76,7 +89,8 @@ class Bucket(ThreadingHTTPServer):
     def listing(self, query: dict[str, str]):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         names, folders = [], set()
-        for name in sorted(self.objects):
+        objects = self.stale.get(prefix, self.objects)
+        for name in sorted(objects):
             inside = name.startswith(prefix) and name >= query.get("startOffset", "")
             if not inside or ("endOffset" in query and name >= query["endOffset"]):
                 continue
@@ -87,7 +101,7 @@ class Bucket(ThreadingHTTPServer):
                 names.append(name)
         first = int(query.get("pageToken", 0))
         last = first + int(query.get("maxResults", len(names) or 1))
-        items = [self.describe(name) for name in names[first:last]]
+        items = [self.describe(name, objects) for name in names[first:last]]
         token = {"nextPageToken": str(last)} if last < len(names) else {}
         return 200, {"kind": "storage#objects", "items": items, "prefixes": sorted(folders), **token}, {}
 
@@ -159,13 +173,54 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.watch(self.command, self.path.encode() + body)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        with self.server.lock:
-            status, body, more = self.server.answer(self.command, self.path, headers, body)
+        fault = self.server.fault(self.command, self.path)
+        if fault == "reset":
+            self.close_connection = True
+            return
+        if fault == "slow":
+            time.sleep(self.server.slow_seconds)
+        if fault.isdecimal():
+            status, body, more = int(fault), {"error": {"code": int(fault), "message": "a fault"}}, {}
+        else:
+            with self.server.lock:
+                status, body, more = self.server.answer(self.command, self.path, headers, body)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in (more | {"Content-Length": str(len(data))}).items():
             self.send_header(name, value)
         self.end_headers()
+        if fault == "cut":
+            self.close_connection = True
+            data = data[: len(data) // 2]
         self.wfile.write(data)
 
     do_GET = do_POST = do_PUT = do_DELETE = _handle
+
+
+def main() -> None:
+    """Serves a folder; prints the variable that sends clients here, and at the end the requests of each kind."""
+    folder, share = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    server = Bucket()
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file()), start=1):
+        server.objects[path.relative_to(folder).as_posix()] = Stored(path.read_bytes(), number)
+    counts: dict[str, int] = {}
+    rng = random.Random(0)
+
+    def fault(method: str, target: str) -> str:
+        kind = "list" if target.partition("?")[0].endswith("/o") else "read" if "alt=media" in target else "ask"
+        fails = rng.random() < share
+        with server.lock:
+            for name in (method if method != "GET" else kind, "failed" if fails else "good"):
+                counts[name] = counts.get(name, 0) + 1
+        return rng.choice(("503", "cut", "reset")) if fails else ""
+
+    server.fault = fault
+    print(f"export STORAGE_EMULATOR_HOST=http://127.0.0.1:{server.server_port}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print(json.dumps(counts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

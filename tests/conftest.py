@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers get the variables of the process that starts them
     # Compiling takes most of the tests' time: what they compile themselves is optimized less, and compiled once. The
@@ -23,6 +24,9 @@ import jax
 import numpy as np
 import pytest
 
+from cervseg_jax.storage.cache import default_cache
+from cervseg_jax.storage.store import file_system, require_bucket
+from tests.bucket_server import Bucket
 from tests.helpers import SHARED, TINY_CONFIG, draw_discs, run
 
 
@@ -64,6 +68,33 @@ def tiny_config(tmp_path, tiny_dataset):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY_CONFIG)
     return path
+
+
+@pytest.fixture
+def bucket():
+    """A server that stands for a bucket, `gs://mine`."""
+    server = Bucket()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def store(bucket, tmp_path, monkeypatch):
+    """The bucket as this process sees it, with a cache of its own."""
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CERVSEG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("cervseg_jax.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("cervseg_jax.storage.retrying.PAGE_WAITS_SECONDS", (0.01, 0.01, 0.01))
+    for function in (file_system, require_bucket, default_cache):
+        function.cache_clear()
+    yield bucket
+    for function in (file_system, require_bucket, default_cache):
+        function.cache_clear()
 
 
 @pytest.fixture(scope="session")

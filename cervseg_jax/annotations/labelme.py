@@ -29,6 +29,7 @@ from cervseg_jax.annotations.polygons import Polygon
 from cervseg_jax.data.decode import decode_mask
 from cervseg_jax.errors import DataError
 from cervseg_jax.label_maps import Labels
+from cervseg_jax.storage.address import Address
 
 CIRCLE_CORNERS = 128
 WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
@@ -192,6 +193,10 @@ def path_from(folder: Path, image: Path) -> str:
       >>> path_from(Path("out/labelme"), Path("in/a.png"))
       '../../in/a.png'
     """
+    if isinstance(image, Address) and isinstance(folder, Address) and image.parts[:2] == folder.parts[:2]:
+        return os.path.relpath(image.key, folder.key)
+    if isinstance(image, Address) or isinstance(folder, Address):
+        return str(image.absolute())
     try:
         return Path(os.path.relpath(image.absolute(), folder.absolute())).as_posix()
     except ValueError:  # Windows: on another drive

@@ -95,14 +95,16 @@ def infer(
     from cervseg_jax.runs.bucket import local_copies
     from cervseg_jax.segmentation.folder import InferRequest, infer_files
     from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
+    from cervseg_jax.storage.address import as_path
 
+    out = as_path(out)
     reporter = Reporter(quiet=quiet)
     names = _output_names(output or [])
     outputs = tuple(OUTPUTS) if "all" in names else names or DEFAULT_OUTPUTS
     with local_copies([run, *(ensemble or [])]) as (own, *others):
         request = InferRequest(
             own.folder,
-            tuple(images),
+            tuple(map(as_path, images)),
             out,
             overrides=(*tiled_setting(tiled), *nucleus_px_setting(nucleus_px), *(overrides or [])),
             members=tuple(other.folder for other in others),

@@ -28,7 +28,9 @@ def merge(
         raise ConfigError("merge: several folders need --out, the folder for the tables")
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.segmentation.merge import merge_folders
+    from cervseg_jax.storage.address import as_path
 
+    folders, out = [as_path(folder) for folder in folders], None if out is None else as_path(out)
     target = folders[0] if out is None else out
     outcomes = merge_folders(folders, target, reporter=Reporter(quiet=quiet))
     num_failed = len(outcomes.failed)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cervseg_jax.cli.options import DatasetArgument, Quiet
+from cervseg_jax.errors import ConfigError
 
 EXAMPLE = "cervseg-jax stats data/clustered"
 
@@ -24,8 +25,12 @@ def stats(
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.curation.statistics import write_statistics
     from cervseg_jax.files import make_folder
+    from cervseg_jax.storage.address import Address, as_path
 
     reporter = Reporter(quiet=quiet)
+    dataset, out = as_path(dataset), None if out is None else as_path(out)
+    if out is None and isinstance(dataset, Address) and dataset.is_on_web_server:
+        raise ConfigError(f"stats: {dataset} is on a web server, where no file can be written; --out FOLDER is needed")
     target = make_folder(out or dataset)
     summary = write_statistics(dataset.absolute(), target, progress=reporter.progress)
     for split, counts in summary.items():

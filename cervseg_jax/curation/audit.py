@@ -18,6 +18,7 @@ from cervseg_jax.data.pairs import list_images, split_folders, stem_of
 from cervseg_jax.errors import DataError
 from cervseg_jax.files import sha256_of
 from cervseg_jax.runtime.threads import map_files
+from cervseg_jax.storage.cached import fetch_ahead
 
 MAX_EXAMPLES = 5
 OTHER_IMAGE_AGREEMENT, OTHER_IMAGE_DISPLACEMENT = 0.15, 0.04
@@ -199,7 +200,7 @@ def _label_findings(folders: Mapping[str, Path], dataset: Path) -> list[Finding]
     for folder in folders.values():
         if not (folder / "instances").is_dir():
             continue
-        for path in list_images(folder / "instances"):
+        for path in fetch_ahead(list_images(folder / "instances")):
             try:
                 labels, has_instances = read_labels(path)
                 mask = decode_mask(read_bytes(folder / "masks" / path.name), source=path).mask

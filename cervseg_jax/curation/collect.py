@@ -18,7 +18,7 @@ from cervseg_jax.curation.pairing import (
 from cervseg_jax.data.decode import read_bytes
 from cervseg_jax.data.pairs import images_by_stem, list_images, normalized, scan_folder, stem_of
 from cervseg_jax.errors import ConfigError, DataError, first_few
-from cervseg_jax.files import refuse_bucket
+from cervseg_jax.storage.address import as_path
 
 CLUSTERED_SUBSETS = ("difficult", "normal", "sample", "test-difficult", "test-normal", "test-sample")
 PATCH_SUBSETS = ("train", "test")
@@ -84,7 +84,7 @@ def collect(source: Path, *, kind: AnnotationKind | None = None) -> Collected:
       ConfigError: if the folder does not exist, its layout is not supported, or `kind` is not in it.
       DataError: if names are ambiguous.
     """
-    refuse_bucket(source)
+    source = as_path(source)
     if source.is_file():
         raise ConfigError(f"{source}: is a file; the folder with images and annotations is needed")
     if not source.is_dir():
@@ -121,7 +121,7 @@ def files_left_out(images: Sequence[SourceImage]) -> list[str]:
 
 def _left_out(folders: Iterable[Path]) -> list[str]:
     found = []
-    for folder in filter(Path.is_dir, folders):
+    for folder in (folder for folder in folders if folder.is_dir()):
         scan = scan_folder(folder)
         others = scan._replace(left_out={key: scan.left_out[key] for key in scan.left_out if key not in JSON_SUFFIXES})
         if others.left_out:

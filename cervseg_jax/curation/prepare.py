@@ -25,8 +25,9 @@ from cervseg_jax.data.checks import bit_depth_warning, common_bit_depth
 from cervseg_jax.data.manifest import DATASET_FILE, Record, groups_from_csv, write_manifest
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
-from cervseg_jax.files import write_json
+from cervseg_jax.files import refuse_address, write_json
 from cervseg_jax.runtime.threads import map_files
+from cervseg_jax.storage.address import as_path
 
 Z_ORDER = "smaller nuclei lie on top of larger ones"
 
@@ -71,7 +72,8 @@ def prepare(
       ConfigError: if `out` holds something else, a setting is wrong, or no nucleus has a label of the recipe.
       DataError: if files are bad and `recipe.on_bad_file` is "fail", or none is good.
     """
-    source, out = source.absolute(), out.absolute()
+    refuse_address(out)
+    source, out = as_path(source).absolute(), out.absolute()
     if out == source or source.is_relative_to(out):
         raise ConfigError(f"--out: {out} holds the source; the dataset needs a folder of its own")
     workspace = Workspace(out, _metadata(source, recipe))

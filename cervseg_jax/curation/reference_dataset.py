@@ -20,6 +20,7 @@ from cervseg_jax.data.manifest import DATASET_FILE
 from cervseg_jax.errors import DataError, first_few
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_json
 from cervseg_jax.runtime.threads import map_files
+from cervseg_jax.storage.address import as_path
 
 SIZE = 512
 SPLIT_SEED, TRAIN_SHARE, VALID_SHARE = 137, 0.8, 0.15
@@ -45,7 +46,8 @@ def build_reference_dataset(
       DataError: if a file is bad.
     """
     refuse_filled_folder(out, shown=f"--out: {out}")
-    items = collect(source.absolute()).images
+    source = as_path(source).absolute()
+    items = collect(source).images
 
     def write_variants(number: int) -> list[str]:
         pictures = _pictures(items[number - FIRST_NUMBER])
@@ -66,7 +68,7 @@ def build_reference_dataset(
     numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(items))
     names = sorted(name for several in map_files(write_variants, numbers, on_progress=on_progress) for name in several)
     counts = _divide(out, names)
-    write_json(out / DATASET_FILE, {"kind": "reference_style", "source": str(source.absolute()), "seed": seed})
+    write_json(out / DATASET_FILE, {"kind": "reference_style", "source": str(source), "seed": seed})
     return counts
 
 

@@ -1,6 +1,5 @@
 """Statistics of a dataset, as JSON and as figures."""
 
-import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,14 @@ class ImageStats(NamedTuple):
     """Mean color of the nuclei, or of the image where it has none."""
 
 
+class _Member(NamedTuple):
+    """An image, and the files that say where its nuclei are."""
+
+    image: Path
+    instances: Path | None
+    mask: Path | None
+
+
 def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int], Any]) -> dict[str, Any]:
     """Writes `stats.json`, `<name>_statistics.png`, `train_{images,masks}_sample.png` and `overview.html`.
 
@@ -54,7 +61,7 @@ def write_statistics(dataset: Path, out: Path, *, progress: Callable[[str, int],
       DataError: if a file is bad or has no partner.
     """
     folders = split_folders(dataset)
-    paths = {split: list_images(folder / "images") for split, folder in folders.items()}
+    paths = {split: _members(folder) for split, folder in folders.items()}
     images: dict[str, list[ImageStats]] = {}
     with progress("counting", sum(map(len, paths.values()))) as advance:
         for split, members in paths.items():
@@ -153,10 +160,11 @@ def _histogram(axes: Axes, values: dict[str, list[float]], label: str) -> None:
             axes.stairs(counts / len(several), edges, label=name, linewidth=1.8)
 
 
-def _measure(path: Path) -> ImageStats:
-    image = read_image(path)
-    labels, has_instances = _labels_of(path)
+def _measure(member: _Member) -> ImageStats:
+    image = read_image(member.image)
+    labels, has_instances = _labels_of(member)
     if labels.shape != image.shape[:2]:
+        path = member.image
         raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]}, its truth {labels.shape[1]}x{labels.shape[0]}")
     if not has_instances:
         regions: Any = ndimage.label(labels > 0)
@@ -175,27 +183,37 @@ def _measure(path: Path) -> ImageStats:
     )
 
 
-def _labels_of(image_path: Path) -> tuple[np.ndarray, bool]:
+def _labels_of(member: _Member) -> tuple[np.ndarray, bool]:
     """Reads instance labels where there are some, else the mask."""
+    if member.instances is not None:
+        return read_labels(member.instances)
+    if member.mask is not None:
+        return read_mask(member.mask).mask.astype(np.int32), False
+    raise DataError(f"{member.image}: has neither instance labels nor a mask")
+
+
+def _members(folder: Path) -> list[_Member]:
+    """Lists the images of a split with what is known about each."""
+    known = {}
     for kind in ("instances", "masks"):
-        folder = image_path.parents[1] / kind
-        if not folder.is_dir():
-            continue
-        stem = stem_of(image_path)
-        # Escaped, because brackets and stars in file names are patterns to `glob`; NFD names need the listing.
-        exact = sorted(path for path in folder.glob(f"{glob.escape(image_path.stem)}.*") if path.suffix)
-        for path in exact or [path for path in list_images(folder) if stem_of(path) == stem]:
-            return read_labels(path) if kind == "instances" else (read_mask(path).mask.astype(np.int32), False)
-    raise DataError(f"{image_path}: has neither instance labels nor a mask")
+        paths = list_images(folder / kind) if (folder / kind).is_dir() else []
+        # A file of the very same name comes before one in another of Unicode's forms.
+        known[kind] = {stem_of(path): path for path in reversed(paths)} | {path.stem: path for path in reversed(paths)}
+
+    def truth_of(path: Path, kind: str) -> Path | None:
+        return known[kind].get(path.stem) or known[kind].get(stem_of(path))
+
+    images = list_images(folder / "images")
+    return [_Member(path, truth_of(path, "instances"), truth_of(path, "masks")) for path in images]
 
 
-def _write_samples(out: Path, prefix: str, paths: Sequence[Path]) -> None:
+def _write_samples(out: Path, prefix: str, members: Sequence[_Member]) -> None:
     """Writes a grid of images with outlines, and one of their masks."""
-    chosen = [paths[int(i)] for i in np.linspace(0, len(paths) - 1, min(NUM_SAMPLES, len(paths)))]
+    chosen = [members[int(i)] for i in np.linspace(0, len(members) - 1, min(NUM_SAMPLES, len(members)))]
     outlined, masks = [], []
-    for path in chosen:
-        labels, _ = _labels_of(path)
-        picture = read_image(path)
+    for member in chosen:
+        labels, _ = _labels_of(member)
+        picture = read_image(member.image)
         for label in np.unique(labels[labels > 0]):
             picture = draw_outline(picture, labels == label, color=TRUTH_COLOR)
         outlined.append(picture)

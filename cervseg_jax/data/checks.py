@@ -1,6 +1,7 @@
 """Validation of a dataset: reads every file once, to report unusable ones before training starts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import cv2
@@ -8,7 +9,9 @@ import numpy as np
 
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import decode_mask, decode_raw, read_bytes, rgb_of
+from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.pairs import Pair
+from cervseg_jax.data.samples import require_same_size
 from cervseg_jax.errors import DataError, first_few
 from cervseg_jax.files import sha256_of
 from cervseg_jax.runtime.threads import map_files, num_threads
@@ -152,16 +155,52 @@ def check_pairs(
     return CheckedPairs(stats, problems)
 
 
+def stats_of_manifest(root: Path, found: Mapping[str, Sequence[Pair]]) -> dict[str, CheckedPairs] | None:
+    """Returns what `check_pairs` would, from the dataset's manifest and without reading images.
+
+    Args:
+      root: the dataset.
+      found: pairs by split.
+
+    Returns:
+      Statistics by split; None without a manifest as `prepare` writes it, or if it lacks one of the images.
+
+    Raises:
+      DataError: if the manifest cannot be read.
+    """
+    path = root / "manifest.csv"
+    if not path.is_file():
+        return None
+    rows = {(row["split"], row["stem"]): row for row in read_manifest(path)}
+    try:
+        return {
+            split: CheckedPairs([_stated(pair, rows[split, pair.stem]) for pair in pairs], [])
+            for split, pairs in found.items()
+        }
+    except (KeyError, ValueError):
+        return None  # another dataset's, or another program's
+
+
+def _stated(pair: Pair, row: Mapping[str, str]) -> PairStats:
+    """Returns what a manifest says; `prepare` writes images of 8 bits and masks of two levels."""
+    return PairStats(
+        pair,
+        int(row["height"]),
+        int(row["width"]),
+        mask_levels=2,
+        foreground=float(row["foreground"]),
+        image_sha256=row["image_sha256"],
+        bits=None,
+        is_inverted=False,
+    )
+
+
 def _read_stats(pair: Pair, data: DataConfig) -> PairStats:
     encoded = read_bytes(pair.image_path)
     raw = decode_raw(encoded, source=pair.image_path)
     image = rgb_of(raw, source=pair.image_path, bit_depth=data.bit_depth)
     mask, num_levels = decode_mask(read_bytes(pair.mask_path), source=pair.mask_path, rule=data.mask_rule)
-    if image.shape[:2] != mask.shape:
-        raise DataError(
-            f"{pair.image_path}: is {image.shape[1]}x{image.shape[0]}, "
-            f"its mask {pair.mask_path} is {mask.shape[1]}x{mask.shape[0]}"
-        )
+    require_same_size(pair, image.shape, mask.shape)
     height, width = mask.shape
     return PairStats(
         pair,

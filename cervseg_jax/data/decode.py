@@ -18,6 +18,8 @@ from cervseg_jax.data.headers import is_lossy
 from cervseg_jax.data.raw import decode_pixels
 from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.cached import read_file
 
 MAX_FILE_BYTES = 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
@@ -49,7 +51,7 @@ def read_bytes(path: Path) -> bytes:
     """Reads a regular file.
 
     Args:
-      path: the file.
+      path: the file, or its address.
 
     Returns:
       Its content, at least one byte.
@@ -57,6 +59,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
       DataError: if it is missing, empty, larger than 1 GiB, unreadable, or not a regular file (a pipe would block).
     """
+    if isinstance(path, Address):
+        return read_file(path, max_bytes=MAX_FILE_BYTES)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:

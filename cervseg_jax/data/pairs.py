@@ -11,8 +11,8 @@ from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.slides import SLIDE_SUFFIXES
 from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
-from cervseg_jax.files import refuse_bucket
 from cervseg_jax.schema import DataConfig, SplitConfig
+from cervseg_jax.storage.address import as_path
 
 SPLITS = ("train", "valid", "test")
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -53,7 +53,6 @@ def find_pairs(
         "fail".
     """
     root = data.root
-    refuse_bucket(root)
     if not root.is_dir():
         raise ConfigError(f"data.root: no such folder: {root}" + (f"\n{data.origin}" if data.origin else ""))
     if whole:
@@ -98,7 +97,7 @@ def split_folders(dataset: Path) -> dict[str, Path]:
     Raises:
       ConfigError: if it is neither.
     """
-    refuse_bucket(dataset)
+    dataset = as_path(dataset)
     folders = {split: dataset / split for split in SPLITS if (dataset / split / "images").is_dir()}
     if not folders and (dataset / "images").is_dir():
         return {"all": dataset}

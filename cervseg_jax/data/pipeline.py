@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -15,6 +15,8 @@ from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import Sample
 from cervseg_jax.runtime.threads import num_threads
 from cervseg_jax.schema import Config, DataConfig
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.cached import fetch_all
 
 
 def steps_per_epoch(config: Config, num_images: int) -> int:
@@ -58,9 +60,11 @@ def train_batches(
     def augment(element: Element, rng: np.random.Generator) -> Element:
         return element._replace(sample=apply_operations(element.sample, rng, operations))
 
-    elements = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle()
-    elements = elements.map(_element_loader(pairs, load)).random_map(augment)
-    batch = _batch_maker(config, elements, config.train.batch_size, images)
+    order = grain.MapDataset.range(len(pairs)).seed(config.train.seed).shuffle()
+    elements = order.map(_element_loader(pairs, load)).random_map(augment)
+    batch = _batch_maker(
+        config, elements, config.train.batch_size, images, lambda index: pairs[int(cast(int, order[index]))]
+    )
     return _read_ahead(grain.MapDataset.range(start_step, sys.maxsize).map(batch), config)
 
 
@@ -88,17 +92,23 @@ def eval_batches(
       DataError: from the iterator, if a file has become unreadable.
     """
     elements = grain.MapDataset.range(len(pairs)).map(_element_loader(pairs, load))
-    batch = _batch_maker(config, elements, batch_size, images)
+    batch = _batch_maker(config, elements, batch_size, images, lambda index: pairs[index])
     return _read_ahead(grain.MapDataset.range(math.ceil(len(pairs) / batch_size)).map(batch), config)
 
 
 def _batch_maker(
-    config: Config, elements: grain.MapDataset, batch_size: int, images: range | None
+    config: Config,
+    elements: grain.MapDataset,
+    batch_size: int,
+    images: range | None,
+    pair_at: Callable[[int], Pair],
 ) -> Callable[[int], Batch]:
     """Returns batch k of an endless row of passes over the elements; the last one of a pass is padded.
 
-    Grain's own batches hold all images. Here a process loads its share alone, and padding where it has no other.
+    Grain's own batches hold all images. Here a process loads its share alone, and padding where it has no other. Files
+    at addresses are fetched together, before they are decoded one by one; `pair_at` tells those of an element.
     """
+    is_remote = isinstance(config.data.root, Address)
     num_elements = len(elements)
     per_pass = math.ceil(num_elements / batch_size)
     wanted = range(batch_size) if images is None else images
@@ -109,6 +119,8 @@ def _batch_maker(
         present = range(first + wanted.start, min(first + wanted.stop, num_elements))
         # An index beyond the end is one of the next pass, in another order.
         start = epoch * num_elements
+        if is_remote:
+            fetch_all(pair_at(start + index) for index in present)
         loaded: list[Any] = [elements[start + index] for index in present]
         padding: Any = elements[start + first] if len(loaded) < len(wanted) and first not in present else None
         return collate(loaded, batch_size=len(wanted), heads=config.model.heads, padding=padding)

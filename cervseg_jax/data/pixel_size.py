@@ -3,13 +3,20 @@
 import mmap
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cervseg_jax.data import tiff
 from cervseg_jax.data.tiff import Directory
+from cervseg_jax.errors import DataError
+from cervseg_jax.storage.address import Address
 
 PLAUSIBLE_UM = (0.01, 20.0)
 """Range of a microscope's pixel sizes; others come from screens and printers (72 dpi are 353 micrometers)."""
+
+HEAD_BYTES = 2**17
+"""What is read of a file at an address, at its beginning and on both sides of the first directory."""
 
 _MICROMETERS = {
     "m": 1e6,
@@ -40,15 +47,32 @@ def pixel_size_um(path: Path) -> float | None:
       The size; None if it is missing, implausible, or not the same in both directions.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with _mapped(path) as data:
             if data[:4] not in tiff.SIGNATURES:
                 return None
             directory = tiff.read_directory(data)
-    except (OSError, ValueError, IndexError, struct.error):
+    except (OSError, ValueError, IndexError, struct.error, DataError):
         return None  # decoding reports damage
     text = directory.texts.get(tiff.DESCRIPTION, b"").decode("utf-8", "replace")
     size = _size_in_ome(text) or _size_in_aperio(text) or _size_in_tags(directory, text)
     return size if size is not None and PLAUSIBLE_UM[0] <= size <= PLAUSIBLE_UM[1] else None
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Yields a file's content; of a file at an address its beginning and the surroundings of the first directory."""
+    if not isinstance(path, Address):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+        return
+    size = path.entry(refresh=path.entry().size is None).size or 0
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as data:  # takes memory where it is written
+        data[: min(size, HEAD_BYTES)] = path.read_range(0, min(size, HEAD_BYTES))
+        start = tiff.first_directory(data)
+        if data[:4] in tiff.SIGNATURES and not 0 < start <= HEAD_BYTES // 2:
+            near = range(max(0, start - HEAD_BYTES), min(size, start + HEAD_BYTES))
+            data[near.start : near.stop] = path.read_range(near.start, near.stop)
+        yield data
 
 
 def _size_in_ome(text: str) -> float | None:

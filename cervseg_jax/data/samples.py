@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -57,9 +57,24 @@ def load_sample(
     instances = None
     if with_instances and pair.instances_path is not None:
         instances = resize_mask(read_instances(pair, mask.shape), size)
-    image = resize_image(read_image(pair.image_path, bit_depth=bit_depth), size)
+    image = read_image(pair.image_path, bit_depth=bit_depth)
+    require_same_size(pair, image.shape, mask.shape)
+    image = resize_image(image, size)
     sample = Sample(image, resize_mask(mask, size), instances)
     return sample if pair.window is None else _window(sample, pair.window, image_size)
+
+
+def require_same_size(pair: Pair, image_shape: Sequence[int], mask_shape: Sequence[int]) -> None:
+    """Checks that a pair's mask has the size of its image.
+
+    Raises:
+      DataError: if it has another one.
+    """
+    if tuple(image_shape[:2]) != tuple(mask_shape[:2]):
+        raise DataError(
+            f"{pair.image_path}: is {image_shape[1]}x{image_shape[0]}, "
+            f"its mask {pair.mask_path} is {mask_shape[1]}x{mask_shape[0]}"
+        )
 
 
 def _window(sample: Sample, start: tuple[int, int], size: tuple[int, int]) -> Sample:

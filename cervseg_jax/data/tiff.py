@@ -90,11 +90,8 @@ def read_directory(data: bytes | mmap, start: int | None = None) -> Directory:
     Raises:
       struct.error: if it is truncated.
     """
-    order = "<" if data[:2] == b"II" else ">"
-    # BigTIFF has wider offsets and counts.
-    is_big = data[2:4] in (b"+\0", b"\0+")
-    first, offset, count, entry = (8, "Q", "Q", 20) if is_big else (4, "I", "H", 12)
-    begin: int = struct.unpack_from(f"{order}{offset}", data, first)[0] if start is None else start
+    order, _, offset, count, entry = _layout(data)
+    begin = first_directory(data) if start is None else start
     (entries,) = struct.unpack_from(f"{order}{count}", data, begin)
     directory = Directory(order, {}, {}, 0)
     at = begin + struct.calcsize(count)
@@ -102,6 +99,23 @@ def read_directory(data: bytes | mmap, start: int | None = None) -> Directory:
         _read_entry(data, at + entry * index, directory, offset)
     (following,) = struct.unpack_from(f"{order}{offset}", data, at + entry * entries)
     return directory._replace(following=following)
+
+
+def first_directory(data: bytes | mmap) -> int:
+    """Returns the offset of a file's first directory.
+
+    Raises:
+      struct.error: if the file is truncated.
+    """
+    order, first, offset, _, _ = _layout(data)
+    return struct.unpack_from(f"{order}{offset}", data, first)[0]
+
+
+def _layout(data: bytes | mmap) -> tuple[str, int, str, str, int]:
+    """Returns byte order, place and type of offsets, type of counts, and bytes per entry."""
+    order = "<" if data[:2] == b"II" else ">"
+    # BigTIFF has wider offsets and counts.
+    return (order, 8, "Q", "Q", 20) if data[2:4] in (b"+\0", b"\0+") else (order, 4, "I", "H", 12)
 
 
 def _read_entry(data: bytes | mmap, at: int, directory: Directory, offset: str) -> None:

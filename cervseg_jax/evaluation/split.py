@@ -10,6 +10,7 @@ from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.pairs import SPLITS, Pair, find_pairs
 from cervseg_jax.errors import CheckpointError, ConfigError, DataError, first_few
 from cervseg_jax.schema import Config, DataConfig
+from cervseg_jax.storage.address import as_path
 from cervseg_jax.tables import read_csv
 
 
@@ -55,6 +56,7 @@ def choose_split(config: Config, split: str, data: Path | None, reporter: Report
     if split not in SPLITS:
         raise ConfigError(f"--split: must be one of {', '.join(SPLITS)}, got {split!r}")
     section, name = config.data, split
+    data = None if data is None else as_path(data)
     if data is not None:
         section = section.model_copy(update={"root": data.absolute(), "synthetic": None, "split": None})
         name = f"{data.absolute().name}-{split}"

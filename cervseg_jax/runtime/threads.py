@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from cervseg_jax.errors import DataError
 from cervseg_jax.schema import DataConfig
+from cervseg_jax.storage.cached import fetch_ahead
 
 MAX_THREADS = 16
 """More threads would mostly wait for the GIL."""
@@ -34,7 +35,7 @@ def map_files(
 
     Args:
       work: the function; it may raise `DataError` for a bad file.
-      entries: its arguments, one per call.
+      entries: its arguments, one per call; files in buckets that they name are fetched ahead.
       on_progress: called after each entry, from any thread.
       problems: receives the messages of `DataError`s in the order of the entries, which are then missing from the
         result; None lets the first error end the call.
@@ -59,7 +60,7 @@ def map_files(
 
     pool = ThreadPoolExecutor(threads or default_threads())
     try:
-        outcomes = list(pool.map(guarded, entries))
+        outcomes = list(pool.map(guarded, fetch_ahead(entries)))
     finally:
         pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for the entries that have not begun
     if problems is not None:

@@ -73,11 +73,7 @@ class Bands:
             if not self._path(index).exists():
                 self._predict_from(index, index + 1, predict_rows, num_tile_rows)
         for index in range(count):
-            yield np.fromfile(self._path(index), _TYPE).reshape(-1, *shape[1:])
-
-    def exist(self) -> bool:
-        """Whether any process has begun to write bands."""
-        return self._folder.is_dir()
+            yield np.frombuffer(self._path(index).read_bytes(), _TYPE).reshape(-1, *shape[1:])
 
     def _predict_from(self, first: int, stop: int, predict_rows: PredictRows, num_tile_rows: int) -> None:
         """Predicts bands from `first` on, up to `stop` or one that another process has written meanwhile."""

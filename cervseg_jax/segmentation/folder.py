@@ -39,6 +39,8 @@ from cervseg_jax.segmentation.result import parse_colors
 from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
 from cervseg_jax.segmentation.shares import Shard, Share, divide, of_shard
 from cervseg_jax.segmentation.throughput import Throughput
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.cached import MAX_REQUESTS
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ def infer_files(request: InferRequest, *, reporter: Reporter) -> InferCounts:
         Ledger(request.out, request.outputs).remove_left_bands()
         write_tables(request.out, request.outputs, outcomes, reporter)
     num_failed = num_own_failed if outcomes.left else len(outcomes.failed)
+    num_done = len(outcomes.done) if not outcomes.left else len(call.jobs) - len(outcomes.left) - num_own_failed
     process = jax.process_index() if jax.process_count() > 1 else None
-    return InferCounts(len(outcomes.done), num_failed, len(outcomes.left), throughput, process)
+    return InferCounts(num_done, num_failed, len(outcomes.left), throughput, process)
 
 
 def process_share(
@@ -157,6 +160,7 @@ def process_share(
             outputs=request.outputs,
             pixel_sizes=call.pixel_sizes,
             num_threads=num_threads(call.config.data),
+            num_requests=MAX_REQUESTS if isinstance(request.out, Address) else 0,
             reporter=reporter,
             advance=advance,
             stop=stop,

@@ -9,9 +9,11 @@ import numpy as np
 
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import RawImage, bits_used, read_image, rgb_of
-from cervseg_jax.data.slides import Slide, is_slide
+from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES, Slide, is_slide
 from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.cached import PIECE_BYTES, local_file
 
 
 @runtime_checkable
@@ -58,14 +60,24 @@ def open_image(
     Raises:
       DataError: if the file cannot be read, or is a slide and would have to be resized.
     """
-    if not is_slide(path):
+    local = local_file(path) if path.suffix.lower() in SLIDE_SUFFIXES or _is_large(path) else path
+    if not is_slide(local):
         return read_image(path, bit_depth=bit_depth, on_narrow=on_narrow)
     if not is_tiled:
         raise DataError(
             f"{path}: is a slide (several pages, BigTIFF or very large), which is not resized; add --tiled, or "
             "infer.tiled={} to the config"
         )
-    return Slide(path, bit_depth=bit_depth)
+    try:
+        slide = Slide(local, bit_depth=bit_depth)
+    except DataError as error:
+        raise DataError(str(error).replace(str(local), str(path))) from None
+    slide.path = path  # for messages
+    return slide
+
+
+def _is_large(path: Path) -> bool:
+    return isinstance(path, Address) and path.suffix.lower() in TIFF_SUFFIXES and path.stat().st_size > PIECE_BYTES
 
 
 def close_image(image: ImageLike) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ from cervseg_jax.data.pairs import scan_folder
 from cervseg_jax.data.pixel_size import pixel_size_um
 from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES
 from cervseg_jax.errors import ConfigError, first_few
-from cervseg_jax.files import refuse_bucket, temporary_name
+from cervseg_jax.files import temporary_name
+from cervseg_jax.storage.address import Address, as_path
+from cervseg_jax.storage.cached import MAX_REQUESTS
 
 
 class Job(NamedTuple):
@@ -40,8 +43,7 @@ def plan_jobs(
       ConfigError: if an input is missing or a folder holds no images.
     """
     paths: list[Path] = []
-    for given in inputs:
-        refuse_bucket(given)
+    for given in map(as_path, inputs):
         if given.is_dir():
             paths += _images_in(given, with_slides=with_slides, on_left_out=on_left_out)
         elif given.exists():
@@ -90,7 +92,9 @@ def stated_pixel_sizes(jobs: Sequence[Job], reporter: Reporter) -> dict[Job, flo
       Micrometers per pixel by image; empty unless all images state it, because tables need one unit.
     """
     tiffs = [job for job in jobs if job.path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES]
-    stated = {job: size for job in tiffs if (size := pixel_size_um(job.path)) is not None}
+    with ThreadPoolExecutor(MAX_REQUESTS if any(isinstance(job.path, Address) for job in tiffs) else 1) as pool:
+        sizes = pool.map(lambda job: pixel_size_um(job.path), tiffs)
+        stated = {job: size for job, size in zip(tiffs, sizes, strict=True) if size is not None}
     if stated and len(stated) < len(jobs):
         reporter.warn(
             f"only {len(stated)} of {len(jobs)} images state a pixel size; it is not used, --mpp sets one for all"
@@ -115,6 +119,8 @@ def require_safe_output(out: Path, outputs: Sequence[str], jobs: Sequence[Job], 
     Raises:
       ConfigError: naming the folder.
     """
+    if isinstance(out, Address) and out.is_on_web_server:
+        raise ConfigError(f"--out: {out} is on a web server, where files cannot be written; use a folder or a bucket")
     input_folders = {job.path.parent.resolve() for job in jobs}
     for folder in (out, *(out / name for name in outputs)):
         if folder.resolve() in input_folders:
@@ -135,6 +141,8 @@ def require_writable(folder: Path) -> None:
     Raises:
       ConfigError: naming the folder.
     """
+    if isinstance(folder, Address):
+        return  # the first note tells, and a probe would stay in the bucket if this process were killed
     probe = folder / temporary_name("probe")
     try:
         probe.write_bytes(b"0")

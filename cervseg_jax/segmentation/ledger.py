@@ -2,61 +2,33 @@
 
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError, first_few
-from cervseg_jax.files import make_folder, read_text, sha256_of, write_json, write_text
+from cervseg_jax.files import make_folder, remove_folder, sha256_of, write_json, write_text
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.jobs import Job, require_writable
+from cervseg_jax.segmentation.notes import DONE, PLAN_FILE, SETTINGS_FILE, is_same_file, read_settings, read_values
 from cervseg_jax.segmentation.outputs import (
     IMAGE_COLUMNS,
     OUTPUTS,
     RENAMED_OUTPUTS,
     TABLES,
-    find_results,
+    file_sizes,
     has_results,
     remove_results,
+    result_names,
 )
-from cervseg_jax.tables import csv_text, parse_csv_row
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.cached import map_parallel
+from cervseg_jax.tables import csv_text
 
-DONE, SETTINGS_FILE, PLAN_FILE = ".done", "made_with.json", "plan.json"
-"""Folder of the notes, inside the output folder, and its files about all images."""
 MAX_NAME_BYTES = 255
 """Longest name of a file on usual disks."""
 _ROW, _STARTED, _FAILED, _BANDS = ".csv", ".started", ".failed", ".bands"
-_FILE = IMAGE_COLUMNS.index("file")
-
-
-def file_stamp(path: Path) -> list[str]:
-    """Returns size in bytes and modification time in nanoseconds, by which a changed file is recognized.
-
-    Raises:
-      OSError: if there is no such file.
-    """
-    status = path.stat()
-    return [str(status.st_size), str(status.st_mtime_ns)]
-
-
-def read_settings(out: Path) -> dict[str, Any] | None:
-    """Returns the settings of earlier calls for a folder; empty if there are none, None if their file is damaged."""
-    try:
-        return dict(json.loads((out / DONE / SETTINGS_FILE).read_bytes()))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (ValueError, TypeError):
-        return None
-
-
-def read_plan(out: Path) -> list[Job] | None:
-    """Returns all images of the last call for a folder, in order; None if there was none, or its note is damaged."""
-    try:
-        return [Job(Path(path), name) for name, path in json.loads((out / DONE / PLAN_FILE).read_bytes())]
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 class Ledger:
@@ -83,6 +55,8 @@ class Ledger:
         self._outputs = tuple(outputs)
         self._folder = out / DONE
         self._note = out / DONE / SETTINGS_FILE
+        self._is_remote = isinstance(out, Address)
+        self._with_bands: set[str] | None = None
 
     def begin(
         self,
@@ -133,8 +107,11 @@ class Ledger:
             for name in self._names() & given:
                 self._place(name, _STARTED).touch()
                 self._place(name, _ROW).unlink(missing_ok=True)
+        notes = self.list_notes()
         for job in todo:
-            self._place(job.name, _FAILED).unlink(missing_ok=True)
+            failure = self._place(job.name, _FAILED)
+            if failure.name in notes:
+                failure.unlink(missing_ok=True)
         if todo:
             self._remove_tables(self._outputs)  # they are written again when all images are done
         return todo
@@ -169,32 +146,62 @@ class Ledger:
         write_text(self._place(job.name, _FAILED), csv_text([], [[job.path, reason]]), durable=False)
         self._remove_bands(job.name)
 
-    def read_row(self, name: str) -> list[str] | None:
-        """Returns the values of a complete image by `IMAGE_COLUMNS`; None if it is not complete."""
-        values = self._read_values(name)
+    def list_notes(self) -> set[str]:
+        """Returns the names of all notes."""
+        try:
+            return {path.name for path in self._folder.iterdir()}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
+    def read_row(self, name: str, notes: Container[str]) -> list[str] | None:
+        """Returns the values of a complete image by `IMAGE_COLUMNS`; None if it is not complete.
+
+        Args:
+          name: name of the results.
+          notes: see `list_notes`.
+        """
+        values = self._read_values(name, notes)
         return None if values is None else values[: len(IMAGE_COLUMNS)]
 
-    def read_failure(self, name: str) -> list[str] | None:
-        """Returns file and reason of an image that failed; None if it did not."""
-        return _read_values(self._place(name, _FAILED), 2)
+    def is_settled(self, name: str, notes: Container[str]) -> bool:
+        """Whether an image is complete or has failed; see `read_row`."""
+        return any(self._place(name, suffix).name in notes for suffix in (_ROW, _FAILED))
+
+    def read_failure(self, name: str, notes: Container[str]) -> list[str] | None:
+        """Returns file and reason of an image that failed; None if it did not. See `read_row`."""
+        path = self._place(name, _FAILED)
+        return read_values(path, 2) if path.name in notes else None
 
     def bands(self, name: str, stamp: Sequence[str]) -> Bands:
         """Returns the bands of a slide; `stamp` as of `complete`."""
+        self._names_with_bands().add(name)
         return Bands(self._place(name, _BANDS), stamp, is_wanted=lambda: not self._is_settled(name))
+
+    def has_bands(self, name: str) -> bool:
+        """Whether bands of a slide were there when this was asked first, or have been asked for since."""
+        return name in self._names_with_bands()
+
+    def _names_with_bands(self) -> set[str]:
+        if self._with_bands is None:
+            self._with_bands = {note.stem for note in map(Path, self.list_notes()) if note.suffix == _BANDS}
+        return self._with_bands
 
     def remove_left_bands(self) -> None:
         """Removes the bands that a process wrote of a slide that another one had completed meanwhile."""
         for folder in self._folder.glob(f"*{_BANDS}"):
             if self._is_settled(folder.stem):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
 
     def _is_settled(self, name: str) -> bool:
         return self._place(name, _ROW).exists() or self._place(name, _FAILED).exists()
 
     def has_results_of(self, jobs: Iterable[Job]) -> bool:
         """Whether a file of one of these images is there, or a note that it is complete."""
+        notes, sizes = self.list_notes(), self._sizes()
         return any(
-            self._place(job.name, _ROW).exists() or find_results(self._out, job.name, self._outputs) for job in jobs
+            self._place(job.name, _ROW).name in notes
+            or any(name in files for output, files in sizes.items() for name in result_names(job.name, output))
+            for job in jobs
         )
 
     def _place(self, name: str, suffix: str) -> Path:
@@ -204,10 +211,12 @@ class Ledger:
         return self._folder / file_name
 
     def _remove_bands(self, name: str) -> None:
-        shutil.rmtree(self._place(name, _BANDS), ignore_errors=True)
+        if not self._is_remote or self.has_bands(name):
+            remove_folder(self._place(name, _BANDS))
 
     def _names(self) -> set[str]:
-        return {path.stem for path in self._folder.iterdir() if path.suffix in (_ROW, _STARTED, _BANDS)}
+        notes = map(Path, self.list_notes())
+        return {note.stem for note in notes if note.suffix in (_ROW, _STARTED, _BANDS)}
 
     def _require_same(self, settings: Mapping[str, Any], note: Mapping[str, Any] | None, remedy: str) -> None:
         if note is None:
@@ -218,20 +227,25 @@ class Ledger:
                 f"--out: {self._out} was made with other settings ({changed}); choose another folder, or {remedy}"
             )
 
-    def _read_values(self, name: str) -> list[str] | None:
-        return _read_values(self._place(name, _ROW), len(IMAGE_COLUMNS))
+    def _read_values(self, name: str, notes: Container[str]) -> list[str] | None:
+        path = self._place(name, _ROW)
+        return read_values(path, len(IMAGE_COLUMNS)) if path.name in notes else None
+
+    def _sizes(self) -> dict[str, dict[str, int]]:
+        return {output: file_sizes(self._out / output) for output in self._outputs}
 
     def _unfinished(
         self, jobs: Sequence[Job], share: Sequence[Job], owned: Collection[str], reporter: Reporter
     ) -> list[Job]:
         todo, changed = [], []
-        for job in share:
-            values = self._read_values(job.name)
-            if values is not None and not _is_same_file(job.path, values):
+        notes, sizes = self.list_notes(), self._sizes()
+        rows = map_parallel(lambda job: self._read_values(job.name, notes), share, is_remote=self._is_remote)
+        for job, values in zip(share, rows, strict=True):
+            if values is not None and not is_same_file(job.path, values):
                 changed.append(job.name)
                 remove_results(self._out, job.name, owned)
                 self._place(job.name, _ROW).unlink()
-            elif values is not None and has_results(self._out, job.name, self._outputs):
+            elif values is not None and has_results(sizes, job.name):
                 continue
             todo.append(job)
         if changed:
@@ -248,11 +262,14 @@ class Ledger:
     def _remove_all(
         self, owned: Collection[str], names: Collection[str], given: Collection[str], reporter: Reporter
     ) -> None:
-        for name in names:
+
+        def remove(name: str) -> None:
             remove_results(self._out, name, owned)
             self._remove_bands(name)
             for suffix in (_ROW, _STARTED, _FAILED):
                 self._place(name, suffix).unlink(missing_ok=True)
+
+        map_parallel(remove, list(names), is_remote=self._is_remote)
         if names or self._note.exists():
             self._remove_tables(owned)
         left_over = sorted(set(names) - set(given)) if owned else []
@@ -267,22 +284,6 @@ class Ledger:
                 (self._out / table).unlink(missing_ok=True)
 
 
-def _read_values(path: Path, count: int) -> list[str] | None:
-    """Returns a row of at least `count` values; None if there is none, or it is damaged."""
-    try:
-        values = parse_csv_row(read_text(path))
-    except (OSError, ValueError):
-        return None
-    return values if len(values) >= count else None
-
-
 def _owned_outputs(note: Mapping[str, Any]) -> set[str]:
     names = note.get("owned_outputs", note.get("outputs"))  # release 0.1 noted the last call's only
     return {name for name in (*OUTPUTS, *RENAMED_OUTPUTS) if isinstance(names, list) and name in names}
-
-
-def _is_same_file(path: Path, values: Sequence[str]) -> bool:
-    try:
-        return values[_FILE] == str(path) and list(values[len(IMAGE_COLUMNS) :]) == file_stamp(path)
-    except OSError:
-        return False

@@ -17,8 +17,11 @@ from cervseg_jax.data.manifest import image_columns
 from cervseg_jax.errors import ConfigError, DataError, first_few
 from cervseg_jax.files import make_folder, read_json_object, read_text, write_text
 from cervseg_jax.segmentation.jobs import Job
-from cervseg_jax.segmentation.ledger import DONE, PLAN_FILE, SETTINGS_FILE, Ledger, read_plan, read_settings
+from cervseg_jax.segmentation.ledger import Ledger
+from cervseg_jax.segmentation.notes import DONE, PLAN_FILE, SETTINGS_FILE, read_plan, read_settings
 from cervseg_jax.segmentation.outputs import IMAGE_COLUMNS
+from cervseg_jax.storage.address import Address, as_path
+from cervseg_jax.storage.cached import map_parallel, read_ahead
 from cervseg_jax.tables import csv_text
 
 
@@ -50,26 +53,33 @@ def read_outcomes(folders: Sequence[Path], jobs: Sequence[Job]) -> Outcomes:
       jobs: all images of the call.
 
     Returns:
-      The outcomes, in the order of the images.
+      The outcomes, in the order of the images. If images are left, these alone: the notes of others are not read.
     """
     ledgers = {folder: Ledger(folder, ()) for folder in folders}
-    for folder in folders:
-        if (folder / DONE).is_dir():
-            next((folder / DONE).iterdir(), None)  # network file systems look again at folders that are listed
-    outcomes = Outcomes([], [], [])
-    for job in jobs:
-        rows = ((folder, ledger.read_row(job.name)) for folder, ledger in ledgers.items())
-        done = next((Done(job.name, folder, row) for folder, row in rows if row is not None), None)
-        if done is not None:
-            outcomes.done.append(done)
-            continue
-        failures = (ledger.read_failure(job.name) for ledger in ledgers.values())
-        failure = next((values for values in failures if values is not None), None)
-        if failure is not None:
-            outcomes.failed.append(failure)
-        else:
-            outcomes.left.append(job.name)
-    return outcomes
+    # Listing also makes network file systems look again, and tells which notes of a bucket are worth a request.
+    notes = {folder: ledger.list_notes() for folder, ledger in ledgers.items()}
+    left = [
+        job.name
+        for job in jobs
+        if not any(ledger.is_settled(job.name, notes[folder]) for folder, ledger in ledgers.items())
+    ]
+    if left:
+        return Outcomes([], [], left)
+
+    def outcome_of(job: Job) -> Done | list[str] | None:
+        for folder, ledger in ledgers.items():
+            row = ledger.read_row(job.name, notes[folder])
+            if row is not None:
+                return Done(job.name, folder, row)
+        failures = (ledger.read_failure(job.name, notes[folder]) for folder, ledger in ledgers.items())
+        return next((values for values in failures if values is not None), None)
+
+    found = map_parallel(outcome_of, jobs, is_remote=any(isinstance(folder, Address) for folder in folders))
+    return Outcomes(
+        [outcome for outcome in found if isinstance(outcome, Done)],
+        [outcome for outcome in found if isinstance(outcome, list)],
+        [job.name for job, outcome in zip(jobs, found, strict=True) if outcome is None],
+    )
 
 
 def write_tables(out: Path, outputs: Sequence[str], outcomes: Outcomes, reporter: Reporter) -> None:
@@ -87,7 +97,7 @@ def write_tables(out: Path, outputs: Sequence[str], outcomes: Outcomes, reporter
     done = outcomes.done
     write_text(out / "images.csv", csv_text(IMAGE_COLUMNS, (image.row for image in done)))
     if "nuclei" in outputs:
-        files = [Path(image.row[IMAGE_COLUMNS.index("file")]) for image in done]
+        files = [as_path(image.row[IMAGE_COLUMNS.index("file")]) for image in done]
         try:
             columns = image_columns(files)
         except DataError as error:
@@ -169,21 +179,24 @@ def _write_nuclei(path: Path, done: Sequence[Done], columns: Sequence[Mapping[st
         header, _, rows = read_text(image.folder / "nuclei" / f"{image.name}.csv").partition("\n")
         return header, rows
 
-    def extended(image: Done, known: Mapping[str, str]) -> str:
+    def extended(rows: str, known: Mapping[str, str]) -> str:
         values = [known.get(column, "") for column in further]
-        return csv_text([], ([*row, *values] for row in csv.reader(io.StringIO(read(image)[1], newline=""))))
+        return csv_text([], ([*row, *values] for row in csv.reader(io.StringIO(rows, newline=""))))
 
     header = next(csv.reader([read(done[0])[0]]))
     renamed = [f"image_{column}" if column in header else column for column in further]
-    texts = (extended(image, known) if further else read(image)[1] for image, known in zip(done, columns, strict=True))
+    texts = (
+        extended(rows, known) if further else rows
+        for (_, rows), known in zip(read_ahead(read, done), columns, strict=True)
+    )
     write_text(path, itertools.chain([csv_text([*header, *renamed], [])], texts))
 
 
 def _write_coco(path: Path, done: Sequence[Done]) -> None:
     """Joins the COCO documents of all images."""
     images, annotations = [], []
-    for image_id, image in enumerate(done, start=1):
-        document = read_json_object(image.folder / "coco" / f"{image.name}.json")
+    documents = read_ahead(lambda image: read_json_object(image.folder / "coco" / f"{image.name}.json"), done)
+    for image_id, document in enumerate(documents, start=1):
         images.append({**document["images"][0], "id": image_id})
         for entry in document["annotations"]:
             annotations.append({**entry, "id": len(annotations) + 1, "image_id": image_id})

@@ -1,5 +1,6 @@
 """The files that `infer` writes for each image, by output name."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
 from cervseg_jax.files import make_folder, write_bytes, write_labels, write_png, write_text
 from cervseg_jax.segmentation.result import BAND_ROWS, Result
+from cervseg_jax.storage.address import Address
 from cervseg_jax.tables import csv_text
 
 
@@ -160,20 +162,37 @@ def remove_results(out: Path, name: str, outputs: Iterable[str]) -> None:
 
 def find_results(out: Path, name: str, outputs: Iterable[str]) -> list[Path]:
     """Returns the files of an image that are there; see `remove_results`."""
-    paths = (path for output in outputs for path in _paths(out, name, output))
+    paths = (out / output / file for output in outputs for file in result_names(name, output))
     return [path for path in paths if path.is_file() or path.is_symlink()]
 
 
-def has_results(out: Path, name: str, outputs: Iterable[str]) -> bool:
-    """Whether all files of an image are there and not empty; see `remove_results`."""
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Returns the size in bytes of each file of a folder, by name; empty if there is no folder."""
+    try:
+        if isinstance(folder, Address):
+            return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        with os.scandir(folder) as items:
+            return {item.name: item.stat().st_size for item in items if item.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def has_results(sizes: Mapping[str, Mapping[str, int]], name: str) -> bool:
+    """Whether all files of an image are there and not empty.
+
+    Args:
+      sizes: `file_sizes` of the folder of each output.
+      name: name of the results.
+    """
     return all(
-        OUTPUTS[output].is_optional or any(path.is_file() and path.stat().st_size for path in _paths(out, name, output))
-        for output in outputs
+        OUTPUTS[output].is_optional or any(files.get(file) for file in result_names(name, output))
+        for output, files in sizes.items()
     )
 
 
-def _paths(out: Path, name: str, output: str) -> list[Path]:
-    return [out / output / f"{name}{suffix}" for suffix in OUTPUTS[RENAMED_OUTPUTS.get(output, output)].suffixes]
+def result_names(name: str, output: str) -> list[str]:
+    """Returns the names that an image's file may have in the folder of an output; see `remove_results`."""
+    return [f"{name}{suffix}" for suffix in OUTPUTS[RENAMED_OUTPUTS.get(output, output)].suffixes]
 
 
 TABLES: Mapping[str, str | None] = {"images.csv": None, "failed.csv": None, "nuclei.csv": "nuclei", "coco.json": "coco"}

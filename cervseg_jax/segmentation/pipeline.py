@@ -16,12 +16,16 @@ from cervseg_jax.runtime.signals import StopRequest
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import ImageLike, close_image, open_image
 from cervseg_jax.segmentation.jobs import Job, require_writable
-from cervseg_jax.segmentation.ledger import DONE, Ledger, file_stamp
+from cervseg_jax.segmentation.ledger import Ledger
+from cervseg_jax.segmentation.notes import DONE, file_stamp
 from cervseg_jax.segmentation.outputs import MASK_OUTPUTS, compute_results, image_row, write_results
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
 from cervseg_jax.segmentation.shares import Share
 from cervseg_jax.segmentation.throughput import Throughput, TimedSlide, timed
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.cached import fetch_ahead
+from cervseg_jax.storage.retrying import StoreError
 
 MUCH_LARGER = 4
 """A whole image whose side is this many times the network's is worth a warning: nuclei shrink too far."""
@@ -57,6 +61,7 @@ class Pipeline:
         outputs: Sequence[str],
         pixel_sizes: Mapping[Job, float],
         num_threads: int,
+        num_requests: int = 0,
         reporter: Reporter,
         advance: Advance,
         stop: StopRequest,
@@ -70,6 +75,7 @@ class Pipeline:
           outputs: keys of `OUTPUTS`.
           pixel_sizes: micrometers per pixel of single images; others have the segmenter's.
           num_threads: threads that read and write.
+          num_requests: further threads that write, for a store that is to be waited for.
           reporter: for warnings.
           advance: called after each image.
           stop: whether the user asked to stop.
@@ -82,6 +88,7 @@ class Pipeline:
         self._outputs = tuple(outputs)
         self._pixel_sizes = pixel_sizes
         self._num_threads = num_threads
+        self._num_writers = num_threads + num_requests
         self._reporter = reporter
         self._advance = advance
         self._stop = stop
@@ -108,13 +115,13 @@ class Pipeline:
             self._predict_part(job, share)
         # Whole images are read ahead by a batch and more; of tiled ones, which may be large, by one.
         ahead = 1 if segmenter.is_tiled else max(2 * segmenter.predictor.batch_size, self._num_threads)
-        with ThreadPoolExecutor(self._num_threads) as pool:
+        with ThreadPoolExecutor(self._num_threads) as pool, ThreadPoolExecutor(self._num_writers) as writers:
             writes: list[tuple[Job, Future[Exception | None]]] = []
             results = segmenter.predict(
                 self._readable(pool, jobs, ahead),
                 mpp_of=lambda opened: self._pixel_sizes.get(opened.job),
                 bands_of=self._bands_of,
-                scratch=self._out,
+                scratch=None if isinstance(self._out, Address) else self._out,
                 on_progress=self._leave_if_asked,
                 on_failure=lambda opened, error: self._fail(opened.job, error),
             )
@@ -123,8 +130,9 @@ class Pipeline:
                 result.name, result.path = job.name, job.path
                 if job in self._pixel_sizes:
                     result.style = result.style._replace(mpp=self._pixel_sizes[job])
-                writes.append((job, pool.submit(self._write, opened, result)))
-                while len(writes) > (0 if result.maps.size > MAX_PENDING_ELEMENTS else ahead):
+                writes.append((job, writers.submit(self._write, opened, result)))
+                num_pending = max(ahead, min(self._num_writers, MAX_PENDING_ELEMENTS // result.maps.size))
+                while len(writes) > (0 if result.maps.size > MAX_PENDING_ELEMENTS else num_pending):
                     self._finish(*writes.pop(0))
             for job, write in writes:
                 self._finish(job, write)
@@ -157,8 +165,9 @@ class Pipeline:
 
     def _bands_of(self, opened: _Opened) -> Bands | None:
         """Returns the bands of a slide that several processes predict, or that such a call has left."""
-        bands = self._ledger.bands(opened.job.name, opened.stamp)
-        return bands if opened.job in self._divided or bands.exist() else None
+        name = opened.job.name
+        is_in_bands = opened.job in self._divided or self._ledger.has_bands(name)
+        return self._ledger.bands(name, opened.stamp) if is_in_bands else None
 
     def _readable(
         self, pool: ThreadPoolExecutor, jobs: Sequence[Job], ahead: int
@@ -166,7 +175,7 @@ class Pipeline:
         """Yields the images that could be opened."""
         height, width = self._segmenter.predictor.image_size
         has_warned = self._segmenter.is_tiled
-        for job, opened in _read_ahead(pool, self._read, jobs, ahead=ahead):
+        for job, opened in _read_ahead(pool, self._read, fetch_ahead(jobs), ahead=ahead):
             if isinstance(opened, Exception):
                 self._fail(job, opened)
                 continue
@@ -235,6 +244,8 @@ class Pipeline:
         self._advance()
 
     def _leave_if_systemic(self, error: Exception) -> None:
+        if isinstance(error, StoreError):
+            raise StoreError(f"{error}\nFinished images are kept, the same command with --resume continues") from None
         if isinstance(error, OSError) and error.errno in SYSTEMIC_ERRORS:
             raise ConfigError(
                 f"{self._out}: {error.strerror}; finished images are kept, the same command with --resume continues"

@@ -20,6 +20,7 @@ from cervseg_jax.segmentation.nuclei import Nuclei, find_nuclei, label_nuclei
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
 from cervseg_jax.segmentation.scale import ImageScale
 from cervseg_jax.segmentation.uncertainty import uncertainty
+from cervseg_jax.storage.address import as_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +176,7 @@ class Result:
             names = DEFAULT_OUTPUTS if outputs is None else tuple(outputs)
         for name in names:
             lookup(OUTPUTS, name, key="outputs")
-        folder = Path(folder)
+        folder = as_path(folder)
         write_results(folder, self, names)
         return folder
 

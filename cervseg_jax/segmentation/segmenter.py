@@ -33,6 +33,7 @@ from cervseg_jax.segmentation.predict import Predictor, make_predictor, with_pad
 from cervseg_jax.segmentation.result import OutputStyle, Result, parse_colors
 from cervseg_jax.segmentation.scale import ImageScale, estimate_nucleus_px, image_scale, without_flat_areas
 from cervseg_jax.segmentation.tta import with_tta
+from cervseg_jax.storage.address import as_path
 
 Tag = TypeVar("Tag")
 
@@ -209,7 +210,7 @@ class Segmenter:
                 name = f"image_{index}"
                 yield (name, None), image_from_array(image, name=name, bit_depth=self.bit_depth)
             else:
-                path = Path(image)
+                path = as_path(image)
                 yield (path.stem, path), open_image(path, is_tiled=self.is_tiled, bit_depth=self.bit_depth)
 
 

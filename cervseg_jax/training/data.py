@@ -6,19 +6,22 @@ import numpy as np
 
 from cervseg_jax.choices import MaskRule
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import CheckedPairs, check_pairs
+from cervseg_jax.data.checks import CheckedPairs, check_pairs, stats_of_manifest
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.scale import DEFAULT_NUCLEUS_PX, scale_pairs, window_pairs
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.files import refuse_address
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.runs.bucket import local_copy
 from cervseg_jax.schema import Config, Scale
+from cervseg_jax.storage.address import Address
 
 
 def generate_data(config: Config, reporter: Reporter) -> None:
     """Generates the synthetic dataset if the config has one."""
     synthetic = config.data.synthetic
     if synthetic is not None:
+        refuse_address(config.data.root)
         from cervseg_jax.curation.dataset_folder import ensure_synthetic_dataset
 
         count = synthetic.train + synthetic.valid + synthetic.test
@@ -35,10 +38,12 @@ _RULE_TEXTS: Mapping[MaskRule, str] = {
 
 
 def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
-    """Finds all files and reads each of them once."""
+    """Finds all files and reads each of them once; the manifest alone where a dataset in a bucket has one."""
     found, problems = find_pairs(config.data)
-    checked = {}
-    for split, pairs in found.items():
+    # Of many files in a bucket, each is read when its turn comes. Those that may have to be left out are read first.
+    is_lazy = isinstance(config.data.root, Address) and config.data.on_bad_file == "fail"
+    checked = (stats_of_manifest(config.data.root, found) if is_lazy else None) or {}
+    for split, pairs in found.items() if not checked else ():
         with reporter.progress(f"reading {split}", len(pairs)) as advance:
             checked[split] = check_pairs(pairs, config.data, on_progress=advance)
         problems += checked[split].problems

@@ -8,6 +8,7 @@ from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_text
 from cervseg_jax.runs.bucket import is_address
+from cervseg_jax.storage.address import as_path
 from cervseg_jax.training.plan import plan_training
 
 VALID_SHARE = 0.25
@@ -29,6 +30,7 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Path:
       ConfigError: if there is no such folder, or `run_dir` is in a bucket.
       DataError: if files are bad.
     """
+    folder = as_path(folder)
     if not folder.is_dir():
         raise ConfigError(f"--data: no such folder: {folder}")
     if is_address(run_dir):

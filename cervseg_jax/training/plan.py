@@ -23,6 +23,7 @@ from cervseg_jax.pretrained_weights import FOLDER
 from cervseg_jax.runs.weights import read_contract
 from cervseg_jax.runtime.threads import map_files
 from cervseg_jax.schema import DataConfig
+from cervseg_jax.storage.address import as_path
 
 BASE = "pap"
 """Built-in weights that planned trainings start from."""
@@ -220,7 +221,7 @@ def plan_training(root: Path, *, reporter: Reporter) -> str:
       ConfigError: if folders are missing.
       DataError: if files are bad or there are no nuclei.
     """
-    root = root.absolute()
+    root = as_path(root).absolute()
     if not (root / "train" / "images").is_dir():
         raise ConfigError(f"{root}: is no dataset with train/images; `cervseg-jax prepare` makes one")
     return plan_text(plan_values(inspect_dataset(root, reporter=reporter), root), title=f"Planned for {root.name}")

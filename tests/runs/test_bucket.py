@@ -14,22 +14,10 @@ import pytest
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.extras import install_command
 from cervseg_jax.runs.bucket import local_copy
-from tests.bucket_server import Bucket
 from tests.helpers import COMMAND, assert_same_run, refused, rows_of, run
 from tests.runtime.test_distributed import COMPARED, end_of, start
 
 RUN = "gs://mine/runs/a"
-
-
-@pytest.fixture
-def bucket():
-    server = Bucket()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture

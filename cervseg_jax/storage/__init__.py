@@ -1,0 +1,1 @@
+"""Files in buckets and on web servers: addresses, requests, and a bounded cache on this machine's disk."""
