@@ -39,11 +39,8 @@ def make_embed(network: Network) -> Embed:
 
     def embed(image: np.ndarray, factor: float | None = None) -> np.ndarray:
         windows = windows_of(image, contract.image_size, factor)
-        return np.mean(
-            [np.asarray(features(network.params, network.model_state, window[None]))[0] for window in windows],
-            axis=0,
-            dtype=np.float32,
-        )
+        rows = [features(network.params, network.model_state, window[None])[0] for window in windows]
+        return np.asarray(np.mean(np.array(rows), axis=0), np.float32)
 
     return embed
 

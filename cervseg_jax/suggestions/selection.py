@@ -11,7 +11,7 @@ from cervseg_jax.typing import typechecked
 class Pick(NamedTuple):
     """A chosen image."""
 
-    index: int
+    candidate: int
     """Its position among the candidates."""
     distance: float
     """To the nearest image that is annotated, or was chosen before; see `select`."""
@@ -50,7 +50,7 @@ def select(
 
     Example:
       >>> features = np.array([[0.0], [0.1], [1.0]])
-      >>> [pick.index for pick in select(np.array([0.9, 0.8, 0.5]), features, features[:0], count=2)]
+      >>> [pick.candidate for pick in select(np.array([0.9, 0.8, 0.5]), features, features[:0], count=2)]
       [0, 2]
     """
     first = np.zeros(len(uncertainty), bool) if come_first is None else come_first
