@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import cv2
 import numpy as np
 
+from cervseg_jax.annotations.nuclei import Nucleus
 from cervseg_jax.annotations.outlines import Rings, rasterize
 from cervseg_jax.data.pairs import normalized, stem_of
 from cervseg_jax.errors import ConfigError, DataError
@@ -142,3 +144,26 @@ def labels_at(labels: np.ndarray, points: Sequence[Point]) -> set[int]:
     height, width = labels.shape
     places = [(math.floor(y), math.floor(x)) for x, y in points]
     return {int(labels[row, column]) for row, column in places if 0 <= row < height and 0 <= column < width} - {0}
+
+
+def remaining_nuclei(nuclei: Sequence[Nucleus], points: Sequence[Point]) -> list[Nucleus]:
+    """Returns the nuclei that cover none of the points."""
+    return [nucleus for nucleus in nuclei if not covers(nucleus.rings, points)]
+
+
+def remaining_labels(labels: np.ndarray, points: Sequence[Point], *, has_instances: bool = True) -> np.ndarray:
+    """Returns a label map or mask without the nuclei that cover points.
+
+    Args:
+      labels: integers [h, w].
+      points: see `ImageDecisions.rejected`.
+      has_instances: whether touching nuclei have different values; in a mask, the connected component is removed.
+
+    Example:
+      >>> remaining_labels(np.array([[1, 0, 2]]), [(2.5, 0.5)]).tolist()
+      [[1, 0, 0]]
+    """
+    if not points:
+        return labels
+    nuclei = labels if has_instances else cv2.connectedComponents((labels > 0).astype(np.uint8), connectivity=4)[1]
+    return np.where(np.isin(nuclei, list(labels_at(nuclei, points))), 0, labels).astype(labels.dtype)

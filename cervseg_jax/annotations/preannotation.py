@@ -96,18 +96,21 @@ def state_of(path: Path, suggestion: Suggestion | None) -> str:
       suggestion: what was written; None for a file that is not of `suggest`.
 
     Returns:
-      "corrected" if its outlines differ from what was written, or nothing was; "checked" if the flag says so; else
-      "untouched".
-
-    Raises:
-      DataError: if the file cannot be read.
+      "corrected" if its outlines differ from what was written, nothing was written, or it is damaged; "checked" if they
+      are as written and the flag is set; else "untouched".
     """
-    document = parse_json(read_bytes(path), source=path)
-    if suggestion is None or not is_labelme(document):
+    if suggestion is None or not holds_outlines(path, *suggestion.written.split()):
         return "corrected"
-    if outlines_digest(parse_labelme(document, source=path)) not in suggestion.written.split():
-        return "corrected"
-    return "checked" if is_checked(document) else "untouched"
+    return "checked" if is_checked(parse_json(read_bytes(path), source=path)) else "untouched"
+
+
+def holds_outlines(path: Path, *digests: str) -> bool:
+    """Whether a file is LabelMe JSON whose outlines have one of the digests, see `outlines_digest`."""
+    try:
+        document = parse_json(read_bytes(path), source=path)
+        return is_labelme(document) and outlines_digest(parse_labelme(document, source=path)) in digests
+    except DataError:
+        return False
 
 
 def is_checked(document: Mapping[str, Any]) -> bool:

@@ -63,7 +63,8 @@ def extend_dataset(
         )
     if added.records:
         write_statistics(dataset.absolute(), dataset.absolute(), progress=reporter.progress)
-    reporter.info(f"added to train: {len(added.records)} images, {count_nuclei(added.records)}")
+    counts = f", {count_nuclei(added.records)}" if added.records else ""
+    reporter.info(f"added to train: {len(added.records)} images{counts}")
     for refusal in added.refused:
         reporter.warn(refusal)
     if added.refused:

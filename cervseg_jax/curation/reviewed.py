@@ -4,14 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
-from cervseg_jax.annotations.decisions import Decisions, ImageDecisions, Point, covers, labels_at
-from cervseg_jax.annotations.nuclei import Nucleus
+from cervseg_jax.annotations.decisions import Decisions, ImageDecisions
 from cervseg_jax.annotations.preannotation import CHECKED, Suggestion, state_of
 from cervseg_jax.curation.collect import SourceImage
-from cervseg_jax.errors import DataError, first_few
+from cervseg_jax.errors import first_few
 
 
 class Review(NamedTuple):
@@ -77,32 +73,4 @@ def _decided(item: SourceImage, suggestion: Suggestion | None, decisions: Decisi
 
 
 def _is_untouched(item: SourceImage, suggestion: Suggestion | None) -> bool:
-    if item.kind != "labelme" or suggestion is None:
-        return False
-    try:
-        return state_of(item.annotation_path, suggestion) == "untouched"
-    except DataError:
-        return False  # reading the annotation reports the damage
-
-
-def without_rejected_nuclei(nuclei: Sequence[Nucleus], points: Sequence[Point]) -> list[Nucleus]:
-    """Returns the nuclei that cover none of the points."""
-    return [nucleus for nucleus in nuclei if not covers(nucleus.rings, points)]
-
-
-def without_rejected_labels(labels: np.ndarray, points: Sequence[Point], *, has_instances: bool = True) -> np.ndarray:
-    """Returns a label map or mask without the nuclei that cover points.
-
-    Args:
-      labels: integers [h, w].
-      points: see `ImageDecisions.rejected`.
-      has_instances: whether touching nuclei have different values; in a mask, the connected component is removed.
-
-    Example:
-      >>> without_rejected_labels(np.array([[1, 0, 2]]), [(2.5, 0.5)]).tolist()
-      [[1, 0, 0]]
-    """
-    if not points:
-        return labels
-    nuclei = labels if has_instances else cv2.connectedComponents((labels > 0).astype(np.uint8), connectivity=4)[1]
-    return np.where(np.isin(nuclei, list(labels_at(nuclei, points))), 0, labels).astype(labels.dtype)
+    return item.kind == "labelme" and state_of(item.annotation_path, suggestion) == "untouched"

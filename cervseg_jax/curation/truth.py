@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cervseg_jax.annotations.decisions import remaining_labels, remaining_nuclei
 from cervseg_jax.annotations.nuclei import Nucleus, select_nuclei
 from cervseg_jax.annotations.objects import Note
 from cervseg_jax.annotations.reader import read_annotation
 from cervseg_jax.choices import Crowd, MaskRule
 from cervseg_jax.curation.collect import SourceImage
-from cervseg_jax.curation.reviewed import without_rejected_labels, without_rejected_nuclei
 from cervseg_jax.data.decode import read_bytes, read_mask
 from cervseg_jax.data.label_files import read_labels
 
@@ -52,16 +52,16 @@ def read_truth(item: SourceImage, *, mask_rule: MaskRule, labels: tuple[str, ...
     if item.kind == "masks":
         mask, num_levels = read_mask(item.annotation_path, rule=mask_rule)
         notes = [Note(_LEVELS[mask_rule], str(item.annotation_path))] if num_levels > 2 else []
-        labels_of_mask = without_rejected_labels(mask.astype(np.int32), item.rejected, has_instances=False)
+        labels_of_mask = remaining_labels(mask.astype(np.int32), item.rejected, has_instances=False)
         return Truth(labels=labels_of_mask, has_instances=False, stated_size=_size(mask), notes=notes)
     if item.kind in LABEL_KINDS:
         values, _ = read_labels(item.annotation_path, rule=mask_rule)
-        return Truth(labels=without_rejected_labels(values, item.rejected), stated_size=_size(values))
+        return Truth(labels=remaining_labels(values, item.rejected), stated_size=_size(values))
     annotation = item.annotation
     if annotation is None:
         annotation = read_annotation(read_bytes(item.annotation_path), source=item.annotation_path)
     nuclei, counts, notes = select_nuclei(annotation, labels=labels, crowd=crowd)
-    nuclei = without_rejected_nuclei(nuclei, item.rejected)
+    nuclei = remaining_nuclei(nuclei, item.rejected)
     return Truth(nuclei, None, True, annotation.size, counts, notes, annotation.problems)
 
 

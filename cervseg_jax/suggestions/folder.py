@@ -4,29 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
-from cervseg_jax.annotations.labelme import LabeledOutline, is_labelme, labelme_document, parse_labelme
+from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document, parse_labelme
 from cervseg_jax.annotations.objects import parse_json
-from cervseg_jax.annotations.outlines import Ring
-from cervseg_jax.annotations.polygons import Polygon
+from cervseg_jax.annotations.polygons import Polygon, simplified
 from cervseg_jax.annotations.preannotation import (
     CHECKED,
     SUGGESTIONS,
     Suggestion,
-    is_checked,
+    holds_outlines,
     outlines_digest,
     read_suggestions,
+    state_of,
     write_suggestions,
 )
-from cervseg_jax.data.decode import read_bytes
 from cervseg_jax.data.pairs import stem_of
-from cervseg_jax.errors import ConfigError, DataError
+from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_bytes, write_text
-
-TOLERANCE_PX = 0.8
-"""Corners that move an outline by less are left out: outlines along pixel edges have too many to be edited."""
 
 
 class Prepared(NamedTuple):
@@ -79,20 +72,6 @@ def preannotation(
     return text, outlines_digest(parse_labelme(document, source=Path(image_path)))
 
 
-def simplified(ring: Ring) -> np.ndarray:
-    """Returns a ring with fewer corners, none further than `TOLERANCE_PX` from it.
-
-    Reference: Douglas and Peucker 1973, doi:10.3138/FM57-6770-U75U-7727.
-
-    Example:
-      >>> stairs = np.array([[0, 0], [2, 0], [2, 1], [3, 1], [3, 2], [4, 2], [4, 6], [0, 6.0]])
-      >>> len(simplified(stairs))
-      5
-    """
-    corners = cv2.approxPolyDP(np.asarray(ring, np.float32)[:, None], TOLERANCE_PX, True)[:, 0]
-    return corners.astype(np.float64) if len(corners) >= 3 else np.asarray(ring, np.float64)
-
-
 def write_folder(out: Path, images: Sequence[Prepared], earlier: dict[str, Suggestion]) -> Written:
     """Writes pictures, annotations and the list. An annotation that a person has touched is never written over.
 
@@ -130,23 +109,10 @@ def write_folder(out: Path, images: Sequence[Prepared], earlier: dict[str, Sugge
     for image, suggestion in zip(images, merged, strict=True):
         path = out / f"{Path(suggestion.image).stem}.json"
         write_bytes(out / suggestion.image, image.picture, durable=False)
-        if path.exists() and _is_touched(path, suggestion, image.annotation):
+        state = state_of(path, suggestion) if path.exists() else "missing"
+        if state in ("corrected", "checked"):
             kept.append(path.name)
-        else:
+        elif state == "missing" or not holds_outlines(path, image.suggestion.written):
             write_text(path, image.annotation)
             num_written += 1
     return Written(num_written, kept)
-
-
-def _is_touched(path: Path, suggestion: Suggestion, text: str) -> bool:
-    """Whether a person has changed an annotation file, ticked its flag, or made it."""
-    data = read_bytes(path)
-    if data == text.encode():
-        return False
-    try:
-        document = parse_json(data, source=path)
-    except DataError:
-        return True
-    if not is_labelme(document) or is_checked(document):
-        return True
-    return outlines_digest(parse_labelme(document, source=path)) not in suggestion.written.split()
