@@ -142,7 +142,12 @@ class LabeledOutline(NamedTuple):
 
 
 def labelme_document(
-    nuclei: Sequence[LabeledOutline], *, image_path: str, shape: tuple[int, int], decimals: int = 3
+    nuclei: Sequence[LabeledOutline],
+    *,
+    image_path: str,
+    shape: tuple[int, int],
+    decimals: int = 3,
+    flags: Mapping[str, bool] | None = None,
 ) -> str:
     """Returns the JSON text of a LabelMe file with the nuclei as polygons.
 
@@ -152,6 +157,7 @@ def labelme_document(
       shape: height and width of the image.
       decimals: digits after the decimal point. Reading the file restores the same pixels if no pixel center is closer
         to an outline than the rounding error.
+      flags: flags of the image, which LabelMe shows as check boxes.
 
     Returns:
       JSON text.
@@ -161,7 +167,8 @@ def labelme_document(
         for index, nucleus in enumerate(nuclei, start=1)
         for ring in nucleus.rings
     ]
-    return json.dumps(_head(image_path=image_path, shape=shape) | {"shapes": shapes}, indent=1)
+    head = _head(image_path=image_path, shape=shape) | {"flags": dict(flags or {})}
+    return json.dumps(head | {"shapes": shapes}, indent=1)
 
 
 def labelme_with_masks(

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from cervseg_jax.annotations.outlines import Ring, rasterize, signed_area, trace
@@ -48,3 +49,21 @@ def _contains(outer: np.ndarray, hole: np.ndarray) -> bool:
     own = rasterize([outer - (x, y)], shape=(height, width))
     row, column = row - own.top, column - own.left
     return 0 <= row < own.inside.shape[0] and 0 <= column < own.inside.shape[1] and bool(own.inside[row, column])
+
+
+TOLERANCE_PX = 0.8
+"""Corners that move an outline by less are left out by `simplified`."""
+
+
+def simplified(ring: Ring) -> np.ndarray:
+    """Returns a ring with fewer corners, none further than `TOLERANCE_PX` from it: for drawing, and for editing.
+
+    Reference: Douglas and Peucker 1973, doi:10.3138/FM57-6770-U75U-7727.
+
+    Example:
+      >>> stairs = np.array([[0, 0], [2, 0], [2, 1], [3, 1], [3, 2], [4, 2], [4, 6], [0, 6.0]])
+      >>> len(simplified(stairs))
+      5
+    """
+    corners = cv2.approxPolyDP(np.asarray(ring, np.float32)[:, None], TOLERANCE_PX, True)[:, 0]
+    return corners.astype(np.float64) if len(corners) >= 3 else np.asarray(ring, np.float64)

@@ -25,6 +25,7 @@ from cervseg_jax.cli import (
     recipes,
     report,
     stats,
+    suggest,
     synth,
     train,
 )
@@ -90,6 +91,7 @@ _register(eval.evaluate, eval.EXAMPLE, name="eval")
 _register(compare.compare, compare.EXAMPLE)
 _register(infer.infer, infer.EXAMPLE)
 _register(merge.merge, merge.EXAMPLE)
+_register(suggest.suggest, suggest.EXAMPLE)
 _register(report.report, report.EXAMPLE)
 _register(export.export, export.EXAMPLE)
 _register(synth.synth, synth.EXAMPLE, loads="opencv")

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cervseg_jax.cli.options import Ensemble, OtherData, Overrides, Quiet, RunArgument, Split, Tiled, tiled_setting
+from cervseg_jax.cli.options import (
+    DecisionsOption,
+    Ensemble,
+    OtherData,
+    Overrides,
+    Quiet,
+    RunArgument,
+    Split,
+    Tiled,
+    tiled_setting,
+)
 from cervseg_jax.metrics.catalog import shown
 
 EXAMPLE = "cervseg-jax eval runs/quickstart --split test"
@@ -21,6 +31,7 @@ def evaluate(
     allow_trained: Annotated[
         bool, typer.Option("--allow-trained", help="Score images although the run was trained on them.")
     ] = False,
+    decisions: DecisionsOption = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -44,6 +55,7 @@ def evaluate(
                 overrides=(*tiled_setting(tiled), *(overrides or [])),
                 members=tuple(other.folder for other in others),
                 allow_trained=allow_trained,
+                decisions=decisions,
             )
             summary, folder = score_run(request, reporter=reporter)
             for line in _summary_lines(summary):

@@ -175,6 +175,14 @@ Coordinator = Annotated[
 ]
 NumProcesses = Annotated[int | None, typer.Option(min=1, max=65_536, help="Number of processes; with --coordinator.")]
 ProcessId = Annotated[int | None, typer.Option(min=0, max=65_535, help="Index of this process; with --coordinator.")]
+DecisionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--decisions",
+        metavar="FILE",
+        help="decisions.json of a reviewing page: rejected images and nuclei are left out.",
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, NearDuplicates, OnBadFile, Padding
-from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, Quiet, fraction
+from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, DecisionsOption, Quiet, fraction
 from cervseg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,18 @@ SourceArgument = Annotated[
         help="A folder of images with LabelMe, COCO or GeoJSON files, masks or instance labels; or CNSeg.",
     ),
 ]
-OutOption = Annotated[Path, typer.Option(metavar="DATASET", help="A new folder for the dataset.")]
+OutOption = Annotated[Path | None, typer.Option(metavar="DATASET", help="A new folder for the dataset.")]
+AddToOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DATASET",
+        help="Add the images to the training split of this dataset instead, with its size and classes. Images whose "
+        "source or near-duplicate is in valid or test are refused.",
+    ),
+]
+AcceptUnchanged = Annotated[
+    bool, typer.Option("--accept-unchanged", help="Also take annotations of `suggest` that nobody has looked at.")
+]
 PaddingOption = Annotated[Padding, typer.Option(help="Pad images to a square before resizing.")]
 SizeOption = Annotated[
     tuple[int, int] | None,
@@ -97,7 +108,8 @@ StyleOption = Annotated[
 
 def prepare(
     source: SourceArgument,
-    out: OutOption,
+    out: OutOption = None,
+    add_to: AddToOption = None,
     padding: PaddingOption = "none",
     size: SizeOption = None,
     tile: TileOption = None,
@@ -116,6 +128,8 @@ def prepare(
     folds: NumFolds = 0,
     fold: FoldIndex = 0,
     variants: NumVariants = 0,
+    accept_unchanged: AcceptUnchanged = False,
+    decisions: DecisionsOption = None,
     on_bad_file: OnBadFileOption = "fail",
     style: StyleOption = "sound",
     quiet: Quiet = False,
@@ -125,10 +139,14 @@ def prepare(
     The dataset is split by source and has masks and, if the annotations allow it, instance labels.
     """
     _check_folds(folds, fold)
+    if (out is None) == (add_to is None):
+        raise ConfigError("prepare: needs either --out, for a new dataset, or --add-to, for one that is there")
+    if style == "reference" and (out is None or decisions is not None or accept_unchanged):
+        raise ConfigError("--style: reference makes a new dataset, without --add-to, --decisions or --accept-unchanged")
     from cervseg_jax.console import Reporter, short_path
 
     reporter = Reporter(quiet=quiet)
-    if style == "reference":
+    if style == "reference" and out is not None:
         _prepare_reference(source, out, seed=seed, reporter=reporter)
         return
     from cervseg_jax.curation.geometry import Geometry
@@ -153,10 +171,18 @@ def prepare(
         variants=variants,
         on_bad_file=on_bad_file,
     )
-    from cervseg_jax.curation.dataset import make_dataset
+    from cervseg_jax.annotations.decisions import read_decisions
+    from cervseg_jax.curation.dataset import extend_dataset, make_dataset
+    from cervseg_jax.curation.reviewed import Review
+    from cervseg_jax.curation.stored import refuse_settings_of_dataset
 
-    make_dataset(source, out, recipe, reporter=reporter)
-    reporter.info(f"next: cervseg-jax train --data {short_path(out)}")
+    review = Review(accept_unchanged, None if decisions is None else read_decisions(decisions))
+    if out is not None:
+        make_dataset(source, out, recipe, review, reporter=reporter)
+        reporter.info(f"next: cervseg-jax train --data {short_path(out)}")
+    elif add_to is not None:
+        refuse_settings_of_dataset(recipe)
+        extend_dataset(source, add_to, recipe, review, reporter=reporter)
 
 
 def _check_folds(folds: int, fold: int) -> None:

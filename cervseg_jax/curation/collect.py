@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cervseg_jax.annotations.coco import is_coco, read_coco
+from cervseg_jax.annotations.decisions import Point
 from cervseg_jax.annotations.objects import Annotation, parse_json
 from cervseg_jax.choices import AnnotationKind
 from cervseg_jax.curation.pairing import (
@@ -46,6 +47,10 @@ class SourceImage(NamedTuple):
     annotation_path: Path
     annotation: Annotation | None = None
     """Already read, for formats that keep all images in one file."""
+    rejected: tuple[Point, ...] = ()
+    """Points of nuclei that a person has rejected."""
+    source_stem: str = ""
+    """Stem of the image that this one was cut from; empty for a whole image."""
 
 
 class Collected(NamedTuple):

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cervseg_jax.annotations.objects import Note, tally
+from cervseg_jax.annotations.preannotation import read_suggestions
 from cervseg_jax.curation.build import build_source, relative_path
 from cervseg_jax.curation.collect import collect, files_left_out
 from cervseg_jax.curation.recipe import Assignment, Recipe, ScannedImage
+from cervseg_jax.curation.reviewed import NO_REVIEW, Review, apply_review
 from cervseg_jax.curation.scan import check_labels, scan_image, tell_masks_from_labels
 from cervseg_jax.curation.similarity import describe_joins, join_groups, near_pairs
 from cervseg_jax.curation.workspace import Workspace
@@ -52,6 +54,7 @@ def prepare(
     progress: Callable[[str, int], Any],
     is_resumed: Callable[[], None],
     summarize: Callable[[], object] = lambda: None,
+    review: Review = NO_REVIEW,
 ) -> Prepared:
     """Makes a dataset, or continues an interrupted call.
 
@@ -64,6 +67,7 @@ def prepare(
       progress: `progress(title, total)` is a context manager that yields a function to call after each image.
       is_resumed: called if earlier work is continued.
       summarize: called when all files are written; a call that is killed before its end repeats it.
+      review: rejected images and nuclei, and pre-annotations that nobody has looked at, are left out.
 
     Returns:
       The records of all files, what was left out, warnings and remarks.
@@ -79,6 +83,7 @@ def prepare(
     workspace = Workspace(out, _metadata(source, recipe))
     is_continued = workspace.is_begun()
     images, problems, remarks = collect(source, kind=recipe.annotations)
+    images, left_out = apply_review(images, read_suggestions(source), review)
     with progress("reading", len(images)) as advance:
         scanned = map_files(lambda item: scan_image(item, recipe), images, on_progress=advance, problems=problems)
     problems += [problem for entry in scanned for problem in entry.problems]
@@ -114,7 +119,7 @@ def prepare(
     write_json(out / DATASET_FILE, finished)
     summarize()
     workspace.finish()
-    notes += [*files_left_out(images), *build_notes]
+    notes += [*left_out, *files_left_out(images), *build_notes]
     if not any(record.foreground for record in records):
         notes.append("no image has a nucleus")
     return Prepared(records, problems, notes, remarks + found_masks)
@@ -151,10 +156,11 @@ def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, 
       DataError: if there are too few of them.
     """
     stems = [entry.item.stem for entry in scanned]
+    sources = [entry.item.source_stem or entry.item.stem for entry in scanned]
     if recipe.groups_csv is not None:
-        names = [row["group"] for row in groups_from_csv(stems, recipe.groups_csv)]
+        names = [row["group"] for row in groups_from_csv(sources, recipe.groups_csv)]
     else:
-        names = groups_by_pattern(stems, recipe.group_pattern, key="--group-pattern")
+        names = groups_by_pattern(sources, recipe.group_pattern, key="--group-pattern")
     joined = ""
     if recipe.keep_near_duplicates_together:
         alike = near_pairs(np.stack([entry.hashes for entry in scanned]))

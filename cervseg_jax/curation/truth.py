@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cervseg_jax.annotations.decisions import remaining_labels, remaining_nuclei
 from cervseg_jax.annotations.nuclei import Nucleus, select_nuclei
 from cervseg_jax.annotations.objects import Note
 from cervseg_jax.annotations.reader import read_annotation
@@ -34,7 +35,7 @@ class Truth(NamedTuple):
 
 
 def read_truth(item: SourceImage, *, mask_rule: MaskRule, labels: tuple[str, ...] = (), crowd: Crowd = "drop") -> Truth:
-    """Reads the annotation of an image.
+    """Reads the annotation of an image, without nuclei that a person has rejected.
 
     Args:
       item: the image.
@@ -51,14 +52,16 @@ def read_truth(item: SourceImage, *, mask_rule: MaskRule, labels: tuple[str, ...
     if item.kind == "masks":
         mask, num_levels = read_mask(item.annotation_path, rule=mask_rule)
         notes = [Note(_LEVELS[mask_rule], str(item.annotation_path))] if num_levels > 2 else []
-        return Truth(labels=mask.astype(np.int32), has_instances=False, stated_size=_size(mask), notes=notes)
+        labels_of_mask = remaining_labels(mask.astype(np.int32), item.rejected, has_instances=False)
+        return Truth(labels=labels_of_mask, has_instances=False, stated_size=_size(mask), notes=notes)
     if item.kind in LABEL_KINDS:
         values, _ = read_labels(item.annotation_path, rule=mask_rule)
-        return Truth(labels=values, stated_size=_size(values))
+        return Truth(labels=remaining_labels(values, item.rejected), stated_size=_size(values))
     annotation = item.annotation
     if annotation is None:
         annotation = read_annotation(read_bytes(item.annotation_path), source=item.annotation_path)
     nuclei, counts, notes = select_nuclei(annotation, labels=labels, crowd=crowd)
+    nuclei = remaining_nuclei(nuclei, item.rejected)
     return Truth(nuclei, None, True, annotation.size, counts, notes, annotation.problems)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cervseg_jax.annotations.decisions import Decisions, remaining_labels
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.pairs import Pair
@@ -41,6 +42,7 @@ def score_images(
     *,
     with_nuclei: bool = True,
     folder: Path | None = None,
+    decisions: Decisions | None = None,
 ) -> ImageScores:
     """Predicts and scores images in their own size.
 
@@ -51,6 +53,7 @@ def score_images(
       reporter: for progress.
       with_nuclei: score nuclei where there are instance labels.
       folder: receives the predictions; None: they are not written.
+      decisions: of a reviewing page; rejected nuclei are left out of the truth.
     """
     pixels: list[PixelScores] = []
     uncertainties: list[float] = []
@@ -61,14 +64,13 @@ def score_images(
     images = ((pair, read_image(pair.image_path, bit_depth=config.data.bit_depth)) for pair in pairs)
     with reporter.progress("scoring", len(pairs)) as advance:
         for pair, result in segmenter.predict(images, scratch=folder):
-            mask = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
+            mask, instances = _read_truth(pair, config, decisions, with_instances=with_nuclei)
             pixels.append(score_pixels(np.asarray(result.probabilities, np.float32), mask, predicted=result.mask))
             uncertainties.append(result.uncertainty)
-            has_instances = with_nuclei and pair.instances_path is not None
-            if has_instances:
-                nuclei.append(score_nuclei(read_instances(pair, mask.shape), result.labels))
+            if instances is not None:
+                nuclei.append(score_nuclei(instances, result.labels))
             if folder:
-                _write_prediction(folder, pair.stem, result, with_labels=has_instances)
+                _write_prediction(folder, pair.stem, result, with_labels=instances is not None)
             advance()
     return ImageScores(
         join_pixel_scores(pixels),
@@ -76,6 +78,22 @@ def score_images(
         join_nucleus_scores(nuclei) if nuclei else None,
         np.array([pair.instances_path is not None for pair in pairs]),
     )
+
+
+def _read_truth(
+    pair: Pair, config: Config, decisions: Decisions | None, *, with_instances: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns mask and instance labels of a pair, the latter where there are any, without rejected nuclei."""
+    mask = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
+    instances = read_instances(pair, mask.shape) if pair.instances_path is not None else None
+    decided = None if decisions is None else decisions.about(pair.image_path)
+    points = [] if decided is None else decided.rejected()
+    if points and instances is None:
+        mask = remaining_labels(mask, points, has_instances=False)
+    elif points and instances is not None:
+        kept = remaining_labels(instances, points)
+        mask, instances = np.where((instances > 0) & (kept == 0), np.uint8(0), mask), kept
+    return mask, instances if with_instances else None
 
 
 def _write_prediction(folder: Path, stem: str, result: Result, *, with_labels: bool) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cervseg_jax.annotations.decisions import read_decisions
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.batch import batch_sharding
 from cervseg_jax.data.checks import check_pairs
@@ -28,7 +29,7 @@ from cervseg_jax.evaluation.nuclei import columns_of as nucleus_columns
 from cervseg_jax.evaluation.nuclei import summarize_nuclei, write_nuclei_per_image
 from cervseg_jax.evaluation.pictures import write_sheets
 from cervseg_jax.evaluation.pixels import columns_of, summarize_pixels, tuned_threshold
-from cervseg_jax.evaluation.split import EvalSplit, choose_split, refuse_seen_images
+from cervseg_jax.evaluation.split import EvalSplit, choose_split, refuse_seen_images, without_rejected
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
 from cervseg_jax.files import make_folder, remove_stale_temporaries, write_json, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
@@ -61,6 +62,8 @@ class ScoreRequest:
     """Further runs, whose predictions are averaged with those of `run`."""
     allow_trained: bool = False
     """Score images that a run was trained on; the run's own training split is always allowed."""
+    decisions: Path | None = None
+    """File of a reviewing page: rejected images are not scored, and rejected nuclei are left out of the truth."""
 
 
 class Evaluation(NamedTuple):
@@ -90,18 +93,20 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     run, members = request.run, (request.run, *request.members)
     config = load_run_config(run, request.overrides)
     require_devices(config.runtime)
+    decisions = None if request.decisions is None else read_decisions(request.decisions)
     split = choose_split(config, request.split, request.data, reporter)
+    if decisions is not None:
+        split = without_rejected(split, decisions, reporter)
     allowed = request.allow_trained or (request.split == "train" and request.data is None)
     seen = [refuse_seen_images(member, split, allow=allowed, reporter=reporter) for member in members]
     segmenter = load_segmenter(members, config)
     contract = segmenter.networks[0].contract
     trained = {"image_size": contract.image_size, "heads": contract.heads}
     config = config.model_copy(update={"model": config.model.model_copy(update=trained)})
-    folder = make_folder(
-        results_folder(run) / "eval" / _folder_name(split, config, load_run_config(run), request.members)
-    )
+    name = _folder_name(split, config, load_run_config(run), request.members)
+    folder = make_folder(results_folder(run) / "eval" / (name if decisions is None else f"{name}-reviewed"))
     remove_stale_temporaries(folder)
-    scores = score_images(segmenter, split.pairs, config, reporter, folder=folder)
+    scores = score_images(segmenter, split.pairs, config, reporter, folder=folder, decisions=decisions)
     is_fixed = segmenter.postprocessing.threshold_rule == "fixed"
     summary: dict[str, Any] = {
         "command": shlex.join(["cervseg-jax", *sys.argv[1:]]),
@@ -114,7 +119,7 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
         "threshold": segmenter.postprocessing.threshold if is_fixed else None,
         "threshold_rule": segmenter.postprocessing.threshold_rule,
     }
-    if not request.members:
+    if not request.members and decisions is None:  # the batches know nothing of rejected nuclei
         summary |= _batch_scores(segmenter.networks[0], config, _network_pairs(split, config, contract), reporter)
         rows = [[key, f"{summary[key]:.4f}"] for key in ("loss", "dice_coef")]
         write_text(folder / "evaluation.csv", csv_text([], rows))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cervseg_jax.annotations.decisions import Decisions
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import PairStats, check_pairs
 from cervseg_jax.data.manifest import read_manifest
@@ -71,6 +72,28 @@ def choose_split(config: Config, split: str, data: Path | None, reporter: Report
     for problem in problems + checked.problems:
         reporter.warn(problem)
     return EvalSplit(name, split, checked.stats, _metadata_rows(section, split, checked.stats))
+
+
+def without_rejected(split: EvalSplit, decisions: Decisions, reporter: Reporter) -> EvalSplit:
+    """Returns the images that were not rejected on a reviewing page, and says which were.
+
+    Raises:
+      DataError: if none is left.
+    """
+    kept, rejected = [], []
+    for index, item in enumerate(split.stats):
+        decided = decisions.about(item.pair.image_path)
+        if decided is not None and decided.verdict == "rejected":
+            rejected.append(item.pair.stem)
+        else:
+            kept.append(index)
+    if rejected:
+        reporter.info(f"rejected in review and not scored: {len(rejected)} images ({first_few(rejected, limit=5)})")
+    if not kept:
+        raise DataError(f"{decisions.path}: rejects all images of {split.name}")
+    return split._replace(
+        stats=[split.stats[index] for index in kept], metadata=[split.metadata[index] for index in kept]
+    )
 
 
 def refuse_seen_images(run: Path, split: EvalSplit, *, allow: bool, reporter: Reporter) -> int | None:

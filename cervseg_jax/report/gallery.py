@@ -13,6 +13,7 @@ from cervseg_jax.data.resize import resize_image, resize_mask
 from cervseg_jax.errors import DataError
 from cervseg_jax.metrics.catalog import View, shown
 from cervseg_jax.report.pictures import fitting_size, jpeg_uri, layers, png_uri, thumbnail
+from cervseg_jax.report.review import review_entry
 from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, epoch_folders, number
 from cervseg_jax.schema import DataConfig
 
@@ -75,6 +76,7 @@ def inferred_images(
             entry["thumbnail"] = thumbnail(image, None, np.asarray(mask, np.uint8))
             if index in layered:
                 entry["layers"] = layers(image, None, np.asarray(mask, np.uint8), None, labels)
+                entry["review"] = review_entry(image, labels, file=Path(row["file"]))
         except DataError:
             pass  # Files were moved or deleted, or the image is too large to be decoded whole.
         entries.append(entry)

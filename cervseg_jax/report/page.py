@@ -1,12 +1,14 @@
 """Writes the report page and the cards of a run, or the page of an inference folder."""
 
 import importlib.resources
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import write_text
+from cervseg_jax.files import sha256_of, write_text
 from cervseg_jax.pages import page
 from cervseg_jax.report import gallery, sections
 from cervseg_jax.report.cards import data_card, model_card
@@ -78,17 +80,24 @@ def _inference_page(inference: InferenceData, num_layered: int, reporter: Report
     with reporter.progress("pictures", len(inference.rows)) as advance:
         images = gallery.inferred_images(inference, num_layered=num_layered, on_progress=advance)
     parts = [("Summary", sections.inference_summary(inference))]
+    if any("review" in image for image in images):
+        parts.append(("Review", sections.review_section()))
     if images:
         parts.append(("Images", _gallery(images, len(inference.rows), outlines="prediction pink")))
     parts.append(("Limits", sections.limits_section()))
     values = {"history": {}, "best": 0, "drops": [], "epochs": None, "images": images}
     values["scores"] = gallery.score_texts("inference")
-    return _page(f"Inference: {inference.folder.name}", "", parts, values)
+    files = json.dumps([[row["image"], row["file"]] for row in inference.rows])
+    values["review"] = {"id": sha256_of(files.encode())[:16], "folder": str(inference.folder)}
+    return _page(f"Inference: {inference.folder.name}", "", parts, values, assets=("report", "review"))
 
 
-def _page(title: str, lead: str, parts: list[tuple[str, str]], values: dict[str, Any]) -> str:
-    script = f"{gallery.embedded('page-data', values)}<script>\n{_asset('report.js')}</script>"
-    return page(title, lead, parts, style=_asset("report.css"), script=script)
+def _page(
+    title: str, lead: str, parts: list[tuple[str, str]], values: dict[str, Any], *, assets: Sequence[str] = ("report",)
+) -> str:
+    code = "".join(f"<script>\n{_asset(f'{name}.js')}</script>" for name in assets)
+    style = "".join(_asset(f"{name}.css") for name in assets)
+    return page(title, lead, parts, style=style, script=gallery.embedded("page-data", values) + code)
 
 
 def _gallery(images: list[dict[str, Any]], total: int, *, outlines: str) -> str:

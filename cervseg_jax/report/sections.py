@@ -8,6 +8,7 @@ from typing import Any
 from cervseg_jax.metrics.catalog import shown
 from cervseg_jax.pages import table
 from cervseg_jax.report.charts import reliability_chart
+from cervseg_jax.report.review import HELP
 from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, split_counts
 from cervseg_jax.report.verdict import RESEARCH_ONLY, format_score, inference_verdict, verdict
 
@@ -40,6 +41,18 @@ def inference_summary(inference: InferenceData) -> str:
     if inference.failed:
         text += table(["file", "reason"], [[row["file"], row["reason"]] for row in inference.failed])
     return text
+
+
+def review_section() -> str:
+    """Keys and rules of the reviewing section, whose script fills the container."""
+    keys = "".join(f"<li><kbd>{html.escape(key)}</kbd> {html.escape(text)}</li>" for key, text in HELP)
+    return (
+        "<p>Decisions stay in this browser as a draft until they are saved as <code>decisions.json</code>, which "
+        "<code>suggest</code>, <code>prepare</code> and <code>eval</code> read with <code>--decisions</code>: rejected "
+        "images and nuclei are left out, flagged images are suggested first, and accepted pre-annotations count as "
+        "looked at.</p>"
+        f'<ul id="review-keys" aria-label="keys, while the picture has the focus">{keys}</ul><div id="review"></div>'
+    )
 
 
 def scores_section(evaluations: Sequence[Evaluation]) -> str:

@@ -97,7 +97,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def press(self, key, *, text=None):
+    def press(self, key, *, text=None, shift=False):
         """Presses a key where the focus is."""
         codes = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, " ": 32}
         facts = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
@@ -105,6 +105,8 @@ class Browser:
             text = "\r"
         elif len(key) == 1:
             text = key
+        if shift:
+            facts["modifiers"] = 8
         self.call("Input.dispatchKeyEvent", type="keyDown", **facts, **({"text": text} if text else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **facts)
 
