@@ -68,6 +68,11 @@ def open_image(
     return Slide(path, bit_depth=bit_depth)
 
 
+def plane_of(image: ImageLike) -> str:
+    """Returns which plane of a stack was read, such as "3 of 5"; "" for images that are none."""
+    return getattr(image, "plane", "")
+
+
 def close_image(image: ImageLike) -> None:
     """Closes the file of a slide; does nothing for an array."""
     close: Any = getattr(image, "close", None)

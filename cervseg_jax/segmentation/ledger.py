@@ -32,13 +32,19 @@ _FILE = IMAGE_COLUMNS.index("file")
 
 
 def file_stamp(path: Path) -> list[str]:
-    """Returns size in bytes and modification time in nanoseconds, by which a changed file is recognized.
+    """Returns size in bytes and modification time in nanoseconds, by which a changed image is recognized.
+
+    Those of a folder are the sum and the latest of its files.
 
     Raises:
       OSError: if there is no such file.
     """
-    status = path.stat()
-    return [str(status.st_size), str(status.st_mtime_ns)]
+    if path.is_dir():
+        found = [Path(folder, name).stat() for folder, _, names in os.walk(path) for name in names]
+    else:
+        found = [path.stat()]
+    size, modified = sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)
+    return [str(size), str(modified)]
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
 from cervseg_jax.files import make_folder, write_bytes, write_labels, write_png, write_text
+from cervseg_jax.segmentation.images import plane_of
 from cervseg_jax.segmentation.result import BAND_ROWS, Result
 from cervseg_jax.tables import csv_text
 
@@ -188,6 +189,7 @@ IMAGE_COLUMNS = (
     "uncertainty",
     "nucleus_px",
     "scale_from",
+    "plane",
 )
 
 
@@ -197,4 +199,5 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
     count = int(result.labels.max(initial=0)) if with_nuclei else ""
     share = float(result.mask.mean())
     scale = ["", ""] if result.scale is None else [f"{result.scale.nucleus_px:.1f}", result.scale.source]
-    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale]
+    values = [height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale, plane_of(result.image)]
+    return [result.name, str(result.path), *values]
