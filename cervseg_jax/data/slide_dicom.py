@@ -164,9 +164,7 @@ def _require_readable(paths: Iterable[Path]) -> None:
         kinds.append(_WHOLE_SLIDE)
         series.add(header.get("SeriesInstanceUID"))
     if len(series) > 1:
-        raise SlideError(
-            f"holds {len(series)} slides (series of DICOM); give each a folder of its own, or one file each"
-        )
+        raise SlideError(f"holds {len(series)} slides (series of DICOM); give each a folder of its own")
     if _WHOLE_SLIDE not in kinds:
         shown = f" ({getattr(kinds[0], 'name', kinds[0])})" if kinds else ""
         raise SlideError(f"holds no whole slide in DICOM{shown}; save its picture as PNG or TIFF")

@@ -163,7 +163,7 @@ class Slide:
         expected = (height, width, self._info.num_channels)
         if values.shape != expected or values.dtype != self._info.dtype:
             raise DataError(
-                f"{self.path}: is damaged: row {top}, column {left} hold {values.dtype} {list(values.shape)} instead of "
+                f"{self.path}: is damaged: row {top}, column {left} hold {values.dtype} {list(values.shape)}, not "
                 f"{self._info.dtype} {list(expected)}"
             )
         return values
