@@ -9,7 +9,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,18 @@ def _write_pieces(path: Path, pieces: Iterable[bytes], *, durable: bool) -> None
         temporary.unlink(missing_ok=True)
         if error.filename is None:  # a full disk is noticed while writing, where Python knows no name
             error.filename = str(path)
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary name for a file that a library writes, and renames it to `path` if the block succeeds."""
+    temporary = path.with_name(temporary_name())
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
 
 

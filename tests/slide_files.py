@@ -67,7 +67,7 @@ def write_ome_zarr(path, image, *, axes="yxc", mpp=0.25, version="0.5", num_leve
 
 
 def write_dicom(folder, image, *, mpp=0.25, num_levels=3, bits=8, planes=1, optical_paths=("1",), series=None):
-    """Writes a whole slide as DICOM, a file per level, uncompressed; `image` is [planes, h, w, ...] if there are several.
+    """Writes a whole slide as DICOM, uncompressed, a file per level; several planes are [planes, h, w, ...].
 
     The attributes are those of PS3.3, A.32.8, that readers need.
     """
