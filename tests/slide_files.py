@@ -35,7 +35,7 @@ def write_ome_tiff(path, image, *, axes="YXS", mpp=0.25, num_levels=3, metadata=
             file.write(image[step], subfiletype=1, metadata=None, **options)
 
 
-def write_ome_zarr(path, image, *, axes="yxc", mpp=0.25, version="0.5", num_levels=3, channels=None):
+def write_ome_zarr(path, image, *, axes="cyx", mpp=0.25, version="0.5", num_levels=3, channels=None):
     """Writes OME-Zarr 0.4 or 0.5."""
     import zarr
 

@@ -38,7 +38,7 @@ FORMATS = {
     "v4.ome.zarr": lambda path, image: write_ome_zarr(
         path, planes_of(image)[None, :, None], axes="tczyx", mpp=0.5, version="0.4"
     ),
-    "v5.zarr": lambda path, image: write_ome_zarr(path, image, mpp=0.5),
+    "v5.zarr": lambda path, image: write_ome_zarr(path, planes_of(image), mpp=0.5),
     "dicom": lambda path, image: write_dicom(path, image, mpp=0.5),
 }
 
@@ -115,7 +115,7 @@ REFUSED = {
         "holds 3 points in time",
     ),
     "a.zarr": (
-        lambda path, image: write_ome_zarr(path, planes_of(image)[:2], axes="cyx", channels=FLUORESCENCE),
+        lambda path, image: write_ome_zarr(path, planes_of(image)[:2], channels=FLUORESCENCE),
         r"holds 2 channels \(DAPI, FITC\); save one gray or RGB picture",
     ),
     "float.zarr": (
@@ -165,7 +165,7 @@ def test_one_series_of_dicom_files_is_one_slide(tmp_path, image):
 
 
 def test_damaged_slides_are_one_message(tmp_path, image):
-    write_ome_zarr(tmp_path / "a.zarr", image)
+    write_ome_zarr(tmp_path / "a.zarr", planes_of(image))
     write_dicom(tmp_path / "dicom", image, num_levels=1)
     path = tmp_path / "dicom" / "level_0.dcm"
     path.write_bytes(path.read_bytes()[:-200_000])
@@ -194,7 +194,7 @@ def test_damaged_slides_are_one_message(tmp_path, image):
 
 def test_a_converters_folder_of_pictures_is_read_at_its_first(tmp_path, image):
     """The layout of bioformats2raw; see https://ngff.openmicroscopy.org/0.4/#bf2raw."""
-    write_ome_zarr(tmp_path / "a.zarr" / "0", planes_of(image), axes="cyx", version="0.4")
+    write_ome_zarr(tmp_path / "a.zarr" / "0", planes_of(image), version="0.4")
     (tmp_path / "a.zarr" / ".zattrs").write_text(json.dumps({"bioformats2raw.layout": 3}))
     (tmp_path / "a.zarr" / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
     slide = Slide(tmp_path / "a.zarr")
