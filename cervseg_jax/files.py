@@ -10,7 +10,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,18 @@ def remove_folder(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         for path in list(folder.iterdir()):
             remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary name for a file that a library writes, and renames it to `path` if the block succeeds."""
+    temporary = path.with_name(temporary_name())
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256_of(data: bytes) -> str:

@@ -7,14 +7,19 @@ from typing import Annotated, Any
 import typer
 
 from cervseg_jax.cli.options import (
+    Coordinator,
     DecisionsOption,
+    Distributed,
     Ensemble,
+    NumProcesses,
     OtherData,
     Overrides,
+    ProcessId,
     Quiet,
     RunArgument,
     Split,
     Tiled,
+    process_spec,
     tiled_setting,
 )
 from cervseg_jax.metrics.catalog import shown
@@ -32,6 +37,10 @@ def evaluate(
         bool, typer.Option("--allow-trained", help="Score images although the run was trained on them.")
     ] = False,
     decisions: DecisionsOption = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -43,10 +52,15 @@ def evaluate(
     from cervseg_jax.evaluation.score import ScoreRequest, score_run
     from cervseg_jax.runs.bucket import local_copies
     from cervseg_jax.runs.folder import member_runs
+    from cervseg_jax.runtime.distributed import initialize_distributed, is_primary
 
     reporter = Reporter(quiet=quiet)
+    processes = process_spec(distributed, coordinator, num_processes, process_id)
     summaries = []
     with local_copies([run, *(ensemble or [])]) as (own, *others):
+        initialize_distributed(processes)
+        if not is_primary():
+            reporter = Reporter(is_silent=True)
         for member in member_runs(own.folder):
             request = ScoreRequest(
                 member,

@@ -38,7 +38,8 @@ Output = Annotated[
     list[str] | None,
     typer.Option(
         help="Outputs to write (repeatable, or separated by commas): masks, overlays, instances, nuclei, "
-        "geojson, probabilities, color, coco, labelme, rois, or all. Default: the first five.",
+        "geojson, probabilities, color, coco, labelme, rois, instance_pyramids, probability_pyramids, or all. "
+        "Default: the first five.",
         autocompletion=complete_output,
     ),
 ]
@@ -94,13 +95,13 @@ def infer(
     from cervseg_jax.console import Reporter
     from cervseg_jax.runs.bucket import local_copies
     from cervseg_jax.segmentation.folder import InferRequest, infer_files
-    from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
+    from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, installed_outputs
     from cervseg_jax.storage.address import as_path
 
     out = as_path(out)
     reporter = Reporter(quiet=quiet)
     names = _output_names(output or [])
-    outputs = tuple(OUTPUTS) if "all" in names else names or DEFAULT_OUTPUTS
+    outputs = installed_outputs() if "all" in names else names or DEFAULT_OUTPUTS
     with local_copies([run, *(ensemble or [])]) as (own, *others):
         request = InferRequest(
             own.folder,

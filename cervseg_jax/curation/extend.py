@@ -26,7 +26,7 @@ from cervseg_jax.data.manifest import DATASET_FILE, Record, groups_from_csv, rea
 from cervseg_jax.data.pairs import stem_of
 from cervseg_jax.data.split import groups_by_pattern
 from cervseg_jax.errors import ConfigError, DataError, first_few
-from cervseg_jax.files import read_json_object, refuse_bucket, write_json
+from cervseg_jax.files import read_json_object, refuse_address, write_json
 from cervseg_jax.runtime.threads import map_files
 
 STAGING, PLAN = ".adding", "plan.json"
@@ -76,7 +76,7 @@ def add_to_dataset(
       ConfigError: if `dataset` is no finished dataset of `prepare`, or the source is missing.
       DataError: if files are bad and `recipe.on_bad_file` is "fail".
     """
-    refuse_bucket(dataset)
+    refuse_address(dataset)
     source, dataset = source.absolute(), dataset.absolute()
     read_dataset(dataset)
     if finish_addition(dataset):

@@ -142,6 +142,15 @@ def check_pairs(
     Raises:
       DataError: if files cannot be used and `data.on_bad_file` is "fail", or if no pair is usable.
     """
+    checked = read_stats(pairs, data, on_progress=on_progress)
+    require_usable(checked, data)
+    return checked
+
+
+def read_stats(
+    pairs: Sequence[Pair], data: DataConfig, *, on_progress: Callable[[], None] = lambda: None
+) -> CheckedPairs:
+    """Reads every file once, as `check_pairs` does, without an error for those that cannot be used."""
     problems: list[str] = []
     stats = map_files(
         lambda pair: _read_stats(pair, data),
@@ -150,9 +159,14 @@ def check_pairs(
         problems=problems,
         threads=num_threads(data),
     )
-    if problems and (data.on_bad_file == "fail" or not stats):
-        raise DataError(_bad_files_message(problems, len(pairs)))
     return CheckedPairs(stats, problems)
+
+
+def require_usable(checked: CheckedPairs, data: DataConfig) -> None:
+    """Raises the error of `check_pairs`, if files cannot be used."""
+    problems, num_usable = checked.problems, len(checked.stats)
+    if problems and (data.on_bad_file == "fail" or not num_usable):
+        raise DataError(_bad_files_message(problems, num_usable + len(problems)))
 
 
 def stats_of_manifest(root: Path, found: Mapping[str, Sequence[Pair]]) -> dict[str, CheckedPairs] | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cervseg_jax.data.decode import IMAGE_SUFFIXES
 from cervseg_jax.data.manifest import read_manifest
-from cervseg_jax.data.slides import SLIDE_SUFFIXES
+from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES
 from cervseg_jax.data.split import groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
 from cervseg_jax.schema import DataConfig, SplitConfig
@@ -133,7 +133,7 @@ def scan_folder(folder: Path, *, with_slides: bool = False) -> FolderScan:
     Raises:
       ConfigError: if there is no such folder, or it cannot be listed.
     """
-    suffixes = IMAGE_SUFFIXES | SLIDE_SUFFIXES if with_slides else IMAGE_SUFFIXES
+    suffixes = IMAGE_SUFFIXES | SCANNER_SUFFIXES if with_slides else IMAGE_SUFFIXES
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         images = [path for path in paths if path.suffix.lower() in suffixes]

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cervseg_jax.data import tiff
+from cervseg_jax.data.ome import MICROMETERS, read_ome_xml
+from cervseg_jax.data.slide_dicom import DICOM_SUFFIX, dicom_files, dicom_pixel_size
+from cervseg_jax.data.slide_zarr import is_zarr, zarr_pixel_size
 from cervseg_jax.data.tiff import Directory
 from cervseg_jax.errors import DataError
 from cervseg_jax.storage.address import Address
@@ -18,44 +21,43 @@ PLAUSIBLE_UM = (0.01, 20.0)
 HEAD_BYTES = 2**17
 """What is read of a file at an address, at its beginning and on both sides of the first directory."""
 
-_MICROMETERS = {
-    "m": 1e6,
-    "cm": 1e4,
-    "mm": 1e3,
-    "um": 1.0,
-    "\u00b5m": 1.0,
-    "\u03bcm": 1.0,
-    "micron": 1.0,
-    "microns": 1.0,
-    "micrometer": 1.0,
-    "nm": 1e-3,
-    "inch": 25400.0,
-    "in": 25400.0,
-}
 _INCH, _CENTIMETER = 2, 3
 
 
 def pixel_size_um(path: Path) -> float | None:
     """Returns the side length of a pixel in micrometers from the metadata of a TIFF file or slide.
 
-    Sources in order of priority: OME-XML, Aperio's MPP, ImageJ's unit, and TIFF's resolution tags.
+    Sources in a TIFF file in order of priority: OME-XML, Aperio's MPP, ImageJ's unit, and TIFF's resolution tags.
 
     Args:
-      path: an image file.
+      path: an image file, or a folder of OME-Zarr or DICOM.
 
     Returns:
       The size; None if it is missing, implausible, or not the same in both directions.
     """
     try:
-        with _mapped(path) as data:
-            if data[:4] not in tiff.SIGNATURES:
-                return None
-            directory = tiff.read_directory(data)
-    except (OSError, ValueError, IndexError, struct.error, DataError):
-        return None  # decoding reports damage
-    text = directory.texts.get(tiff.DESCRIPTION, b"").decode("utf-8", "replace")
-    size = _size_in_ome(text) or _size_in_aperio(text) or _size_in_tags(directory, text)
+        if path.suffix.lower() == DICOM_SUFFIX or (not isinstance(path, Address) and path.is_dir()):
+            size = _common(*_sizes_of_slide(path))
+        else:
+            size = _size_in_tiff(path)
+    except (OSError, ValueError, LookupError, TypeError, struct.error, DataError):
+        return None  # opening reports damage
     return size if size is not None and PLAUSIBLE_UM[0] <= size <= PLAUSIBLE_UM[1] else None
+
+
+def _sizes_of_slide(path: Path) -> tuple[float, float]:
+    if is_zarr(path):
+        return zarr_pixel_size(path)
+    return dicom_pixel_size(path) if path.is_file() or dicom_files(path) else (0.0, 0.0)
+
+
+def _size_in_tiff(path: Path) -> float | None:
+    with _mapped(path) as data:
+        if data[:4] not in tiff.SIGNATURES:
+            return None
+        directory = tiff.read_directory(data)
+    text = directory.texts.get(tiff.DESCRIPTION, b"").decode("utf-8", "replace")
+    return _size_in_ome(text) or _size_in_aperio(text) or _size_in_tags(directory, text)
 
 
 @contextmanager
@@ -76,13 +78,12 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 def _size_in_ome(text: str) -> float | None:
-    if "<Pixels" not in text:
+    pixels = read_ome_xml(text)
+    if pixels is None:
         return None
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text)
-    attributes = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
     sides = [
-        _number(attributes.get(f"PhysicalSize{axis}"))
-        * _MICROMETERS.get(attributes.get(f"PhysicalSize{axis}Unit", "um"), 0)
+        _number(pixels.attributes.get(f"PhysicalSize{axis}"))
+        * MICROMETERS.get(pixels.attributes.get(f"PhysicalSize{axis}Unit", "um"), 0)
         for axis in "XY"
     ]
     return _common(*sides)
@@ -98,7 +99,7 @@ def _size_in_tags(directory: Directory, text: str) -> float | None:
     if text.startswith("ImageJ="):  # its unit replaces the tag's
         found = re.search(r"^unit=(.*)$", text, re.MULTILINE)
         named = found[1].strip().replace("\\u00B5", "\u00b5") if found else ""
-        unit = _MICROMETERS.get(named, unit)
+        unit = MICROMETERS.get(named, unit)
     sides = []
     for tag in (tiff.X_RESOLUTION, tiff.Y_RESOLUTION):
         numerator, denominator = (*directory.values.get(tag, ()), 0, 0)[:2]

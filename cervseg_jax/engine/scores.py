@@ -38,6 +38,14 @@ class Scores:
         self._counts += np.asarray(metrics.counts)[real].tolist()
         return loss
 
+    def extend(self, others: "Scores") -> None:
+        """Adds further batches, which were scored elsewhere."""
+        self._loss_sum += others._loss_sum
+        self._dice_coef_sum += others._dice_coef_sum
+        self._num_batches += others._num_batches
+        self._image_ids += others._image_ids
+        self._counts += others._counts
+
     @property
     def num_images(self) -> int:
         """Number of images."""

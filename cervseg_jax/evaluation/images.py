@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from cervseg_jax.annotations.decisions import Decisions, remaining_labels
@@ -14,12 +15,16 @@ from cervseg_jax.data.samples import read_instances
 from cervseg_jax.evaluation.nuclei import NucleusScores, join_nucleus_scores, score_nuclei
 from cervseg_jax.evaluation.pixels import PixelScores, join_pixel_scores, score_pixels
 from cervseg_jax.files import make_folder, write_labels, write_png
+from cervseg_jax.runtime.distributed import allgather_rows, share_of, sync_errors
 from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
 
 PREDICTIONS = ("masks", "probabilities", "instances")
 """Folders of the predictions, one file per image; probabilities times 255."""
+
+
+Scores = TypeVar("Scores")
 
 
 class ImageScores(NamedTuple):
@@ -44,7 +49,7 @@ def score_images(
     folder: Path | None = None,
     decisions: Decisions | None = None,
 ) -> ImageScores:
-    """Predicts and scores images in their own size.
+    """Predicts and scores images in their own size. Collective: each process does its share, and gets all scores.
 
     Args:
       segmenter: makes masks and label maps.
@@ -55,14 +60,39 @@ def score_images(
       folder: receives the predictions; None: they are not written.
       decisions: of a reviewing page; rejected nuclei are left out of the truth.
     """
-    pixels: list[PixelScores] = []
+    with sync_errors():
+        indices, pixels, uncertainties, nuclei = _score_share(
+            segmenter, pairs, config, reporter, with_nuclei=with_nuclei, folder=folder, decisions=decisions
+        )
+    has_instances = np.array([pair.instances_path is not None for pair in pairs])
+    all_pixels, uncertainty = allgather_rows(indices, (pixels, uncertainties))
+    all_nuclei = None
+    if with_nuclei and has_instances.any():
+        all_nuclei = allgather_rows([index for index in indices if has_instances[index]], nuclei)
+    return ImageScores(all_pixels, uncertainty, all_nuclei, has_instances)
+
+
+def _score_share(
+    segmenter: Segmenter,
+    pairs: Sequence[Pair],
+    config: Config,
+    reporter: Reporter,
+    *,
+    with_nuclei: bool,
+    folder: Path | None,
+    decisions: Decisions | None,
+) -> tuple[Sequence[int], PixelScores, np.ndarray, NucleusScores]:
+    """Returns which images this process has scored, and their scores; those of nuclei where there are labels."""
+    own = share_of(len(pairs))
+    nothing = np.zeros((1, 1))
+    pixels = [_no_rows(score_pixels(nothing, nothing.astype(np.uint8), predicted=nothing > 0))]
+    nuclei = [_no_rows(score_nuclei(nothing.astype(np.int32), nothing.astype(np.int32)))]
     uncertainties: list[float] = []
-    nuclei: list[NucleusScores] = []
     if folder:
         for name in PREDICTIONS:
             make_folder(folder / name)
-    images = ((pair, read_image(pair.image_path, bit_depth=config.data.bit_depth)) for pair in pairs)
-    with reporter.progress("scoring", len(pairs)) as advance:
+    images = ((pairs[index], read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)) for index in own)
+    with reporter.progress("scoring", len(own)) as advance:
         for pair, result in segmenter.predict(images, scratch=folder):
             mask, instances = _read_truth(pair, config, decisions, with_instances=with_nuclei)
             pixels.append(score_pixels(np.asarray(result.probabilities, np.float32), mask, predicted=result.mask))
@@ -72,12 +102,12 @@ def score_images(
             if folder:
                 _write_prediction(folder, pair.stem, result, with_labels=instances is not None)
             advance()
-    return ImageScores(
-        join_pixel_scores(pixels),
-        np.array(uncertainties),
-        join_nucleus_scores(nuclei) if nuclei else None,
-        np.array([pair.instances_path is not None for pair in pairs]),
-    )
+    return own, join_pixel_scores(pixels), np.array(uncertainties, np.float64), join_nucleus_scores(nuclei)
+
+
+def _no_rows(scores: Scores) -> Scores:
+    """Returns the scores of no images, so that a process without images has some to share."""
+    return jax.tree.map(lambda values: values[:0], scores)
 
 
 def _read_truth(

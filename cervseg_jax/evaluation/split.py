@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from cervseg_jax.annotations.decisions import Decisions
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import PairStats, check_pairs
+from cervseg_jax.data.checks import CheckedPairs, PairStats, read_stats, require_usable
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.pairs import SPLITS, Pair, find_pairs
 from cervseg_jax.errors import CheckpointError, ConfigError, DataError, first_few
+from cervseg_jax.runtime.distributed import allgather_json, require_equal, share_of, sync_errors
 from cervseg_jax.schema import Config, DataConfig
 from cervseg_jax.storage.address import as_path
 from cervseg_jax.tables import read_csv
@@ -39,7 +40,7 @@ class EvalSplit(NamedTuple):
 
 
 def choose_split(config: Config, split: str, data: Path | None, reporter: Reporter) -> EvalSplit:
-    """Finds and reads the images to score.
+    """Finds and reads the images to score. Collective: each process reads its share.
 
     Args:
       config: config of the run.
@@ -61,14 +62,16 @@ def choose_split(config: Config, split: str, data: Path | None, reporter: Report
     if data is not None:
         section = section.model_copy(update={"root": data.absolute(), "synthetic": None, "split": None})
         name = f"{data.absolute().name}-{split}"
-    if data is not None and (data / "images").is_dir():
-        found, problems = find_pairs(section, whole=True)
-        name, split = data.absolute().name, "test"
-    else:
-        found, problems = find_pairs(section, needed=(split,) if section.split is None else ())
-    if split not in found:
-        raise ConfigError(f"--split: {section.root} has no {split}; it has {', '.join(found)}")
-    checked = check_pairs(found[split], section)
+    with sync_errors():
+        if data is not None and (data / "images").is_dir():
+            found, problems = find_pairs(section, whole=True)
+            name, split = data.absolute().name, "test"
+        else:
+            found, problems = find_pairs(section, needed=(split,) if section.split is None else ())
+        if split not in found:
+            raise ConfigError(f"--split: {section.root} has no {split}; it has {', '.join(found)}")
+    require_equal("the list of images", " ".join(map(str, found[split])))
+    checked = check_shares(found[split], section)
     for problem in problems + checked.problems:
         reporter.warn(problem)
     return EvalSplit(name, split, checked.stats, _metadata_rows(section, split, checked.stats))
@@ -94,6 +97,27 @@ def without_rejected(split: EvalSplit, decisions: Decisions, reporter: Reporter)
     return split._replace(
         stats=[split.stats[index] for index in kept], metadata=[split.metadata[index] for index in kept]
     )
+
+
+def check_shares(pairs: Sequence[Pair], section: DataConfig) -> CheckedPairs:
+    """Reads every file once, as `check_pairs`, each process its share. Collective: call it on every process.
+
+    Args:
+      pairs: pairs to read, the same on all processes.
+      section: the config's data section.
+
+    Raises:
+      DataError: as `check_pairs`.
+    """
+    places = {pair: index for index, pair in enumerate(pairs)}
+    with sync_errors():
+        own = read_stats([pairs[index] for index in share_of(len(pairs))], section)
+    gathered = allgather_json([[[places[item.pair], *item[1:]] for item in own.stats], own.problems])
+    rows = sorted((row for stats, _ in gathered for row in stats), key=lambda row: row[0])
+    stats = [PairStats(pairs[index], *values) for index, *values in rows]
+    checked = CheckedPairs(stats, [problem for _, problems in gathered for problem in problems])
+    require_usable(checked, section)
+    return checked
 
 
 def refuse_seen_images(run: Path, split: EvalSplit, *, allow: bool, reporter: Reporter) -> int | None:

@@ -5,10 +5,13 @@ checkpoints, which the processes write together; in inference, each process writ
 """
 
 import hashlib
+import io
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,9 @@ JOIN_SECONDS = 300
 MESSAGE_BYTES = 4096
 _LAUNCHERS = (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
 """Variables of the launchers that JAX supports: number of processes and index of this one."""
+
+
+Rows = TypeVar("Rows")
 
 
 class RemoteProcessError(CervsegError):
@@ -96,6 +102,52 @@ def allgather_text(text: str) -> Sequence[str]:
     sent[: len(data)] = np.frombuffer(data, np.uint8)
     received = np.asarray(multihost_utils.process_allgather(sent)).reshape(-1, MESSAGE_BYTES)
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in received]
+
+
+def allgather_bytes(data: bytes) -> list[bytes]:
+    """Gathers some bytes, of any length, from every process. Collective: call it on every process."""
+    if jax.process_count() == 1:
+        return [data]
+    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(data)], np.int32))).ravel()
+    sent = np.zeros(max(1, lengths.max()), np.uint8)
+    sent[: len(data)] = np.frombuffer(data, np.uint8)
+    received = np.asarray(multihost_utils.process_allgather(sent)).reshape(len(lengths), -1)
+    return [row[:length].tobytes() for row, length in zip(received, lengths, strict=True)]
+
+
+def allgather_json(value: Any) -> list[Any]:
+    """Gathers JSON values from every process. Collective: call it on every process."""
+    return [json.loads(data) for data in allgather_bytes(json.dumps(value).encode("utf-8", "surrogatepass"))]
+
+
+def share_of(count: int) -> range:
+    """Returns which of `count` items this process does; the shares of all processes are disjoint and complete."""
+    return range(jax.process_index(), count, jax.process_count())
+
+
+def allgather_rows(indices: Sequence[int], rows: Rows) -> Rows:
+    """Gathers the rows that the processes have computed. Collective: call it on every process.
+
+    Args:
+      indices: index of each row of this process among the rows of all, such as `share_of`.
+      rows: a pytree of NumPy arrays with a leading axis of the length of `indices`; of the same types and further
+        axes on all processes, also where there are no rows.
+
+    Returns:
+      The rows of all processes in the order of their indices.
+    """
+    if jax.process_count() == 1:
+        return rows
+    leaves, structure = jax.tree.flatten(rows)
+    packed = io.BytesIO()
+    np.savez(packed, np.array(indices, np.int64), *leaves)
+    gathered: list[list[np.ndarray]] = []
+    for data in allgather_bytes(packed.getvalue()):
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            gathered.append([stored[f"arr_{index}"] for index in range(len(leaves) + 1)])
+    places, *joined = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+    order = np.argsort(places, kind="stable")
+    return jax.tree.unflatten(structure, [values[order] for values in joined])
 
 
 def broadcast_array(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cervseg_jax.components import lookup
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, remove_stale_temporaries
@@ -33,7 +32,7 @@ from cervseg_jax.segmentation.jobs import Job, plan_jobs, require_safe_output, s
 from cervseg_jax.segmentation.ledger import Ledger
 from cervseg_jax.segmentation.maps import tile_overlap
 from cervseg_jax.segmentation.merge import read_outcomes, write_tables
-from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS
+from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, require_outputs
 from cervseg_jax.segmentation.pipeline import Pipeline
 from cervseg_jax.segmentation.result import parse_colors
 from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
@@ -177,8 +176,7 @@ def prepare_call(request: InferRequest, reporter: Reporter) -> Call:
       CheckpointError: as `infer_files`.
     """
     config = load_run_config(request.run, request.overrides)
-    for name in request.outputs:
-        lookup(OUTPUTS, name, key="--output")
+    require_outputs(request.outputs, key="--output")
     parse_colors(config.infer.colors)
     has_scale = read_contract(request.run / "best").scale is not None
     is_tiled = config.infer.tiled is not None or has_scale

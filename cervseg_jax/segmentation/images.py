@@ -9,7 +9,9 @@ import numpy as np
 
 from cervseg_jax.choices import BitDepth
 from cervseg_jax.data.decode import RawImage, bits_used, read_image, rgb_of
-from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES, Slide, is_slide
+from cervseg_jax.data.slide_dicom import DICOM_SUFFIX
+from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES, TIFF_SUFFIXES
+from cervseg_jax.data.slides import Slide, is_slide
 from cervseg_jax.data.tiff_decode import Pixels
 from cervseg_jax.errors import DataError
 from cervseg_jax.storage.address import Address
@@ -60,7 +62,7 @@ def open_image(
     Raises:
       DataError: if the file cannot be read, or is a slide and would have to be resized.
     """
-    local = local_file(path) if path.suffix.lower() in SLIDE_SUFFIXES or _is_large(path) else path
+    local = local_file(path) if path.suffix.lower() in SCANNER_SUFFIXES | {DICOM_SUFFIX} or _is_large(path) else path
     if not is_slide(local):
         return read_image(path, bit_depth=bit_depth, on_narrow=on_narrow)
     if not is_tiled:
@@ -78,6 +80,11 @@ def open_image(
 
 def _is_large(path: Path) -> bool:
     return isinstance(path, Address) and path.suffix.lower() in TIFF_SUFFIXES and path.stat().st_size > PIECE_BYTES
+
+
+def plane_of(image: ImageLike) -> str:
+    """Returns which plane of a stack was read, such as "3 of 5"; "" for images that are none."""
+    return getattr(image, "plane", "")
 
 
 def close_image(image: ImageLike) -> None:

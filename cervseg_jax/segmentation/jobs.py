@@ -9,7 +9,10 @@ from typing import NamedTuple
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pairs import scan_folder
 from cervseg_jax.data.pixel_size import pixel_size_um
-from cervseg_jax.data.slides import SLIDE_SUFFIXES, TIFF_SUFFIXES
+from cervseg_jax.data.slide_dicom import DICOM_SUFFIX
+from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES, TIFF_SUFFIXES
+from cervseg_jax.data.slide_zarr import ZARR_SUFFIX, is_zarr
+from cervseg_jax.data.slides import slides_in
 from cervseg_jax.errors import ConfigError, first_few
 from cervseg_jax.files import temporary_name
 from cervseg_jax.storage.address import Address, as_path
@@ -28,11 +31,11 @@ def plan_jobs(
 ) -> list[Job]:
     """Lists the images and gives each a unique name.
 
-    The name is the file's stem; where two files share one, it is the whole file name with `_` for the dot, then
-    numbered.
+    The name is the file's stem, without a further `.ome`, or the name of a folder of DICOM files; where two files share
+    one, it is the whole file name with `_` for the dot, then numbered.
 
     Args:
-      inputs: files and folders.
+      inputs: files and folders; a folder may be a slide, or hold slides that are folders.
       with_slides: take slides in folders as well, for predictions in tiles.
       on_left_out: called with a message for each folder that has other files besides images.
 
@@ -44,7 +47,9 @@ def plan_jobs(
     """
     paths: list[Path] = []
     for given in map(as_path, inputs):
-        if given.is_dir():
+        if _is_local_folder(given) and is_zarr(given):
+            paths.append(given)
+        elif given.is_dir():
             paths += _images_in(given, with_slides=with_slides, on_left_out=on_left_out)
         elif given.exists():
             paths.append(given)
@@ -52,10 +57,10 @@ def plan_jobs(
             raise ConfigError(f"--images: no such file or folder: {given}")
     by_place = {(path.parent.resolve(), path.name): path.absolute() for path in reversed(paths)}  # `a` and `b/../a`
     paths = list(reversed(by_place.values()))
-    stems = Counter(path.stem for path in paths)
+    stems = Counter(map(_stem, paths))
     jobs, taken = [], {stem for stem, count in stems.items() if count == 1}
     for path in paths:
-        name = path.stem
+        name = _stem(path)
         if stems[name] > 1:
             base = name = path.name.replace(".", "_")
             suffix = 2
@@ -67,18 +72,37 @@ def plan_jobs(
     return jobs
 
 
+def _stem(path: Path) -> str:
+    if path.is_dir() and path.suffix.lower() != ZARR_SUFFIX:
+        return path.name
+    return path.stem.removesuffix(".ome") or path.stem
+
+
 def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], None]) -> list[Path]:
     scan = scan_folder(folder, with_slides=with_slides)
+    if with_slides:
+        slides = slides_in(folder)
+        scan.left_out.pop(DICOM_SUFFIX, None)
+        names = {slide.name for slide in slides} | {slide.parent.name for slide in slides}
+        scan = scan._replace(
+            images=sorted([*scan.images, *slides]), folders=[name for name in scan.folders if name not in names]
+        )
     folders = f"its folders ({first_few(scan.folders)})" if scan.folders else ""
     left_out = ", ".join(filter(None, (scan.left_out_text(), folders)))
     left_out = f"left out: {left_out}" if left_out else ""
-    if not with_slides and not SLIDE_SUFFIXES.isdisjoint(scan.left_out):
+    has_zarr = any(name.lower().endswith(ZARR_SUFFIX) for name in scan.folders)
+    if not with_slides and (has_zarr or not (SCANNER_SUFFIXES | {DICOM_SUFFIX}).isdisjoint(scan.left_out)):
         left_out += " (slides are read with --tiled)"
     if not scan.images:
         raise ConfigError(f"--images: {folder} holds no images{'; ' if left_out else ''}{left_out}")
     if left_out:
         on_left_out(f"{folder}: {left_out}")
     return scan.images
+
+
+def _is_local_folder(path: Path) -> bool:
+    """Whether a path is a folder on this machine; those at addresses hold images, and are no slides."""
+    return not isinstance(path, Address) and path.is_dir()
 
 
 def stated_pixel_sizes(jobs: Sequence[Job], reporter: Reporter) -> dict[Job, float]:
@@ -91,10 +115,11 @@ def stated_pixel_sizes(jobs: Sequence[Job], reporter: Reporter) -> dict[Job, flo
     Returns:
       Micrometers per pixel by image; empty unless all images state it, because tables need one unit.
     """
-    tiffs = [job for job in jobs if job.path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES]
-    with ThreadPoolExecutor(MAX_REQUESTS if any(isinstance(job.path, Address) for job in tiffs) else 1) as pool:
-        sizes = pool.map(lambda job: pixel_size_um(job.path), tiffs)
-        stated = {job: size for job, size in zip(tiffs, sizes, strict=True) if size is not None}
+    suffixes = SCANNER_SUFFIXES | TIFF_SUFFIXES | {DICOM_SUFFIX}
+    able = [job for job in jobs if job.path.suffix.lower() in suffixes or _is_local_folder(job.path)]
+    with ThreadPoolExecutor(MAX_REQUESTS if any(isinstance(job.path, Address) for job in able) else 1) as pool:
+        sizes = pool.map(lambda job: pixel_size_um(job.path), able)
+        stated = {job: size for job, size in zip(able, sizes, strict=True) if size is not None}
     if stated and len(stated) < len(jobs):
         reporter.warn(
             f"only {len(stated)} of {len(jobs)} images state a pixel size; it is not used, --mpp sets one for all"
@@ -121,7 +146,7 @@ def require_safe_output(out: Path, outputs: Sequence[str], jobs: Sequence[Job], 
     """
     if isinstance(out, Address) and out.is_on_web_server:
         raise ConfigError(f"--out: {out} is on a web server, where files cannot be written; use a folder or a bucket")
-    input_folders = {job.path.parent.resolve() for job in jobs}
+    input_folders = {place.resolve() for job in jobs for place in (job.path.parent, job.path)}
     for folder in (out, *(out / name for name in outputs)):
         if folder.resolve() in input_folders:
             raise ConfigError(f"--out: {folder} is a folder of input images; results need a folder of their own")

@@ -1,6 +1,7 @@
 """Notes about all images of an output folder, and the stamps by which a changed image is recognized."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ DONE, SETTINGS_FILE, PLAN_FILE = ".done", "made_with.json", "plan.json"
 def file_stamp(path: Path) -> list[str]:
     """Returns size in bytes and modification time in nanoseconds, by which a changed file is recognized.
 
-    Of a file at an address these are its size and the store's version of it.
+    Of a file at an address these are its size and the store's version of it, of a folder the sum and the latest of its
+    files.
 
     Raises:
       OSError: if there is no such file.
@@ -26,8 +28,12 @@ def file_stamp(path: Path) -> list[str]:
     if isinstance(path, Address):
         entry = path.entry()
         return [str(entry.size), entry.version]
-    status = path.stat()
-    return [str(status.st_size), str(status.st_mtime_ns)]
+    if path.is_dir():
+        found = [Path(folder, name).stat() for folder, _, names in os.walk(path) for name in names]
+    else:
+        found = [path.stat()]
+    size, modified = sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)
+    return [str(size), str(modified)]
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The files that `infer` writes for each image, by output name."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,12 @@ from cervseg_jax.annotations.coco import coco_annotations, coco_document, coco_i
 from cervseg_jax.annotations.geojson import geojson_document
 from cervseg_jax.annotations.imagej import roi_zip
 from cervseg_jax.annotations.labelme import labelme_with_masks, path_from
+from cervseg_jax.components import lookup
+from cervseg_jax.errors import ConfigError
+from cervseg_jax.extras import install_command
 from cervseg_jax.files import make_folder, write_bytes, write_labels, write_png, write_text
+from cervseg_jax.segmentation.images import plane_of
+from cervseg_jax.segmentation.pyramids import write_label_pyramid, write_probability_pyramid
 from cervseg_jax.segmentation.result import BAND_ROWS, Result
 from cervseg_jax.storage.address import Address
 from cervseg_jax.tables import csv_text
@@ -79,6 +85,16 @@ def _measurements(folder: Path, result: Result) -> None:
     write_text(folder / f"{result.name}.csv", csv_text(["image", *table], rows), durable=False)
 
 
+def _instance_pyramid(folder: Path, result: Result) -> None:
+    path = folder / f"{result.name}.ome.tif"
+    write_label_pyramid(path, result.labels, mpp=result.style.mpp, scratch=result.scratch)
+
+
+def _probability_pyramid(folder: Path, result: Result) -> None:
+    path = folder / f"{result.name}.ome.tif"
+    write_probability_pyramid(path, result.maps[..., 0], mpp=result.style.mpp, scratch=result.scratch)
+
+
 def _file_name(result: Result) -> str:
     """Name of the image's file in annotations."""
     return f"{result.name}.png" if result.path is None else result.path.name
@@ -99,6 +115,8 @@ class Output(NamedTuple):
     """Suffixes that the file may have."""
     is_optional: bool = False
     """Whether images without nuclei have no file."""
+    extra: str = ""
+    """Extra that must be installed; "" for none."""
 
 
 OUTPUTS: Mapping[str, Output] = {
@@ -112,15 +130,42 @@ OUTPUTS: Mapping[str, Output] = {
     "coco": Output(_coco, (".json",)),
     "labelme": Output(_labelme, (".json",)),
     "rois": Output(_rois, (".zip",), is_optional=True),
+    "instance_pyramids": Output(_instance_pyramid, (".ome.tif",), extra="slides"),
+    "probability_pyramids": Output(_probability_pyramid, (".ome.tif",), extra="slides"),
 }
 """Outputs by name."""
 RENAMED_OUTPUTS: Mapping[str, str] = {"colour": "color"}
 """Outputs of release 0.1 with their new names; accepted with a notice until release 0.3."""
 DEFAULT_OUTPUTS = ("masks", "overlays", "instances", "nuclei", "geojson")
-MASK_OUTPUTS = frozenset({"masks", "probabilities", "color"})
+MASK_OUTPUTS = frozenset({"masks", "probabilities", "color", "probability_pyramids"})
 """Outputs that need no label map."""
-LABEL_OUTPUTS = frozenset({"overlays", "instances"})
+LABEL_OUTPUTS = frozenset({"overlays", "instances", "instance_pyramids"})
 """Outputs that need the label map, but no measurements."""
+
+
+def installed_outputs() -> tuple[str, ...]:
+    """Returns the outputs that can be written: "all"."""
+    return tuple(name for name, output in OUTPUTS.items() if not output.extra or _has_tifffile())
+
+
+def require_outputs(names: Iterable[str], *, key: str) -> None:
+    """Makes sure that outputs exist and can be written.
+
+    Args:
+      names: what the user asked for.
+      key: the option, for the message.
+
+    Raises:
+      ConfigError: if a name is unknown, or the extra that it needs is not installed.
+    """
+    for name in names:
+        output = lookup(OUTPUTS, name, key=key)
+        if output.extra and not _has_tifffile():
+            raise ConfigError(f"{key}: {name} needs an extra: {install_command(output.extra)}")
+
+
+def _has_tifffile() -> bool:
+    return importlib.util.find_spec("tifffile") is not None
 
 
 def compute_results(result: Result, outputs: Iterable[str]) -> None:
@@ -207,6 +252,7 @@ IMAGE_COLUMNS = (
     "uncertainty",
     "nucleus_px",
     "scale_from",
+    "plane",
 )
 
 
@@ -216,4 +262,5 @@ def image_row(result: Result, *, with_nuclei: bool) -> list[Any]:
     count = int(result.labels.max(initial=0)) if with_nuclei else ""
     share = float(result.mask.mean())
     scale = ["", ""] if result.scale is None else [f"{result.scale.nucleus_px:.1f}", result.scale.source]
-    return [result.name, str(result.path), height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale]
+    values = [height, width, count, f"{share:.6f}", f"{result.uncertainty:.6f}", *scale, plane_of(result.image)]
+    return [result.name, str(result.path), *values]

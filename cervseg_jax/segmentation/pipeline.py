@@ -14,7 +14,7 @@ from cervseg_jax.data.slides import Slide
 from cervseg_jax.errors import CervsegError, ConfigError, DataError, InterruptedRunError
 from cervseg_jax.runtime.signals import StopRequest
 from cervseg_jax.segmentation.bands import Bands
-from cervseg_jax.segmentation.images import ImageLike, close_image, open_image
+from cervseg_jax.segmentation.images import ImageLike, close_image, open_image, plane_of
 from cervseg_jax.segmentation.jobs import Job, require_writable
 from cervseg_jax.segmentation.ledger import Ledger
 from cervseg_jax.segmentation.notes import DONE, file_stamp
@@ -180,6 +180,8 @@ class Pipeline:
                 self._fail(job, opened)
                 continue
             stamp, image = opened
+            if plane_of(image):
+                self._reporter.info(f"{job.path}: is a stack; plane {plane_of(image)} is read")
             if not has_warned and (image.shape[0] >= MUCH_LARGER * height or image.shape[1] >= MUCH_LARGER * width):
                 has_warned = True
                 self._reporter.warn(

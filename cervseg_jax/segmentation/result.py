@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 from matplotlib.colors import to_rgb
 
-from cervseg_jax.components import lookup
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
@@ -96,7 +95,7 @@ class Result:
         self.scale = scale
         self.name = name
         self.path = path
-        self._scratch = scratch
+        self.scratch = scratch
 
     def __repr__(self) -> str:
         """Returns name and size."""
@@ -159,8 +158,8 @@ class Result:
 
         Args:
           folder: receives `masks/<name>.png`, `nuclei/<name>.csv` and so on; files of the same name are replaced.
-          outputs: one or several of masks, overlays, instances, nuclei, geojson, probabilities, color, coco, labelme
-            and rois, or "all"; None: the first five.
+          outputs: one or several of masks, overlays, instances, nuclei, geojson, probabilities, color, coco, labelme,
+            rois, instance_pyramids and probability_pyramids, or "all"; None: the first five.
 
         Returns:
           The folder.
@@ -168,14 +167,18 @@ class Result:
         Raises:
           ConfigError: for an unknown output, or a folder that cannot be written.
         """
-        from cervseg_jax.segmentation.outputs import DEFAULT_OUTPUTS, OUTPUTS, write_results
+        from cervseg_jax.segmentation.outputs import (
+            DEFAULT_OUTPUTS,
+            installed_outputs,
+            require_outputs,
+            write_results,
+        )
 
         if isinstance(outputs, str):
-            names = tuple(OUTPUTS) if outputs == "all" else (outputs,)
+            names = installed_outputs() if outputs == "all" else (outputs,)
         else:
             names = DEFAULT_OUTPUTS if outputs is None else tuple(outputs)
-        for name in names:
-            lookup(OUTPUTS, name, key="outputs")
+        require_outputs(names, key="outputs")
         folder = as_path(folder)
         write_results(folder, self, names)
         return folder
@@ -203,4 +206,4 @@ class Result:
         close_image(self.image)
 
     def _zeros(self) -> np.ndarray:
-        return allocate(self.maps.shape[:2], np.int32, self._scratch)
+        return allocate(self.maps.shape[:2], np.int32, self.scratch)

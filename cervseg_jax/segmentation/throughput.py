@@ -10,6 +10,7 @@ import numpy as np
 
 from cervseg_jax.console import format_duration
 from cervseg_jax.data.slides import Slide
+from cervseg_jax.segmentation.images import plane_of
 
 STAGES = ("reading", "network", "nuclei", "writing")
 """Reading and decoding files; prediction; thresholds, labels, outlines and measurements; encoding and writing files."""
@@ -102,6 +103,7 @@ class TimedSlide:
         self._slide = slide
         self._throughput = throughput
         self.shape = slide.shape
+        self.plane = plane_of(slide)
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
         """Returns a window, uint8 [h, w, 3]."""

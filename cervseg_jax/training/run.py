@@ -145,7 +145,7 @@ def _train_one(
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
     from cervseg_jax.runs.trackers import viewing_advice
     from cervseg_jax.runs.weights import OLD_POSTPROCESSING_FILE, POSTPROCESSING_FILE
-    from cervseg_jax.runtime.distributed import is_primary, sync_errors
+    from cervseg_jax.runtime.distributed import allgather_json, is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
 
@@ -169,14 +169,23 @@ def _train_one(
     # Saving new best weights removes the tuned parameters of the old ones.
     is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
     valid = data.checked["valid"].pairs
-    if is_primary() and not is_tuned and any(pair.instances_path for pair in valid):
-        from cervseg_jax.segmentation.tuning import tune_run
+    if any(pair.instances_path for pair in valid):
+        states = allgather_json([is_tuned, _read_contract(folder)])  # a run in a bucket is a folder of process 0 alone
+        is_shared = all(contract == states[0][1] for _, contract in states)
+        if not states[0][0] and (is_primary() or is_shared):
+            from cervseg_jax.segmentation.tuning import tune_run
 
-        tune_run(folder, config, valid, reporter=reporter)
+            tune_run(folder, config, valid, is_shared=is_shared, reporter=reporter)
     best = result.progress.best
     reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
     reporter.info(f"masks of validation images: {run.display_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
     return TrainedRun(folder, result.progress, result.reason)
+
+
+def _read_contract(folder: Path) -> str:
+    """Returns what identifies the best weights that this process sees; "" if it sees none."""
+    path = folder / "best" / "contract.json"
+    return path.read_text() if path.is_file() else ""
 
 
 def _device_line() -> str:

@@ -117,7 +117,7 @@ def test_twelve_bits_of_a_slide_are_scaled_as_such(tmp_path, rng):
         ((3, 96, 128), {"photometric": "minisblack"}, "holds 3 pages; save one gray or RGB picture per file"),
         ((2, 96, 128, 3), {"photometric": "rgb"}, "holds 2 pages"),
         ((2, 96, 128), {"photometric": "minisblack", "metadata": {"axes": "CYX"}}, "holds 2 channels"),
-        ((2, 96, 128), {"photometric": "minisblack", "metadata": {"axes": "ZYX"}}, "holds 2 planes in depth"),
+        ((2, 96, 128), {"photometric": "minisblack", "metadata": {"axes": "TYX"}}, "holds 2 points in time"),
         ((96, 128, 5), {"photometric": "minisblack", "planarconfig": "contig", "bigtiff": True}, "has 5 channels"),
     ],
 )
