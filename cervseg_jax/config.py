@@ -208,7 +208,7 @@ def _with_checked_components(config: Config) -> Config:
         )
     if config.train.touching_weight and not needs_instances(heads):
         raise ConfigError(
-            "train.touching_weight: needs instance labels; add boundary, distance or hover to model.heads"
+            "train.touching_weight: needs instance labels; add boundary, distance, hover or rays to model.heads"
         )
     if config.train.cosine is not None and config.train.plateau is not None:
         raise ConfigError("train.cosine: cannot be combined with train.plateau; set train.plateau to null")

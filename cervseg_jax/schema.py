@@ -40,7 +40,8 @@ class ModelConfig(Section):
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
     heads: tuple[Head, ...] = ("mask",)
-    """Predicted maps: "mask", then any of "boundary", "distance" and "hover", which are trained on instance labels."""
+    """Predicted maps: "mask", then any of "boundary", "distance", "hover" and "rays", which are trained on instance labels;
+    "rays" gives whole outlines of nuclei that overlap."""
 
 
 class SyntheticConfig(Section):

@@ -5,6 +5,8 @@ atomically, so readers always see a matching pair.
 """
 
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -213,13 +215,17 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     return Network(contract, apply, *variables, precision=precision)
 
 
-def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+def load_arrays(
+    folder: Path, params: Params, model_state: ModelState, *, heads: Sequence[Head] | None = None
+) -> tuple[Params, ModelState]:
     """Reads stored weights for a network that is already built.
 
     Args:
       folder: folder written by `save_weights`.
       params: the network's trainable variables.
       model_state: its other variables.
+      heads: heads of the network. If they begin with those of the stored weights, further ones keep the values of
+        `params`; None: the heads must be equal.
 
     Returns:
       The stored trainable and other variables, with the dtypes of the arguments.
@@ -229,7 +235,28 @@ def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[
     """
     contract = read_contract(folder)
     arrays = read_arrays(folder, contract)
+    if heads is not None and len(heads) > len(contract.heads) == _num_shared(heads, contract.heads):
+        arrays = _with_new_heads(arrays, params)
     return _convert_arrays(arrays, params, model_state, source=folder / contract.weights_file)
+
+
+def _num_shared(heads: Sequence[Head], others: Sequence[Head]) -> int:
+    """Returns the number of heads with which both begin."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(heads, others, strict=False)))
+
+
+def _with_new_heads(arrays: dict[str, np.ndarray], params: Params) -> dict[str, np.ndarray]:
+    """Completes stored arrays by the initial values of heads that they lack: whole layers, or last channels."""
+    complete = dict(arrays)
+    for name, value in params.items():
+        is_head = name.partition("/")[0].endswith("head")
+        if not is_head:
+            continue
+        initial, stored = np.array(value), arrays.get(name)
+        if stored is not None and stored.shape[:-1] == initial.shape[:-1] and stored.shape[-1] <= initial.shape[-1]:
+            initial[..., : stored.shape[-1]] = stored
+        complete[name] = initial
+    return complete
 
 
 def read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:
