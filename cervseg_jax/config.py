@@ -206,6 +206,8 @@ def _with_checked_components(config: Config) -> Config:
         raise ConfigError(
             f"model.heads: the first head must be mask and each head may occur only once, got {list(heads)}"
         )
+    if "rays" in heads and heads[-1] != "rays":
+        raise ConfigError(f"model.heads: rays must be the last head, got {list(heads)}")
     if config.train.touching_weight and not needs_instances(heads):
         raise ConfigError(
             "train.touching_weight: needs instance labels; add boundary, distance, hover or rays to model.heads"

@@ -40,8 +40,8 @@ class ModelConfig(Section):
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
     heads: tuple[Head, ...] = ("mask",)
-    """Predicted maps: "mask", then any of "boundary", "distance", "hover" and "rays", which are trained on instance labels;
-    "rays" gives whole outlines of nuclei that overlap."""
+    """Predicted maps: "mask", then any of "boundary", "distance", "hover" and, at the end, "rays", which are trained on
+    instance labels; "rays" gives whole outlines of nuclei that overlap."""
 
 
 class SyntheticConfig(Section):
@@ -217,6 +217,10 @@ class PostprocessingConfig(Section):
     """Minimum area of a nucleus, in pixels; smaller ones are removed."""
     max_hole_px: Count = 500
     """Maximum area of holes that are filled, in pixels."""
+    min_score: Probability = 0.4
+    """Predicted centrality from which a pixel proposes a whole outline; used only with the head rays."""
+    max_iou: Fraction = 0.45
+    """Two proposed outlines whose intersection over union is larger are one nucleus; used only with the head rays."""
 
 
 class TiledConfig(Section):

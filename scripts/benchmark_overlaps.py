@@ -11,13 +11,11 @@ OUT receives `overlaps.csv`, `summary.json` and pictures. A call that was interr
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -87,7 +85,9 @@ def with_pairs(sample: Sample, degree: tuple[float, float], rng: np.random.Gener
 
 def _meets_others(extent: Extent, target: int, extents: dict[int, Extent]) -> bool:
     """Whether a nucleus would come closer than two pixels to another one than its target."""
-    near = Extent(extent.top - 2, extent.left - 2, cv2.dilate(np.pad(extent.inside, 2).astype(np.uint8), np.ones((5, 5))) > 0)
+    near = Extent(
+        extent.top - 2, extent.left - 2, cv2.dilate(np.pad(extent.inside, 2).astype(np.uint8), np.ones((5, 5))) > 0
+    )
     from cervseg_jax.extents import shared_pixels
 
     return any(shared_pixels(near, other) for label, other in extents.items() if label != target)
@@ -111,7 +111,7 @@ def make_data(data: Path, out: Path) -> Path:
             for name, degree in DEGREES.items():
                 pairs, count = with_pairs(sample, degree, rng)
                 if count:
-                    write_sample(folder / f"pairs_{name}" , stem, pairs)
+                    write_sample(folder / f"pairs_{name}", stem, pairs)
     for split, (count, seed) in DRAWN.items():
         drawn = out / f"drawn_{split}"
         shutil.rmtree(drawn, ignore_errors=True)

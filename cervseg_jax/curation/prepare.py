@@ -29,6 +29,7 @@ from cervseg_jax.extents import Z_ORDER
 from cervseg_jax.files import write_json
 from cervseg_jax.runtime.threads import map_files
 
+
 class Prepared(NamedTuple):
     """Result of `prepare`."""
 

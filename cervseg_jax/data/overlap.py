@@ -21,7 +21,7 @@ MARGIN_PX = 4
 EDGE_SD_PX = 0.7
 """Softness of a copy's edge."""
 MAX_TRANSMITTANCE = 0.93
-"""Nuclei that transmit more light than this, relative to their surroundings, are not copied: they would be invisible."""
+"""Nuclei that transmit more light than this, relative to their surroundings, are not copied: none would see them."""
 MIN_AREA_PX = 40
 MAX_TRIES = 4
 """Places that are tried for one copy."""

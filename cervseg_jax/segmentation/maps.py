@@ -14,6 +14,7 @@ from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.schema import TiledConfig
 from cervseg_jax.segmentation.bands import Bands
+from cervseg_jax.segmentation.candidates import CandidateCollector, Prediction, dense_heads, split_prediction
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.predict import Predictor, predict_images
 from cervseg_jax.segmentation.tiling import num_tile_rows, predict_tiled
@@ -34,7 +35,7 @@ def predict_maps(
     scratch: Path | None = None,
     on_progress: Callable[[], None] = lambda: None,
     on_failure: Callable[[Tag, Exception], None] | None = None,
-) -> Iterator[tuple[Tag, ImageLike, np.ndarray]]:
+) -> Iterator[tuple[Tag, ImageLike, Prediction]]:
     """Predicts images, whole or in tiles.
 
     Args:
@@ -49,7 +50,7 @@ def predict_maps(
       on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
 
     Yields:
-      Tag, image and probabilities [h, w, maps] in the image's size, in order; float16 if tiled, else float32.
+      Tag, image and prediction in the image's size, in order; its maps are float16 if tiled, else float32.
 
     Raises:
       ConfigError: if the overlap is not smaller than a tile.
@@ -64,21 +65,22 @@ def predict_maps(
 
         for maps in predict_images(predictor, whole()):
             tag, image = waiting.pop(0)
-            yield tag, image, maps
+            yield tag, image, split_prediction(maps, predictor.heads, image_size=predictor.image_size)
             on_progress()
         return
     tiled = tiled or TiledConfig()
     for tag, image in images:
         try:
             scaled = predictor if factor_of is None else scaled_predictor(predictor, factor_of(tag, image))
+            stretch = tuple(own / its for own, its in zip(scaled.image_size, predictor.image_size, strict=True))
             tiles = _Tiles(scaled, tiled, image, on_progress)
-            maps = _tiled_maps(tiles, bands_of(tag), scratch=scratch)
+            prediction = _tiled_prediction(tiles, bands_of(tag), stretch=(stretch[0], stretch[1]), scratch=scratch)
         except (DataError, OSError, MemoryError) as error:
             if on_failure is None:
                 raise
             on_failure(tag, error)
             continue
-        yield tag, image, maps
+        yield tag, image, prediction
 
 
 def predict_bands(
@@ -177,22 +179,25 @@ class _Tiles:
         )
 
 
-def _tiled_maps(tiles: _Tiles, bands: Bands | None, *, scratch: Path | None) -> np.ndarray:
-    """Returns the probabilities of one image, float16 [h, w, maps]."""
-    height, width = tiles.image.shape[:2]
-    maps = allocate((height, width, num_maps(tiles.predictor.heads)), np.float16, scratch)
-    if bands is None:
-        for first, rows in tiles.predict():
-            maps[first : first + len(rows)] = rows
-    else:
-        first = 0
-        for rows in bands.complete(tiles.predict, tiles.num_rows, maps.shape):
-            maps[first : first + len(rows)] = rows
-            first += len(rows)
+def _tiled_prediction(
+    tiles: _Tiles, bands: Bands | None, *, stretch: tuple[float, float], scratch: Path | None
+) -> Prediction:
+    """Returns the prediction of one image, its maps float16; `stretch` as of `CandidateCollector`."""
+    (height, width), heads = tiles.image.shape[:2], tiles.predictor.heads
+    maps = allocate((height, width, num_maps(dense_heads(heads))), np.float16, scratch)
+    collector = CandidateCollector(heads, stretch=stretch)
+    first = 0
+    shape = (height, width, num_maps(heads))
+    parts = (
+        (rows for _, rows in tiles.predict()) if bands is None else bands.complete(tiles.predict, tiles.num_rows, shape)
+    )
+    for rows in parts:
+        maps[first : first + len(rows)] = collector.add(first, rows)
+        first += len(rows)
     if tiles.tiled.blend_whole:
         (whole_image,) = predict_images(tiles.predictor, [np.asarray(tiles.image[:, :])])
         np.minimum(maps[..., 0], whole_image[..., 0], out=maps[..., 0])
-    return maps
+    return Prediction(maps, collector.result())
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, scratch: Path | None = None) -> np.ndarray:

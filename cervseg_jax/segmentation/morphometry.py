@@ -66,6 +66,11 @@ COLUMNS: Mapping[str, Column] = {
 }
 """Columns of `measure`, in order."""
 
+WHOLE_COLUMNS: Mapping[str, Column] = {
+    "whole_area_px": Column("px^2", "pixels of the whole nucleus, also where others cover it", np.int64),
+}
+"""Further columns where nuclei are whole; the others then describe what is seen of each nucleus."""
+
 
 @typechecked
 def measure(
@@ -175,7 +180,7 @@ def in_micrometers(table: Mapping[str, Shaped[np.ndarray, " nuclei"]], mpp: floa
     for name, values in table.items():
         out[name] = values
         if name.endswith("_px"):
-            power = 2 if name == "area_px" else 1
+            power = 2 if name.endswith("area_px") else 1
             out[name.removesuffix("_px") + ("_um2" if power == 2 else "_um")] = values * mpp**power
     return out
 

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 from matplotlib.colors import to_rgb
 
+from cervseg_jax.annotations.polygons import Polygon
 from cervseg_jax.components import lookup
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.heads import Head
 from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
+from cervseg_jax.segmentation.candidates import Candidates
 from cervseg_jax.segmentation.images import ImageLike, close_image
 from cervseg_jax.segmentation.maps import allocate
 from cervseg_jax.segmentation.morphometry import Table, in_micrometers
@@ -67,6 +69,7 @@ class Result:
         maps: np.ndarray,
         *,
         heads: tuple[Head, ...] = ("mask",),
+        candidates: Candidates | None = None,
         postprocessing: Postprocessing | None = None,
         style: OutputStyle | None = None,
         scale: ImageScale | None = None,
@@ -80,6 +83,7 @@ class Result:
           image: uint8 RGB [h, w, 3], or a slide.
           maps: probabilities [h, w, maps], float16 or float32; may be memory-mapped.
           heads: heads of the network in the order of `maps`.
+          candidates: whole outlines that the network proposes; None: nuclei are parted where they overlap.
           postprocessing: threshold and watershed parameters; None: the defaults.
           style: settings of the files; None: the defaults.
           scale: size of nuclei that was taken for the prediction; None: the image was not scaled by it.
@@ -90,6 +94,7 @@ class Result:
         self.image = image
         self.maps = maps
         self.heads = heads
+        self.candidates = candidates
         self.postprocessing = postprocessing or Postprocessing()
         self.style = style or OutputStyle()
         self.scale = scale
@@ -116,7 +121,13 @@ class Result:
     def nuclei(self) -> Nuclei:
         """Labels, measurements and outlines of all nuclei."""
         return find_nuclei(
-            self.maps, self.mask, self.image, self.heads, self.postprocessing.params, labels=self._zeros()
+            self.maps,
+            self.mask,
+            self.image,
+            self.heads,
+            self.postprocessing.params,
+            candidates=self.candidates,
+            labels=self._zeros(),
         )
 
     @functools.cached_property
@@ -124,7 +135,23 @@ class Result:
         """Label map: 1..n for nuclei, 0 for background."""
         if "nuclei" in self.__dict__:
             return self.nuclei.labels
-        return label_nuclei(self.maps, self.mask, self.heads, self.postprocessing.params, labels=self._zeros())
+        return label_nuclei(
+            self.maps,
+            self.mask,
+            self.heads,
+            self.postprocessing.params,
+            candidates=self.candidates,
+            labels=self._zeros(),
+        )
+
+    @property
+    def outlines(self) -> list[list[Polygon]]:
+        """Outlines of all nuclei, in the order of their labels: the polygons of each one, with x and y in pixels.
+
+        Networks with the head "rays" give whole nuclei, which may overlap; the label map cannot hold that, and shows
+        the smaller nucleus on top. Outlines of other networks are those of the label map.
+        """
+        return self.nuclei.polygons
 
     @property
     def table(self) -> Table:

@@ -20,6 +20,7 @@ from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.runtime.mesh import num_batch_shards
 from cervseg_jax.schema import Config, Scale, TiledConfig
 from cervseg_jax.segmentation.bands import Bands
+from cervseg_jax.segmentation.candidates import dense_heads
 from cervseg_jax.segmentation.images import (
     ImageLike,
     ImageSource,
@@ -132,7 +133,7 @@ class Segmenter:
             taken = self.scale_of(image, mpp=mpp_of(tag))
             return taken.factor
 
-        maps_of_images = predict_maps(
+        predictions = predict_maps(
             self.predictor,
             self.tiled,
             images,
@@ -142,13 +143,14 @@ class Segmenter:
             on_progress=on_progress,
             on_failure=on_failure,
         )
-        for tag, image, maps in maps_of_images:
+        for tag, image, prediction in predictions:
             yield (
                 tag,
                 Result(
                     image,
-                    maps,
-                    heads=self.predictor.heads,
+                    prediction.maps,
+                    candidates=prediction.candidates,
+                    heads=dense_heads(self.predictor.heads),
                     postprocessing=(
                         self.postprocessing if taken is None else self.postprocessing.at_scale(taken.factor)
                     ),
