@@ -134,34 +134,34 @@ def shared_pixels(one: Extent, other: Extent) -> int:
     return int(np.count_nonzero(own & its))
 
 
-def near_pairs(rows: Sequence[Extent], columns: Sequence[Extent]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices of all pairs of a first and a second extent whose boxes share pixels, int [k] each.
+class BoxIndex:
+    """Finds the extents whose boxes share pixels with a given one; sorted by their tops, so that few are looked at."""
 
-    Boxes are sorted by their top, so that each is compared with those of its own rows only.
-    """
-    if not rows or not columns:
-        return np.zeros(0, int), np.zeros(0, int)
-    own, its = (
-        np.array([[e.top, e.left, e.top + e.inside.shape[0], e.left + e.inside.shape[1]] for e in extents])
-        for extents in (rows, columns)
-    )
-    order = np.argsort(its[:, 0], kind="stable")
-    its = its[order]
-    tallest = (its[:, 2] - its[:, 0]).max()
-    first = np.searchsorted(its[:, 0], own[:, 0] - tallest, side="right")
-    last = np.searchsorted(its[:, 0], own[:, 2], side="left")
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for row, (start, stop) in enumerate(zip(first, np.maximum(first, last), strict=True)):
-        near = its[start:stop]
-        meets = (near[:, 2] > own[row, 0]) & (near[:, 1] < own[row, 3]) & (near[:, 3] > own[row, 1])
-        columns_met = order[start:stop][meets]
-        found.append((np.full(len(columns_met), row), np.sort(columns_met)))
-    return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        """Keeps the boxes."""
+        tops = np.array([extent.top for extent in extents], np.int64)
+        self._order = np.argsort(tops, kind="stable")
+        self._boxes = np.array(
+            [[e.top, e.left, e.top + e.inside.shape[0], e.left + e.inside.shape[1]] for e in extents], np.int64
+        ).reshape(-1, 4)[self._order]
+        self._tallest = int((self._boxes[:, 2] - self._boxes[:, 0]).max(initial=0))
+
+    def near(self, extent: Extent) -> np.ndarray:
+        """Returns the indices of the extents, in ascending order."""
+        rows, columns = extent.window
+        first = np.searchsorted(self._boxes[:, 0], rows.start - self._tallest, side="right")
+        last = max(first, np.searchsorted(self._boxes[:, 0], rows.stop, side="left"))
+        boxes = self._boxes[first:last]
+        meets = (boxes[:, 2] > rows.start) & (boxes[:, 1] < columns.stop) & (boxes[:, 3] > columns.start)
+        return np.sort(self._order[first:last][meets])
 
 
 def extent_overlaps(truth: Sequence[Extent], prediction: Sequence[Extent]) -> Overlaps:
     """Counts the pixels that each true and each predicted nucleus have in common; nuclei of one side may overlap."""
-    rows, columns = near_pairs(truth, prediction)
+    index = BoxIndex(prediction)
+    near = [index.near(extent) for extent in truth]
+    rows = np.repeat(np.arange(len(truth)), [len(found) for found in near])
+    columns = np.concatenate([*near, np.zeros(0, np.int64)]).astype(np.int64)
     shared = np.array(
         [shared_pixels(truth[row], prediction[column]) for row, column in zip(rows, columns, strict=True)], np.int64
     ).reshape(-1)

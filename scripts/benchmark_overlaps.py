@@ -2,8 +2,8 @@
 
     python scripts/benchmark_overlaps.py DATA OUT
 
-DATA holds `bttfa_lbc` and `dsb2018_stained`, see `train_pretrained.py`. The built-in weights `pap`, from which the recipe
-`overlaps` starts, decide which images are trained on: those that they have not seen are held out. Pairs of known
+DATA holds `bttfa_lbc` and `dsb2018_stained`, see `train_pretrained.py`. The built-in weights `pap`, from which the
+recipe `overlaps` starts, decide which images are trained on: those that they have not seen are held out. Pairs of known
 overlap are made of them by laying separate nuclei onto others; drawn clusters have their full truth from the start.
 
 Compared are the whole outlines of the trained network, its own label map as a watershed parts it, and that of `pap`.
@@ -29,7 +29,7 @@ from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.overlap import is_separate, lay_down, overlap, place_on, take_copy
 from cervseg_jax.data.samples import Sample
-from cervseg_jax.extents import Extent, extents_of, layers_of
+from cervseg_jax.extents import Extent, extents_of, layers_of, shared_pixels
 from cervseg_jax.files import make_folder, write_labels, write_png
 from cervseg_jax.pretrained_weights import FOLDER
 from cervseg_jax.tables import read_csv
@@ -85,11 +85,8 @@ def with_pairs(sample: Sample, degree: tuple[float, float], rng: np.random.Gener
 
 def _meets_others(extent: Extent, target: int, extents: dict[int, Extent]) -> bool:
     """Whether a nucleus would come closer than two pixels to another one than its target."""
-    near = Extent(
-        extent.top - 2, extent.left - 2, cv2.dilate(np.pad(extent.inside, 2).astype(np.uint8), np.ones((5, 5))) > 0
-    )
-    from cervseg_jax.extents import shared_pixels
-
+    padded = np.pad(extent.inside, 2).astype(np.uint8)
+    near = Extent(extent.top - 2, extent.left - 2, cv2.dilate(padded, np.ones((5, 5))) > 0)
     return any(shared_pixels(near, other) for label, other in extents.items() if label != target)
 
 

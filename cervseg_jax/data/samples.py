@@ -15,6 +15,7 @@ from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.resize import border_color, resize_image, resize_mask, scaled_size
 from cervseg_jax.errors import DataError
+from cervseg_jax.extents import Extent, extents_of
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.schema import Config
 
@@ -120,6 +121,11 @@ def read_covered(pair: Pair, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
         (height, width), given = layers[0].shape, pair.covered_path
         raise DataError(f"{given}: is {width}x{height}, the image {shape[1]}x{shape[0]}")
     return layers
+
+
+def whole_truth(pair: Pair, shape: tuple[int, ...]) -> dict[int, Extent]:
+    """Reads a pair's nuclei at full extent, by label; see `read_instances` and `read_covered`."""
+    return extents_of(read_instances(pair, shape), read_covered(pair, shape))
 
 
 def sample_loader(config: Config) -> Callable[[Pair], Sample]:

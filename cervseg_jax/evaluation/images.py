@@ -9,9 +9,10 @@ import numpy as np
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.pairs import Pair
-from cervseg_jax.data.samples import read_instances
-from cervseg_jax.evaluation.nuclei import NucleusScores, join_nucleus_scores, score_nuclei
+from cervseg_jax.data.samples import read_instances, whole_truth
+from cervseg_jax.evaluation.nuclei import NucleusScores, WholeScores, join_nucleus_scores, score_nuclei, score_whole
 from cervseg_jax.evaluation.pixels import PixelScores, join_pixel_scores, score_pixels
+from cervseg_jax.extents import extents_of
 from cervseg_jax.files import make_folder, write_labels, write_png
 from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.result import Result
@@ -58,6 +59,7 @@ def score_images(
     if folder:
         for name in PREDICTIONS:
             make_folder(folder / name)
+    knows_more = "rays" in segmenter.predictor.heads or any(pair.covered_path for pair in pairs)
     images = ((pair, read_image(pair.image_path, bit_depth=config.data.bit_depth)) for pair in pairs)
     with reporter.progress("scoring", len(pairs)) as advance:
         for pair, result in segmenter.predict(images, scratch=folder):
@@ -66,7 +68,10 @@ def score_images(
             uncertainties.append(result.uncertainty)
             has_instances = with_nuclei and pair.instances_path is not None
             if has_instances:
-                nuclei.append(score_nuclei(read_instances(pair, mask.shape), result.labels))
+                if knows_more:
+                    _ = result.nuclei  # before `labels`, which would compute them a second time
+                scores = score_nuclei(read_instances(pair, mask.shape), result.labels)
+                nuclei.append(scores._replace(whole=_whole_scores(pair, result)) if knows_more else scores)
             if folder:
                 _write_prediction(folder, pair.stem, result, with_labels=has_instances)
             advance()
@@ -76,6 +81,11 @@ def score_images(
         join_nucleus_scores(nuclei) if nuclei else None,
         np.array([pair.instances_path is not None for pair in pairs]),
     )
+
+
+def _whole_scores(pair: Pair, result: Result) -> WholeScores:
+    truth = list(whole_truth(pair, result.maps.shape[:2]).values())
+    return score_whole(truth, result.nuclei.extents or list(extents_of(result.labels).values()))
 
 
 def _write_prediction(folder: Path, stem: str, result: Result, *, with_labels: bool) -> None:

@@ -20,7 +20,7 @@ from cervseg_jax.segmentation.candidates import Candidates
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.instances import connect_at_sides, label_instances, relabel
 from cervseg_jax.segmentation.morphometry import Table, measure, nearest_distances
-from cervseg_jax.segmentation.suppression import suppress
+from cervseg_jax.segmentation.suppression import Proposals, suppress
 from cervseg_jax.segmentation.whole import WholeNucleus, whole_nuclei
 from cervseg_jax.typing import typechecked
 
@@ -165,7 +165,8 @@ def find_whole(
       The nuclei in the order of their labels 1..n, which is the reading order of their first pixels that are seen.
     """
     shape = (mask.shape[0], mask.shape[1])
-    detections = suppress(candidates, min_score=params.min_score, max_iou=params.max_iou, shape=shape)
+    proposals = Proposals(candidates, shape=shape, min_score=params.min_score)
+    detections = suppress(proposals, min_score=params.min_score, max_iou=params.max_iou)
     centers = np.array([_middle(detection.extent) for detection in detections]).reshape(-1, 2)
     found: list[WholeNucleus] = []
     for start, end, window in _windows(shape):

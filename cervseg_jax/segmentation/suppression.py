@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cervseg_jax.annotations.outlines import rasterize
-from cervseg_jax.extents import Extent, near_pairs, shared_pixels, trimmed
+from cervseg_jax.extents import BoxIndex, Extent, shared_pixels, trimmed
 from cervseg_jax.segmentation.candidates import Candidates
 
 MIN_AGREEMENT = 0.5
@@ -30,55 +30,65 @@ class Detection(NamedTuple):
     num_proposals: int
 
 
-def rasterized(candidates: Candidates, shape: tuple[int, int]) -> list[Extent | None]:
-    """Returns the pixels of each proposal within the image; None for those that cover none."""
-    extents: list[Extent | None] = []
-    for corners in candidates.corners:
-        top, left, inside = rasterize([corners], shape=shape)
-        extents.append(trimmed(inside, top=top, left=left))
-    return extents
+class Proposals:
+    """Proposed outlines of an image as pixels, the surest first; it remembers which of them overlap."""
+
+    def __init__(self, candidates: Candidates, *, shape: tuple[int, int], min_score: float = 0.0) -> None:
+        """Draws the outlines.
+
+        Args:
+          candidates: proposals in any order.
+          shape: height and width of the image; outlines are cut off at its edges.
+          min_score: proposals of a lower score are left out.
+        """
+        rows, columns = candidates.pixels.T
+        order = np.lexsort((columns, rows, -candidates.scores.astype(np.float64)))
+        order = order[candidates.scores[order] >= min_score]
+        windows = (rasterize([corners], shape=shape) for corners in candidates.corners[order])
+        drawn = [trimmed(inside, top=top, left=left) for top, left, inside in windows]
+        self.extents = [extent for extent in drawn if extent is not None]
+        self.scores = candidates.scores[order[[extent is not None for extent in drawn]]]
+        self._index = BoxIndex(self.extents)
+        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def overlapping(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the indices of the other proposals that share pixels with one, and their IoU with it."""
+        if index not in self._known:
+            own = self.extents[index]
+            near = self._index.near(own)
+            near = near[near != index]
+            shared = np.array([shared_pixels(own, self.extents[other]) for other in near], np.int64).reshape(-1)
+            areas = np.array([self.extents[other].area for other in near], np.int64).reshape(-1)
+            self._known[index] = near[shared > 0], (shared / (own.area + areas - shared))[shared > 0]
+        return self._known[index]
 
 
-def suppress(candidates: Candidates, *, min_score: float, max_iou: float, shape: tuple[int, int]) -> list[Detection]:
+def suppress(proposals: Proposals, *, min_score: float, max_iou: float) -> list[Detection]:
     """Chooses the best proposals, in descending order of the score.
 
     Args:
-      candidates: proposals in any order.
+      proposals: outlines.
       min_score: proposals of a lower score are not considered.
       max_iou: of two proposals that overlap more than this one belongs to the other's nucleus.
-      shape: height and width of the image; outlines are cut off at its edges.
 
     Returns:
-      The nuclei, the surest first. Any two of them may overlap up to `max_iou`.
+      The nuclei, the surest first. The best proposals of any two of them overlap up to `max_iou`.
     """
-    order = np.lexsort((candidates.pixels[:, 1], candidates.pixels[:, 0], -candidates.scores.astype(np.float64)))
-    order = order[candidates.scores[order] >= min_score]
-    chosen = Candidates(*(field[order] for field in candidates))
-    drawn = rasterized(chosen, shape)
-    kept = [index for index, extent in enumerate(drawn) if extent is not None]
-    extents = [extent for extent in drawn if extent is not None]
-    scores = chosen.scores[kept]
-    areas = np.array([extent.area for extent in extents], np.int64)
-    rows, columns = near_pairs(extents, extents)
-    starts = np.searchsorted(rows, np.arange(len(extents) + 1))
-    is_free = np.ones(len(extents), bool)
+    is_free = proposals.scores >= min_score
     detections = []
-    for index in range(len(extents)):
+    for index in range(len(proposals.extents)):
         if not is_free[index]:
             continue
-        near = columns[starts[index] : starts[index + 1]]
-        near = near[is_free[near] & (near != index)]
-        shared = np.array([shared_pixels(extents[index], extents[other]) for other in near], np.int64).reshape(-1)
-        iou = shared / (areas[index] + areas[near] - shared)
+        others, iou = proposals.overlapping(index)
+        others, iou = others[is_free[others]], iou[is_free[others]]
         is_free[index] = False
-        is_free[near[iou > max_iou]] = False
+        is_free[others[iou > max_iou]] = False
         agreeing = iou >= MIN_AGREEMENT
-        members = [extents[index], *(extents[other] for other in near[agreeing])]
-        weights = np.concatenate([scores[[index]], scores[near[agreeing]]])
+        members = [index, *others[agreeing].tolist()]
         detections.append(
             Detection(
-                _consensus(members, weights),
-                float(scores[index]),
+                _consensus([proposals.extents[member] for member in members], proposals.scores[members]),
+                float(proposals.scores[index]),
                 float(iou[agreeing].mean()) if agreeing.any() else 0.0,
                 len(members),
             )
