@@ -258,6 +258,13 @@ class InferConfig(Section):
     """Average predictions over flipped and transposed copies of each image."""
     colors: tuple[str, str] = ("black", "white")
     """Colors of background and nuclei in the masks of `--output color`; names or `#rrggbb`."""
+    min_probability: Probability | None = None
+    """Nuclei are left out whose probability of being right, see `segmentation.confidence`, is lower. None: none are,
+    or what `precision` or `recall` asks for."""
+    precision: Probability | None = None
+    """Leave out the unsure nuclei until this share of the rest was right on the validation images."""
+    recall: Probability | None = None
+    """Leave out as many unsure nuclei as still found this share of the true ones on the validation images."""
     postprocessing: PostprocessingConfig | None = None
     """Watershed parameters; None: those tuned on the validation images after training, or else the defaults."""
 

@@ -12,11 +12,12 @@ from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import read_instances, whole_truth
 from cervseg_jax.evaluation.nuclei import NucleusScores, WholeScores, join_nucleus_scores, score_nuclei, score_whole
 from cervseg_jax.evaluation.pixels import PixelScores, join_pixel_scores, score_pixels
-from cervseg_jax.extents import extents_of
 from cervseg_jax.files import make_folder, write_labels, write_png
 from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.calibration import Judged, join_judged
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
+from cervseg_jax.segmentation.tuning import judge_result
 
 PREDICTIONS = ("masks", "probabilities", "instances")
 """Folders of the predictions, one file per image; probabilities times 255."""
@@ -32,6 +33,10 @@ class ImageScores(NamedTuple):
     """Scores of the images that have instance labels."""
     has_instances: np.ndarray
     """Which images these are; bool [images]."""
+    judged: Judged | None = None
+    """All their nuclei, for weights with a confidence."""
+    probabilities: np.ndarray | None = None
+    """Probability of each of these nuclei."""
 
 
 def score_images(
@@ -56,6 +61,8 @@ def score_images(
     pixels: list[PixelScores] = []
     uncertainties: list[float] = []
     nuclei: list[NucleusScores] = []
+    judged: list[Judged] = []
+    probs: list[np.ndarray] = [np.zeros(0)]
     if folder:
         for name in PREDICTIONS:
             make_folder(folder / name)
@@ -68,10 +75,13 @@ def score_images(
             uncertainties.append(result.uncertainty)
             has_instances = with_nuclei and pair.instances_path is not None
             if has_instances:
-                if knows_more:
+                if knows_more or segmenter.confidence is not None:
                     _ = result.nuclei  # before `labels`, which would compute them a second time
                 scores = score_nuclei(read_instances(pair, mask.shape), result.labels)
                 nuclei.append(scores._replace(whole=_whole_scores(pair, result)) if knows_more else scores)
+                if segmenter.confidence is not None:
+                    judged.append(judge_result(result, pair))
+                    probs.append(result.nuclei.table["probability"])
             if folder:
                 _write_prediction(folder, pair.stem, result, with_labels=has_instances)
             advance()
@@ -80,12 +90,14 @@ def score_images(
         np.array(uncertainties),
         join_nucleus_scores(nuclei) if nuclei else None,
         np.array([pair.instances_path is not None for pair in pairs]),
+        join_judged(judged) if judged else None,
+        np.concatenate(probs) if judged else None,
     )
 
 
 def _whole_scores(pair: Pair, result: Result) -> WholeScores:
     truth = list(whole_truth(pair, result.maps.shape[:2]).values())
-    return score_whole(truth, result.nuclei.extents or list(extents_of(result.labels).values()))
+    return score_whole(truth, result.extents)
 
 
 def _write_prediction(folder: Path, stem: str, result: Result, *, with_labels: bool) -> None:

@@ -99,7 +99,7 @@ def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
     num_truth, num_predicted = len(table.truth_areas), len(table.prediction_areas)
     aji_shared, aji_union = _aji(table)
     plus_shared, plus_union = _aji_plus(table)
-    pairs = [_matches(table, threshold) for threshold in IOU_THRESHOLDS]
+    pairs = [match_above(table, threshold) for threshold in IOU_THRESHOLDS]
     inside = table.shared > 0.5 * table.prediction_areas[table.columns]
     parts = np.bincount(table.rows[inside], minlength=num_truth)
     covered = table.shared > 0.5 * table.truth_areas[table.rows]
@@ -120,7 +120,7 @@ def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
     return InstanceCounts(*(np.array([value]) for value in values))
 
 
-def _matches(table: Overlaps, threshold: float) -> np.ndarray:
+def match_above(table: Overlaps, threshold: float) -> np.ndarray:
     """Returns the indices of the pairs whose IoU exceeds the threshold, each nucleus at most once.
 
     In label maps a nucleus has at most one partner with an IoU above 0.5 (Kirillov et al. 2019, section 4.1). Whole

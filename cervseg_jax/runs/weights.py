@@ -37,6 +37,8 @@ _OLD_OUTPUT_CLAUSE = "; its output are logits"
 
 POSTPROCESSING_FILE = "postprocessing.json"
 """Name of the file with the threshold and watershed parameters tuned for the weights, in the same folder."""
+CONFIDENCE_FILE = "confidence.json"
+"""Name of the file with the confidence of nuclei fitted for the weights, in the same folder."""
 OLD_POSTPROCESSING_FILE = "separation.json"
 """Name of the same file in release 0.1; still read."""
 
@@ -163,7 +165,7 @@ def save_weights(
     make_folder(folder)
     try:
         write_bytes(folder / contract.weights_file, data)
-        for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE):
+        for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE, CONFIDENCE_FILE):
             (folder / name).unlink(missing_ok=True)  # tuned for the previous weights
         write_text(folder / "contract.json", contract.model_dump_json(indent=2) + "\n")
     except OSError as error:

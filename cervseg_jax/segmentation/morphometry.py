@@ -71,6 +71,12 @@ WHOLE_COLUMNS: Mapping[str, Column] = {
 }
 """Further columns where nuclei are whole; the others then describe what is seen of each nucleus."""
 
+CONFIDENCE_COLUMNS: Mapping[str, Column] = {
+    "probability": Column("0..1", "probability that the nucleus matches a true one with an IoU above 0.5"),
+    "margin_px": Column("px", "distance within which the true outline lies, for 90 % of the nuclei that match"),
+}
+"""Further columns where the confidence of nuclei was fitted, see `segmentation.confidence`."""
+
 
 @typechecked
 def measure(

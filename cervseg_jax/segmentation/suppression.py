@@ -83,7 +83,7 @@ def suppress(proposals: Proposals, *, min_score: float, max_iou: float) -> list[
         others, iou = others[is_free[others]], iou[is_free[others]]
         is_free[index] = False
         is_free[others[iou > max_iou]] = False
-        agreeing = iou >= MIN_AGREEMENT
+        agreeing = iou > max(MIN_AGREEMENT, max_iou)
         members = [index, *others[agreeing].tolist()]
         detections.append(
             Detection(

@@ -58,8 +58,10 @@ def slide(rng, tmp_path, monkeypatch):
             )
 
         def whole(self, bands=None):
-            ((_, _, maps),) = predict_maps(self.predictor, self.tiled, [("a", self.image)], bands_of=lambda tag: bands)
-            return maps
+            ((_, _, prediction),) = predict_maps(
+                self.predictor, self.tiled, [("a", self.image)], bands_of=lambda tag: bands
+            )
+            return prediction.maps
 
     self = Slide()
     return self
