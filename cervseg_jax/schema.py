@@ -40,8 +40,7 @@ class ModelConfig(Section):
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
     heads: tuple[Head, ...] = ("mask",)
-    """Predicted maps: "mask", then any of "boundary", "distance", "hover" and, at the end, "rays", which are trained on
-    instance labels; "rays" gives whole outlines of nuclei that overlap."""
+    """Predicted maps: "mask", then any of "boundary", "distance", "hover", "rays" (last), from instance labels."""
 
 
 class SyntheticConfig(Section):
@@ -209,8 +208,7 @@ class PostprocessingConfig(Section):
     boundary_threshold: Probability = 0.5
     """Boundary probability from which a pixel separates nuclei; used only if the heads are mask and boundary."""
     min_saddle_depth: Fraction = 0.15
-    """Two basins stay separate nuclei if the saddle between them lies at least this far below the lower peak, as a
-    share of that peak's elevation."""
+    """Two basins stay apart if their saddle lies at least this share of the lower peak's elevation below that peak."""
     smoothing_px: NonNegative = 1.0
     """Standard deviation of the Gaussian blur of the elevation, in pixels; 0: none."""
     min_area_px: Count = 30
@@ -218,9 +216,9 @@ class PostprocessingConfig(Section):
     max_hole_px: Count = 500
     """Maximum area of holes that are filled, in pixels."""
     min_score: Probability = 0.4
-    """Predicted centrality from which a pixel proposes a whole outline; used only with the head rays."""
+    """Centrality from which a pixel proposes a whole outline, with the head rays."""
     max_iou: Fraction = 0.45
-    """Two proposed outlines whose intersection over union is larger are one nucleus; used only with the head rays."""
+    """Whole outlines whose intersection over union is larger are one nucleus."""
 
 
 class TiledConfig(Section):
@@ -259,12 +257,11 @@ class InferConfig(Section):
     colors: tuple[str, str] = ("black", "white")
     """Colors of background and nuclei in the masks of `--output color`; names or `#rrggbb`."""
     min_probability: Probability | None = None
-    """Nuclei are left out whose probability of being right, see `segmentation.confidence`, is lower. None: none are,
-    or what `precision` or `recall` asks for."""
+    """Leave out nuclei of a lower probability, see `segmentation.confidence`."""
     precision: Probability | None = None
-    """Leave out the unsure nuclei until this share of the rest was right on the validation images."""
+    """Leave out unsure nuclei until this share of the rest was right on the validation images."""
     recall: Probability | None = None
-    """Leave out as many unsure nuclei as still found this share of the true ones on the validation images."""
+    """Leave out unsure nuclei while this share of the true ones was found on the validation images."""
     postprocessing: PostprocessingConfig | None = None
     """Watershed parameters; None: those tuned on the validation images after training, or else the defaults."""
 

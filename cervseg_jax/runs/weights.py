@@ -5,7 +5,6 @@ atomically, so readers always see a matching pair.
 """
 
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
 from cervseg_jax.models import Apply, Backend, build_abstract
+from cervseg_jax.runs.new_heads import with_new_heads
 from cervseg_jax.schema import Config, Scale
 from cervseg_jax.typing import ModelState, Params
 
@@ -237,28 +237,9 @@ def load_arrays(
     """
     contract = read_contract(folder)
     arrays = read_arrays(folder, contract)
-    if heads is not None and len(heads) > len(contract.heads) == _num_shared(heads, contract.heads):
-        arrays = _with_new_heads(arrays, params)
+    if heads is not None:
+        arrays = with_new_heads(arrays, contract.heads, heads, params)
     return _convert_arrays(arrays, params, model_state, source=folder / contract.weights_file)
-
-
-def _num_shared(heads: Sequence[Head], others: Sequence[Head]) -> int:
-    """Returns the number of heads with which both begin."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(heads, others, strict=False)))
-
-
-def _with_new_heads(arrays: dict[str, np.ndarray], params: Params) -> dict[str, np.ndarray]:
-    """Completes stored arrays by the initial values of heads that they lack: whole layers, or last channels."""
-    complete = dict(arrays)
-    for name, value in params.items():
-        is_head = name.partition("/")[0].endswith("head")
-        if not is_head:
-            continue
-        initial, stored = np.array(value), arrays.get(name)
-        if stored is not None and stored.shape[:-1] == initial.shape[:-1] and stored.shape[-1] <= initial.shape[-1]:
-            initial[..., : stored.shape[-1]] = stored
-        complete[name] = initial
-    return complete
 
 
 def read_arrays(folder: Path, contract: Contract) -> dict[str, np.ndarray]:

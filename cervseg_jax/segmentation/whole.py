@@ -63,7 +63,7 @@ def whole_nuclei(
             found.append((source, extent))
     owner = np.zeros(mask.shape, np.int32)
     paint({index: extent for index, (_, extent) in enumerate(found, start=1)}, owner)
-    grown, rest = _grown([extent for _, extent in found], owner, inside)
+    grown, rest = _grown([extent for _, extent in found], owner, inside, min_area_px=params.min_area_px)
     nuclei = [
         WholeNucleus(extent, source, *detections[source][1:]) for (source, _), extent in zip(found, grown, strict=True)
     ]
@@ -91,8 +91,10 @@ def _solid(part: np.ndarray, top: int, left: int) -> Extent | None:
     return trimmed((outside != outside[0, 0])[1:-1, 1:-1], top=top, left=left)
 
 
-def _grown(extents: Sequence[Extent], owner: np.ndarray, inside: np.ndarray) -> tuple[list[Extent], np.ndarray]:
-    """Gives uncovered pixels near nuclei to the nearest one.
+def _grown(
+    extents: Sequence[Extent], owner: np.ndarray, inside: np.ndarray, *, min_area_px: int
+) -> tuple[list[Extent], np.ndarray]:
+    """Gives uncovered pixels near nuclei, and those in pieces too small for a nucleus, to the nearest one.
 
     Returns:
       The nuclei, and the pixels of the mask that still belong to none, bool [h, w].
@@ -106,7 +108,10 @@ def _grown(extents: Sequence[Extent], owner: np.ndarray, inside: np.ndarray) -> 
     )
     by_place = np.zeros(int(nearest.max()) + 1, np.int32)
     by_place[nearest[owner > 0]] = owner[owner > 0]
-    taken = np.where(free & (distance <= reach[by_place[nearest]]), by_place[nearest], 0)
+    close = free & (distance <= reach[by_place[nearest]])
+    small = free & ~close
+    small &= ~clean(small, min_area_px=min_area_px, max_hole_px=0)
+    taken = np.where(close | small, by_place[nearest], 0)
     grown = list(extents)
     present = np.unique(taken[taken > 0])
     for index, (top, left, bottom, right) in zip(present.tolist(), bounding_boxes(taken).tolist(), strict=True):
