@@ -82,10 +82,10 @@ def build_source(
         None if truth.nuclei is None else _usable_outlines(truth.nuclei, size, recipe, str(item.annotation_path), notes)
     )
     records = []
-    for tile in cut_tiles(image, truth.labels, recipe.geometry):
+    layers = np.stack([truth.labels, *truth.covered], axis=2) if truth.labels is not None else None
+    for tile in cut_tiles(image, layers, recipe.geometry):
         stem = item.stem + tile.suffix
-        labels, moved = _instances(tile, outlines)
-        covered = () if moved is None else _covered(moved, labels)
+        labels, covered, moved = _instances(tile, outlines)
         sample = Sample(tile.image, (labels > 0).astype(np.uint8), labels, covered)
         samples = [(stem, sample), *_variants(stem, sample, recipe if assigned.split == "train" else None)]
         folder = out / assigned.split
@@ -197,11 +197,14 @@ def _usable_outlines(
     return sorted(kept, key=lambda outline: enclosed_area(outline.rings), reverse=True)
 
 
-def _instances(tile: Tile, outlines: Sequence[LabeledOutline] | None) -> tuple[np.ndarray, list[LabeledOutline] | None]:
-    """Returns the tile's label map with the labels 1, 2, 3 ..., and its outlines at full extent."""
+def _instances(
+    tile: Tile, outlines: Sequence[LabeledOutline] | None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[LabeledOutline] | None]:
+    """Returns the tile's label map with the labels 1, 2, 3 ..., its covered nuclei, and its outlines at full extent."""
     if outlines is None:
-        labels = np.zeros(tile.image.shape[:2], np.int32) if tile.labels is None else tile.labels
-        return _renumbered(labels), None
+        layers = np.zeros((*tile.image.shape[:2], 1), np.int32) if tile.labels is None else tile.labels
+        labels, *covered = np.moveaxis(_renumbered(layers), 2, 0)
+        return labels, tuple(layer for layer in covered if layer.any()), None
     moved = [outline._replace(rings=tile.transform.apply(outline.rings)) for outline in outlines]
     shape = (tile.image.shape[0], tile.image.shape[1])
     inside = [
@@ -210,7 +213,8 @@ def _instances(tile: Tile, outlines: Sequence[LabeledOutline] | None) -> tuple[n
         if (np.concatenate(list(outline.rings)).max(axis=0) > 0).all()
         and (np.concatenate(list(outline.rings)).min(axis=0) < (shape[1], shape[0])).all()
     ]
-    return draw_instances([outline.rings for outline in inside], shape=shape), inside
+    labels = draw_instances([outline.rings for outline in inside], shape=shape)
+    return labels, _covered(inside, labels), inside
 
 
 def _covered(outlines: Sequence[LabeledOutline], labels: np.ndarray) -> tuple[np.ndarray, ...]:

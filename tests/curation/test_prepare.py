@@ -114,6 +114,33 @@ def test_nuclei_stay_whole_where_others_cover_them(drawn, tmp_path, geometry):
     assert num_covered > 4
 
 
+def test_label_maps_bring_their_covered_nuclei(tmp_path):
+    source = tmp_path / "s"
+    write_scenes(source, num_images=4, seed=3, size=(128, 160))
+    (source / "labelme").rename(tmp_path / "labelme")
+    make(source, tmp_path / "d", Recipe(valid=0.25, test=0.25, annotations="instances"))
+    make(
+        source, tmp_path / "t", Recipe(valid=0.25, test=0.25, annotations="instances", geometry=Geometry(tile=(64, 80)))
+    )
+    (given,) = find_pairs(DataConfig(root=_with_masks(source)), whole=True)[0].values()
+    expected = {pair.stem: whole_truth(pair, (128, 160)) for pair in given}
+    found = {pair.stem: pair for pairs in find_pairs(DataConfig(root=tmp_path / "d"))[0].values() for pair in pairs}
+    for stem, nuclei in expected.items():
+        for label, extent in whole_truth(found[stem], (128, 160)).items():
+            np.testing.assert_array_equal(extent.inside, nuclei[label].inside)
+    tiles = {pair.stem: pair for pairs in find_pairs(DataConfig(root=tmp_path / "t"))[0].values() for pair in pairs}
+    area = sum(extent.area for pair in tiles.values() for extent in whole_truth(pair, (64, 80)).values())
+    assert area == sum(extent.area for nuclei in expected.values() for extent in nuclei.values())
+
+
+def _with_masks(folder):
+    """Adds the masks of the label maps, so that the folder is a dataset."""
+    (folder / "masks").mkdir()
+    for path in (folder / "instances").iterdir():
+        cv2.imwrite(str(folder / "masks" / path.name), np.uint8(label_map(path) > 0) * 255)
+    return folder
+
+
 def test_training_sees_the_groups_of_the_manifest(drawn, tmp_path, tiny_config):
     make(drawn, tmp_path / "d", Recipe(geometry=Geometry(tile=(64, 80)), valid=0.2, test=0.2))
     found, problems = find_pairs(load_config(tiny_config, [f"data.root={tmp_path / 'd'}"]).data)
