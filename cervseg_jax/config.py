@@ -206,9 +206,11 @@ def _with_checked_components(config: Config) -> Config:
         raise ConfigError(
             f"model.heads: the first head must be mask and each head may occur only once, got {list(heads)}"
         )
+    if "rays" in heads and heads[-1] != "rays":
+        raise ConfigError(f"model.heads: rays must be the last head, got {list(heads)}")
     if config.train.touching_weight and not needs_instances(heads):
         raise ConfigError(
-            "train.touching_weight: needs instance labels; add boundary, distance or hover to model.heads"
+            "train.touching_weight: needs instance labels; add boundary, distance, hover or rays to model.heads"
         )
     if config.train.cosine is not None and config.train.plateau is not None:
         raise ConfigError("train.cosine: cannot be combined with train.plateau; set train.plateau to null")

@@ -3,12 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-Head = Literal["mask", "boundary", "distance", "hover"]
+Head = Literal["mask", "boundary", "distance", "hover", "rays"]
 
-NUM_MAPS: Mapping[Head, int] = {"mask": 1, "boundary": 1, "distance": 1, "hover": 2}
+NUM_RAYS = 32
+"""Directions of the head "rays"."""
+RAY_UNIT_PX = 8.0
+"""Length of a ray whose map has the value 0.5, in pixels of the network's input; see `data.rays`."""
+
+NUM_MAPS: Mapping[Head, int] = {"mask": 1, "boundary": 1, "distance": 1, "hover": 2, "rays": 1 + NUM_RAYS}
 """Output channels per head. mask: nucleus probability. boundary: probability of a nucleus border. distance: distance to
 the border, relative to the maximum within the nucleus. hover: horizontal and vertical position within the nucleus, 0.5
-at the centroid."""
+at the centroid. rays: how central a pixel lies in a whole nucleus, and the distances to that nucleus' outline."""
 
 
 def num_maps(heads: Sequence[Head]) -> int:

@@ -102,24 +102,28 @@ def draw_family_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], S
     save_figure(path, figure)
 
 
-def draw_reliability(path: Path, curve: Mapping[str, Sequence[float]], *, error: float) -> None:
+def draw_reliability(
+    path: Path, curve: Mapping[str, Sequence[float]], *, error: float, counted: str = "pixels"
+) -> None:
     """Draws a reliability diagram, with a histogram of the predicted probabilities below.
 
     Args:
       path: the PNG to write.
       curve: `predicted`, `observed` and `pixels` per bin; NaN for empty bins.
       error: expected calibration error, for the title.
+      counted: what `pixels` counts.
     """
     figure = Figure(figsize=(5, 5.6), dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="perfectly calibrated")
     upper.plot(curve["predicted"], curve["observed"], "o-", color=_CURVE_COLORS[0], markersize=4, label="this network")
     title = f"expected calibration error {error:.4f}"
-    upper.set(ylabel="observed fraction of nucleus pixels", xlim=(0, 1), ylim=(0, 1), title=title)
+    observed = "observed fraction of nucleus pixels" if counted == "pixels" else f"observed fraction of right {counted}"
+    upper.set(ylabel=observed, xlim=(0, 1), ylim=(0, 1), title=title)
     upper.legend(frameon=False, loc="upper left")
     edges = np.linspace(0, 1, len(curve["pixels"]) + 1)
     lower.stairs(curve["pixels"], edges, fill=True, color=_CURVE_COLORS[0], alpha=0.5)
-    lower.set(xlabel="predicted probability", ylabel="pixels", yscale="log")
+    lower.set(xlabel="predicted probability", ylabel=counted, yscale="log")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -41,7 +41,7 @@ class ModelConfig(Section):
     args: dict[str, Any] = {}
     """Arguments of the model's builder; `cervseg-jax models NAME` lists them."""
     heads: tuple[Head, ...] = ("mask",)
-    """Predicted maps: "mask", then any of "boundary", "distance" and "hover", which are trained on instance labels."""
+    """Predicted maps: "mask", then any of "boundary", "distance", "hover", "rays" (last), from instance labels."""
 
 
 class SyntheticConfig(Section):
@@ -210,14 +210,17 @@ class PostprocessingConfig(Section):
     boundary_threshold: Probability = 0.5
     """Boundary probability from which a pixel separates nuclei; used only if the heads are mask and boundary."""
     min_saddle_depth: Fraction = 0.15
-    """Two basins stay separate nuclei if the saddle between them lies at least this far below the lower peak, as a
-    share of that peak's elevation."""
+    """Two basins stay apart if their saddle lies at least this share of the lower peak's elevation below that peak."""
     smoothing_px: NonNegative = 1.0
     """Standard deviation of the Gaussian blur of the elevation, in pixels; 0: none."""
     min_area_px: Count = 30
     """Minimum area of a nucleus, in pixels; smaller ones are removed."""
     max_hole_px: Count = 500
     """Maximum area of holes that are filled, in pixels."""
+    min_score: Probability = 0.4
+    """Centrality from which a pixel proposes a whole outline, with the head rays."""
+    max_iou: Fraction = 0.45
+    """Whole outlines whose intersection over union is larger are one nucleus."""
 
 
 class TiledConfig(Section):
@@ -255,6 +258,12 @@ class InferConfig(Section):
     """Average predictions over flipped and transposed copies of each image."""
     colors: tuple[str, str] = ("black", "white")
     """Colors of background and nuclei in the masks of `--output color`; names or `#rrggbb`."""
+    min_probability: Probability | None = None
+    """Leave out nuclei of a lower probability, see `segmentation.confidence`."""
+    precision: Probability | None = None
+    """Leave out unsure nuclei until this share of the rest was right on the validation images."""
+    recall: Probability | None = None
+    """Leave out unsure nuclei while this share of the true ones was found on the validation images."""
     postprocessing: PostprocessingConfig | None = None
     """Watershed parameters; None: those tuned on the validation images after training, or else the defaults."""
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cervseg_jax.annotations.documents import Columns, corner, crops, json_with_list
+from cervseg_jax.annotations.documents import Columns, crops, json_with_list
 from cervseg_jax.annotations.objects import AnnotatedObject, Annotation, Note, as_ring, parse_json, too_few_points
 from cervseg_jax.annotations.outlines import Rings, join_parts, signed_area, trace
 from cervseg_jax.errors import DataError
+from cervseg_jax.extents import Extent
 from cervseg_jax.label_maps import Labels
 
 MAX_MASK_PIXELS = 2**27
@@ -152,7 +153,9 @@ def coco_image(image_id: int, file_name: str, shape: tuple[int, int]) -> dict[st
     return {"id": image_id, "file_name": file_name, "height": shape[0], "width": shape[1]}
 
 
-def coco_annotations(labels: Labels, table: Columns, *, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+def coco_annotations(
+    labels: Labels, table: Columns, *, image_id: int, first_id: int, whole: Sequence[Extent] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yields the nuclei of an image as COCO annotations with exact run-length masks.
 
     Args:
@@ -160,12 +163,13 @@ def coco_annotations(labels: Labels, table: Columns, *, image_id: int, first_id:
       table: result of `measure`, one row per nucleus.
       image_id: id of the image's entry.
       first_id: id of the first annotation.
+      whole: the nuclei at full extent, where they overlap; None: as the label map shows them.
 
     Yields:
       One annotation per nucleus, in the order of the table.
     """
-    for row, inside in enumerate(crops(labels, table)):
-        (top, left), (height, width) = corner(table, row), inside.shape
+    for row, (top, left, inside) in enumerate(crops(labels, table) if whole is None else whole):
+        height, width = inside.shape
         yield {
             "id": first_id + row,
             "image_id": image_id,

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 
+from cervseg_jax.extents import Extent
 from cervseg_jax.label_maps import Labels
 
 Columns = Mapping[str, Shaped[np.ndarray, " nuclei"]]
@@ -27,14 +28,9 @@ def json_with_list(head: Mapping[str, Any], key: str, items: Iterable[Mapping[st
     yield "\n]}\n"
 
 
-def crops(labels: Labels, table: Columns) -> Iterator[Bool[np.ndarray, "h w"]]:
-    """Yields the mask of each nucleus within its bounding box, bool [h, w]."""
+def crops(labels: Labels, table: Columns) -> Iterator[Extent]:
+    """Yields the pixels of each nucleus within its bounding box."""
     for row, label in enumerate(table["label"]):
-        top, left = corner(table, row)
+        top, left = int(table["top"][row]), int(table["left"][row])
         bottom, right = top + int(table["height"][row]), left + int(table["width"][row])
-        yield np.asarray(labels[top:bottom, left:right] == label)
-
-
-def corner(table: Columns, row: int) -> tuple[int, int]:
-    """Returns top and left of a nucleus' bounding box."""
-    return int(table["top"][row]), int(table["left"][row])
+        yield Extent(top, left, np.asarray(labels[top:bottom, left:right] == label))

@@ -8,14 +8,14 @@ import binascii
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from cervseg_jax.annotations.documents import Columns, corner, crops, json_with_list
+from cervseg_jax.annotations.documents import Columns, crops, json_with_list
 from cervseg_jax.annotations.objects import (
     AnnotatedObject,
     Annotation,
@@ -28,6 +28,7 @@ from cervseg_jax.annotations.outlines import Rings, trace
 from cervseg_jax.annotations.polygons import Polygon
 from cervseg_jax.data.decode import decode_mask
 from cervseg_jax.errors import DataError
+from cervseg_jax.extents import Extent
 from cervseg_jax.label_maps import Labels
 from cervseg_jax.storage.address import Address
 
@@ -177,6 +178,7 @@ def labelme_with_masks(
     table: Columns,
     *,
     image_path: str,
+    whole: Sequence[Extent] | None = None,
 ) -> Iterator[str]:
     """Yields a LabelMe file with masks for nuclei that a single polygon cannot show (holes, several parts).
 
@@ -185,12 +187,13 @@ def labelme_with_masks(
       polygons: polygons of each nucleus.
       table: result of `measure`, one row per nucleus.
       image_path: path of the image relative to the JSON file, see `path_from`.
+      whole: the nuclei at full extent, where they overlap; None: as the label map shows them.
 
     Yields:
-      JSON text in pieces; reading it restores the label map.
+      JSON text in pieces; reading it restores the nuclei.
     """
     head = _head(image_path=image_path, shape=labels.shape[:2])
-    return json_with_list(head, "shapes", _shapes(labels, polygons, table))
+    return json_with_list(head, "shapes", _shapes(polygons, crops(labels, table) if whole is None else whole))
 
 
 def path_from(folder: Path, image: Path) -> str:
@@ -210,13 +213,13 @@ def path_from(folder: Path, image: Path) -> str:
         return image.absolute().as_posix()
 
 
-def _shapes(labels: Labels, polygons: Sequence[Sequence[Polygon]], table: Columns) -> Iterator[dict[str, Any]]:
-    for row, (parts, inside) in enumerate(zip(polygons, crops(labels, table), strict=True)):
+def _shapes(polygons: Sequence[Sequence[Polygon]], extents: Iterable[Extent]) -> Iterator[dict[str, Any]]:
+    for parts, (top, left, inside) in zip(polygons, extents, strict=True):
         if len(parts) == 1 and not parts[0].holes:
             yield _polygon_shape(parts[0].outer)
             continue
         packed = cv2.imencode(".png", inside.astype(np.uint8) * 255)[1].tobytes()
-        (top, left), (height, width) = corner(table, row), inside.shape
+        height, width = inside.shape
         yield {
             "label": NUCLEUS,
             "points": [[float(left), float(top)], [float(left + width - 1), float(top + height - 1)]],

@@ -16,6 +16,10 @@ class Polygon(NamedTuple):
     outer: Ring
     holes: list[Ring]
 
+    def moved(self, right: float, down: float) -> "Polygon":
+        """Returns the polygon at another place."""
+        return Polygon(self.outer + (right, down), [hole + (right, down) for hole in self.holes])
+
 
 @typechecked
 def polygons_of(labels: Labels) -> list[list[Polygon]]:

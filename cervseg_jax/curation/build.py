@@ -24,10 +24,12 @@ from cervseg_jax.curation.scan import require_size
 from cervseg_jax.curation.truth import read_truth
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.checks import looks_inverted
+from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.decode import decode_image, read_bytes
 from cervseg_jax.data.headers import read_header
 from cervseg_jax.data.manifest import Record
 from cervseg_jax.data.samples import Sample
+from cervseg_jax.extents import Extent, covered_layers
 from cervseg_jax.files import make_folder, sha256_of, write_labels, write_png, write_text
 
 PIXEL_CENTER_SHARE = 0.5
@@ -80,10 +82,11 @@ def build_source(
         None if truth.nuclei is None else _usable_outlines(truth.nuclei, size, recipe, str(item.annotation_path), notes)
     )
     records = []
-    for tile in cut_tiles(image, truth.labels, recipe.geometry):
+    layers = np.stack([truth.labels, *truth.covered], axis=2) if truth.labels is not None else None
+    for tile in cut_tiles(image, layers, recipe.geometry):
         stem = item.stem + tile.suffix
-        labels, moved = _instances(tile, outlines)
-        sample = Sample(tile.image, (labels > 0).astype(np.uint8), labels)
+        labels, covered, moved = _instances(tile, outlines)
+        sample = Sample(tile.image, (labels > 0).astype(np.uint8), labels, covered)
         samples = [(stem, sample), *_variants(stem, sample, recipe if assigned.split == "train" else None)]
         folder = out / assigned.split
         if moved is not None:
@@ -154,6 +157,7 @@ def _write_sample(folder: Path, stem: str, sample: Sample, *, has_instances: boo
     write_png(folder / "masks" / f"{stem}.png", sample.mask * 255)
     if has_instances and sample.instances is not None:
         write_labels(folder / "instances", stem, sample.instances)
+        save_covered(folder, stem, sample.covered)
 
 
 def _num_nuclei(sample: Sample) -> int:
@@ -193,11 +197,14 @@ def _usable_outlines(
     return sorted(kept, key=lambda outline: enclosed_area(outline.rings), reverse=True)
 
 
-def _instances(tile: Tile, outlines: Sequence[LabeledOutline] | None) -> tuple[np.ndarray, list[LabeledOutline] | None]:
-    """Returns the tile's label map with the labels 1, 2, 3 ..., and its outlines at full extent."""
+def _instances(
+    tile: Tile, outlines: Sequence[LabeledOutline] | None
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], list[LabeledOutline] | None]:
+    """Returns the tile's label map with the labels 1, 2, 3 ..., its covered nuclei, and its outlines at full extent."""
     if outlines is None:
-        labels = np.zeros(tile.image.shape[:2], np.int32) if tile.labels is None else tile.labels
-        return _renumbered(labels), None
+        layers = np.zeros((*tile.image.shape[:2], 1), np.int32) if tile.labels is None else tile.labels
+        labels, *covered = np.moveaxis(_renumbered(layers), 2, 0)
+        return labels, tuple(layer for layer in covered if layer.any()), None
     moved = [outline._replace(rings=tile.transform.apply(outline.rings)) for outline in outlines]
     shape = (tile.image.shape[0], tile.image.shape[1])
     inside = [
@@ -206,7 +213,15 @@ def _instances(tile: Tile, outlines: Sequence[LabeledOutline] | None) -> tuple[n
         if (np.concatenate(list(outline.rings)).max(axis=0) > 0).all()
         and (np.concatenate(list(outline.rings)).min(axis=0) < (shape[1], shape[0])).all()
     ]
-    return draw_instances([outline.rings for outline in inside], shape=shape), inside
+    labels = draw_instances([outline.rings for outline in inside], shape=shape)
+    return labels, _covered(inside, labels), inside
+
+
+def _covered(outlines: Sequence[LabeledOutline], labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns the label maps of the nuclei that others partly cover, whole, with the labels of the label map."""
+    whole = (rasterize(outline.rings, shape=labels.shape) for outline in outlines)
+    extents = {label: Extent(*window) for label, window in enumerate(whole, start=1)}
+    return covered_layers(extents, labels)
 
 
 def _renumbered(labels: np.ndarray) -> np.ndarray:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document
-from cervseg_jax.annotations.outlines import draw_instances
+from cervseg_jax.annotations.outlines import draw_instances, rasterize
 from cervseg_jax.curation.synthetic import Scene, draw_scene
+from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.manifest import DATASET_FILE
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.extents import Extent, covered_layers
 from cervseg_jax.files import make_folder, refuse_filled_folder, write_json, write_png, write_text
 from cervseg_jax.runtime.threads import map_files
 from cervseg_jax.schema import SyntheticConfig
@@ -44,7 +46,9 @@ def write_scenes(
         nuclei = [LabeledOutline(rings) for rings in scene.outlines]
         document = labelme_document(nuclei, image_path=f"../images/{stem}.png", shape=size)
         write_text(folder / "labelme" / f"{stem}.json", document, durable=False)
-        write_png(folder / "instances" / f"{stem}.png", _instances(scene, size))
+        labels = _instances(scene, size)
+        write_png(folder / "instances" / f"{stem}.png", labels)
+        save_covered(folder, stem, _covered(scene, labels))
 
     map_files(write, range(num_images), on_progress=on_progress)
 
@@ -100,12 +104,20 @@ def _write_split(folder: Path, indices: range, config: SyntheticConfig, on_progr
         write_png(folder / "images" / name, scene.image)
         write_png(folder / "masks" / name, ((labels > 0) * 255).astype(np.uint8))
         write_png(folder / "instances" / name, labels)
+        save_covered(folder, Path(name).stem, _covered(scene, labels))
 
     map_files(write, indices, on_progress=on_progress)
 
 
 def _instances(scene: Scene, size: tuple[int, int]) -> np.ndarray:
     return draw_instances(scene.outlines, shape=size).astype(np.uint16)
+
+
+def _covered(scene: Scene, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns the label maps of the nuclei that later ones partly cover."""
+    windows = (rasterize(rings, shape=(labels.shape[0], labels.shape[1])) for rings in scene.outlines)
+    extents = {label: Extent(*window) for label, window in enumerate(windows, start=1)}
+    return covered_layers(extents, labels.astype(np.int32))
 
 
 def _require_same(root: Path, expected: Mapping[str, object]) -> None:

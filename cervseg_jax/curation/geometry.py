@@ -53,7 +53,7 @@ class Tile(NamedTuple):
     """Addition to the stem; empty for a whole image."""
     image: np.ndarray
     labels: np.ndarray | None
-    """int32 [h, w], if the source has a label map instead of outlines."""
+    """int32 [h, w] or [h, w, layers], if the source has label maps instead of outlines."""
     transform: Affine
     """From positions in the source image to positions in this tile."""
 
@@ -63,7 +63,7 @@ def cut_tiles(image: np.ndarray, labels: np.ndarray | None, geometry: Geometry) 
 
     Args:
       image: uint8 [h, w, 3].
-      labels: int32 [h, w] or None.
+      labels: int32 [h, w] or [h, w, layers], or None.
       geometry: operations to apply.
 
     Yields:

@@ -2,7 +2,7 @@
 
 Groups (sources) are split before anything else is done, near-duplicates stay together, and test splits of the authors
 stay test splits. Nuclei keep their full outlines: where two overlap, the label map shows the smaller one, and the
-LabelMe file of each image keeps both.
+LabelMe file of each image keeps both, as do the label maps in `covered`.
 """
 
 import json
@@ -27,11 +27,10 @@ from cervseg_jax.data.checks import bit_depth_warning, common_bit_depth
 from cervseg_jax.data.manifest import DATASET_FILE, Record, groups_from_csv, write_manifest
 from cervseg_jax.data.split import assign_folds, groups_by_pattern, split_groups
 from cervseg_jax.errors import ConfigError, DataError, first_few
+from cervseg_jax.extents import Z_ORDER
 from cervseg_jax.files import refuse_address, write_json
 from cervseg_jax.runtime.threads import map_files
 from cervseg_jax.storage.address import as_path
-
-Z_ORDER = "smaller nuclei lie on top of larger ones"
 
 
 class Prepared(NamedTuple):

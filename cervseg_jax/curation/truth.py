@@ -1,6 +1,7 @@
 """The annotation of one image as nuclei, as a label map or as a mask."""
 
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,10 @@ from cervseg_jax.annotations.objects import Note
 from cervseg_jax.annotations.reader import read_annotation
 from cervseg_jax.choices import Crowd, MaskRule
 from cervseg_jax.curation.collect import SourceImage
+from cervseg_jax.data.covered_files import FOLDER, load_covered
 from cervseg_jax.data.decode import read_bytes, read_mask
 from cervseg_jax.data.label_files import read_labels
+from cervseg_jax.errors import DataError
 
 LABEL_KINDS = frozenset({"instances", "labels"})
 
@@ -32,6 +35,8 @@ class Truth(NamedTuple):
     notes: list[Note] = []
     problems: list[str] = []
     """Entries that cannot be read and are missing from `nuclei`."""
+    covered: tuple[np.ndarray, ...] = ()
+    """Label maps of the nuclei that others partly cover, whole; see `extents`."""
 
 
 def read_truth(item: SourceImage, *, mask_rule: MaskRule, labels: tuple[str, ...] = (), crowd: Crowd = "drop") -> Truth:
@@ -56,7 +61,8 @@ def read_truth(item: SourceImage, *, mask_rule: MaskRule, labels: tuple[str, ...
         return Truth(labels=labels_of_mask, has_instances=False, stated_size=_size(mask), notes=notes)
     if item.kind in LABEL_KINDS:
         values, _ = read_labels(item.annotation_path, rule=mask_rule)
-        return Truth(labels=remaining_labels(values, item.rejected), stated_size=_size(values))
+        values = remaining_labels(values, item.rejected)
+        return Truth(labels=values, covered=_covered(item.annotation_path, values), stated_size=_size(values))
     annotation = item.annotation
     if annotation is None:
         annotation = read_annotation(read_bytes(item.annotation_path), source=item.annotation_path)
@@ -70,6 +76,15 @@ _LEVELS: dict[MaskRule, str] = {
     "any_nonzero": "a mask of more than two levels; every value but zero is nucleus and enlarges it (any_nonzero)",
     "value_1": "a mask of more than two levels; the value 1 is nucleus, all others are background (value_1)",
 }
+
+
+def _covered(labels_path: Path, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Reads the covered nuclei that a dataset keeps beside its label maps; none where there is no such file."""
+    path = labels_path.parent.with_name(FOLDER) / f"{labels_path.stem}.npz"
+    covered = load_covered(path) if path.is_file() else ()
+    if covered and covered[0].shape != labels.shape:
+        raise DataError(f"{path}: its size is not that of {labels_path}")
+    return covered
 
 
 def _size(values: np.ndarray) -> tuple[int, int]:

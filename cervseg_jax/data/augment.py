@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cervseg_jax.data.geometric import affine, bulge, crop, elastic, flip, map_sample, rotate90, shrink
+from cervseg_jax.data.geometric import affine, bulge, crop, elastic, flip, rotate90, shrink
+from cervseg_jax.data.overlap import overlap
 from cervseg_jax.data.photometric import blur, color, gray, jpeg, noise, reinhard, sharpen, stain
-from cervseg_jax.data.samples import Sample
+from cervseg_jax.data.samples import Sample, map_sample
 
 Operation = Callable[..., Sample]
 
@@ -22,6 +23,7 @@ AUGMENTATIONS: Mapping[str, Operation] = {
     "shrink": shrink,
     "elastic": elastic,
     "bulge": bulge,
+    "overlap": overlap,
     "color": color,
     "stain": stain,
     "blur": blur,

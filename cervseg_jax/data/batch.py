@@ -88,7 +88,9 @@ def _targets(samples: Sequence[Sample], heads: Sequence[Head]) -> Targets:
     nothing = np.zeros(samples[0].mask.shape, np.int32)
     labels = [nothing if sample.instances is None else sample.instances for sample in samples]
     return Targets(
-        maps=np.stack([target_maps(instances, heads) for instances in labels]),
+        maps=np.stack(
+            [target_maps(known, heads, sample.covered) for known, sample in zip(labels, samples, strict=True)]
+        ),
         touching=np.stack([touching_pixels(instances) for instances in labels])[..., None],
         known=np.array([sample.instances is not None for sample in samples], np.float32),
     )

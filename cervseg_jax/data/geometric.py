@@ -11,18 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from cervseg_jax.data.resize import border_color, resize_image, resize_mask, scaled_size
-from cervseg_jax.data.samples import Sample
+from cervseg_jax.data.samples import Sample, map_sample
 from cervseg_jax.schema import PositiveFloat
 
 NonNegative = Annotated[float, Field(ge=0.0)]
-
-
-def map_sample(
-    sample: Sample, on_image: Callable[[np.ndarray], np.ndarray], on_labels: Callable[[np.ndarray], np.ndarray]
-) -> Sample:
-    """Returns the sample with one function applied to the image and another to the mask and the labels."""
-    instances = None if sample.instances is None else on_labels(sample.instances)
-    return Sample(on_image(sample.image), on_labels(sample.mask), instances)
 
 
 def flip(sample: Sample, rng: np.random.Generator) -> Sample:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cervseg_jax.data.covered_files import covered_paths
 from cervseg_jax.data.decode import IMAGE_SUFFIXES
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES
@@ -27,6 +28,8 @@ class Pair(NamedTuple):
     mask_path: Path
     instances_path: Path | None = None
     """Instance labels, where the dataset has them."""
+    covered_path: Path | None = None
+    """Label maps of the nuclei that are partly covered, where there are any; see `data.covered_files`."""
     scale: float | None = None
     """Factor of the image's size at which the network sees it; None: it is resized to the network's input."""
     window: tuple[int, int] | None = None
@@ -181,6 +184,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]:
     images, masks = images_by_stem(folder / "images"), images_by_stem(folder / "masks")
     instances = images_by_stem(folder / "instances") if (folder / "instances").is_dir() else {}
+    covered = {stem_of(path): path for path in covered_paths(folder)}
     if not images:
         raise DataError(f"{folder / 'images'}: no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     unpaired = sorted(images.keys() - masks.keys())
@@ -195,7 +199,7 @@ def _pair_folder(folder: Path, data: DataConfig) -> tuple[list[Pair], list[str]]
     pattern = data.split.group_pattern if data.split else None
     groups = groups_by_pattern(stems, pattern, key="data.split.group_pattern")
     pairs = [
-        Pair(stem, group, images[stem], masks[stem], instances.get(stem))
+        Pair(stem, group, images[stem], masks[stem], instances.get(stem), covered.get(stem))
         for stem, group in zip(stems, groups, strict=True)
     ]
     return pairs, problems

@@ -14,11 +14,11 @@ def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Resizes [h, w] of any dtype by nearest neighbor, which adds no new values."""
-    if mask.shape == image_size:
+    """Resizes [h, w] or [h, w, layers] of any dtype by nearest neighbor, which adds no new values."""
+    if mask.shape[:2] == image_size:
         return mask
     rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(image_size, mask.shape, strict=True)
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(image_size, mask.shape[:2], strict=True)
     )
     return mask[np.ix_(rows, columns)]
 

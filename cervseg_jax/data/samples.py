@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 
 from cervseg_jax.choices import BitDepth, MaskRule
+from cervseg_jax.data.covered_files import load_covered
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.resize import border_color, resize_image, resize_mask, scaled_size
 from cervseg_jax.errors import DataError
+from cervseg_jax.extents import Extent, extents_of
 from cervseg_jax.heads import needs_instances
 from cervseg_jax.schema import Config
 
@@ -27,6 +29,8 @@ class Sample(NamedTuple):
     """uint8 [h, w], 0 or 1."""
     instances: np.ndarray | None = None
     """Integer labels [h, w], 0 for background."""
+    covered: tuple[np.ndarray, ...] = ()
+    """Labels [h, w] of the nuclei that others partly cover, whole; see `extents`."""
 
 
 def load_sample(
@@ -54,13 +58,13 @@ def load_sample(
     """
     mask = read_mask(pair.mask_path, rule=mask_rule).mask
     size = image_size if pair.scale is None else scaled_size(mask.shape, pair.scale)
-    instances = None
+    instances, covered = None, ()
     if with_instances and pair.instances_path is not None:
         instances = resize_mask(read_instances(pair, mask.shape), size)
+        covered = tuple(resize_mask(layer, size) for layer in read_covered(pair, mask.shape))
     image = read_image(pair.image_path, bit_depth=bit_depth)
     require_same_size(pair, image.shape, mask.shape)
-    image = resize_image(image, size)
-    sample = Sample(image, resize_mask(mask, size), instances)
+    sample = Sample(resize_image(image, size), resize_mask(mask, size), instances, covered)
     return sample if pair.window is None else _window(sample, pair.window, image_size)
 
 
@@ -80,17 +84,26 @@ def require_same_size(pair: Pair, image_shape: Sequence[int], mask_shape: Sequen
 def _window(sample: Sample, start: tuple[int, int], size: tuple[int, int]) -> Sample:
     """Cuts a window out of a sample; where it ends beyond the image, it has the color of the border."""
     (top, left), (height, width) = start, size
-    image, mask, instances = (
-        None if array is None else array[top : top + height, left : left + width] for array in sample
-    )
-    assert image is not None and mask is not None  # noqa: S101 (only instances may be missing)
-    below, right = height - mask.shape[0], width - mask.shape[1]
-    if below or right:
-        color = border_color(image)
-        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=color)
-        mask = np.pad(mask, ((0, below), (0, right)))
-        instances = None if instances is None else np.pad(instances, ((0, below), (0, right)))
-    return Sample(image, mask, instances)
+    rows, columns = sample.mask[top : top + height, left : left + width].shape
+    below, right = height - rows, width - columns
+
+    def cut(labels: np.ndarray) -> np.ndarray:
+        return np.pad(labels[top : top + height, left : left + width], ((0, below), (0, right)))
+
+    def cut_image(picture: np.ndarray) -> np.ndarray:
+        part = picture[top : top + height, left : left + width]
+        color = border_color(part)
+        return np.asarray(cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_CONSTANT, value=color))
+
+    return map_sample(sample, cut_image, cut)
+
+
+def map_sample(
+    sample: Sample, on_image: Callable[[np.ndarray], np.ndarray], on_labels: Callable[[np.ndarray], np.ndarray]
+) -> Sample:
+    """Returns the sample with one function applied to the image and another to the mask and all labels."""
+    instances = None if sample.instances is None else on_labels(sample.instances)
+    return Sample(on_image(sample.image), on_labels(sample.mask), instances, tuple(map(on_labels, sample.covered)))
 
 
 def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
@@ -107,6 +120,26 @@ def read_instances(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
             f"{pair.instances_path}: is {labels.shape[1]}x{labels.shape[0]}, the image {shape[1]}x{shape[0]}"
         )
     return labels
+
+
+def read_covered(pair: Pair, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Reads the label maps of a pair's partly covered nuclei, int32 [h, w] each; none where there is no file.
+
+    Raises:
+      DataError: if the file is bad, or of another size than the image.
+    """
+    if pair.covered_path is None:
+        return ()
+    layers = load_covered(pair.covered_path)
+    if layers and layers[0].shape != shape:
+        (height, width), given = layers[0].shape, pair.covered_path
+        raise DataError(f"{given}: is {width}x{height}, the image {shape[1]}x{shape[0]}")
+    return layers
+
+
+def whole_truth(pair: Pair, shape: tuple[int, ...]) -> dict[int, Extent]:
+    """Reads a pair's nuclei at full extent, by label; see `read_instances` and `read_covered`."""
+    return extents_of(read_instances(pair, shape), read_covered(pair, shape))
 
 
 def sample_loader(config: Config) -> Callable[[Pair], Sample]:
@@ -144,7 +177,8 @@ class SampleCache:
         if kept is not None:
             return kept
         sample = self._load(pair)
-        arrays = [array for array in sample if array is not None]
+        single = (sample.image, sample.mask, sample.instances, *sample.covered)
+        arrays = [array for array in single if array is not None]
         size = sum(array.nbytes for array in arrays)
         with self._lock:
             if size <= self._free and pair not in self._kept:

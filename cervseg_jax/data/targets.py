@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 
+from cervseg_jax.data.rays import ray_targets
 from cervseg_jax.heads import Head
 from cervseg_jax.label_maps import inner_borders
 from cervseg_jax.typing import typechecked
@@ -17,18 +18,25 @@ TOUCHING_PX = 2
 
 
 @typechecked
-def target_maps(instances: Integer[np.ndarray, "h w"], heads: Sequence[Head]) -> UInt8[np.ndarray, "h w maps"]:
+def target_maps(
+    instances: Integer[np.ndarray, "h w"],
+    heads: Sequence[Head],
+    covered: Sequence[Integer[np.ndarray, "h w"]] = (),
+) -> UInt8[np.ndarray, "h w maps"]:
     """Returns the targets of all heads except the mask.
 
     Args:
       instances: labels, 0 for background.
       heads: the network's heads; "mask" is skipped.
+      covered: label maps of the nuclei that are partly covered, see `extents`; for the head "rays".
 
     Returns:
       Maps in the order of the heads, 255 for 1.0.
     """
     labels = instances.astype(np.float32)  # OpenCV has no int32 morphology; exact up to 2^24 nuclei
-    maps = [TARGETS[head](labels) for head in heads if head != "mask"]
+    maps = [
+        ray_targets(instances, covered) if head == "rays" else TARGETS[head](labels) for head in heads if head != "mask"
+    ]
     return np.concatenate(maps, axis=2) if maps else np.zeros((*instances.shape, 0), np.uint8)
 
 
@@ -88,4 +96,4 @@ TARGETS: Mapping[Head, Callable[[np.ndarray], np.ndarray]] = {
     "distance": _distance,
     "hover": _hover,
 }
-"""Functions from labels, float32 [h, w], to targets, uint8 [h, w, maps], by head."""
+"""Functions from labels, float32 [h, w], to targets, uint8 [h, w, maps], by head; "rays" also need what is covered."""

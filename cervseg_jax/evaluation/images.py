@@ -11,14 +11,16 @@ from cervseg_jax.annotations.decisions import Decisions, remaining_labels
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image, read_mask
 from cervseg_jax.data.pairs import Pair
-from cervseg_jax.data.samples import read_instances
-from cervseg_jax.evaluation.nuclei import NucleusScores, join_nucleus_scores, score_nuclei
+from cervseg_jax.data.samples import read_instances, whole_truth
+from cervseg_jax.evaluation.nuclei import NucleusScores, join_nucleus_scores, score_nuclei, score_whole
 from cervseg_jax.evaluation.pixels import PixelScores, join_pixel_scores, score_pixels
 from cervseg_jax.files import make_folder, write_labels, write_png
 from cervseg_jax.runtime.distributed import allgather_rows, share_of, sync_errors
 from cervseg_jax.schema import Config
+from cervseg_jax.segmentation.calibration import Judged, gather_judged
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
+from cervseg_jax.segmentation.tuning import judge_result
 
 PREDICTIONS = ("masks", "probabilities", "instances")
 """Folders of the predictions, one file per image; probabilities times 255."""
@@ -37,6 +39,10 @@ class ImageScores(NamedTuple):
     """Scores of the images that have instance labels."""
     has_instances: np.ndarray
     """Which images these are; bool [images]."""
+    judged: Judged | None = None
+    """All their nuclei, for weights with a confidence."""
+    probabilities: np.ndarray | None = None
+    """Probability of each of these nuclei."""
 
 
 def score_images(
@@ -60,70 +66,116 @@ def score_images(
       folder: receives the predictions; None: they are not written.
       decisions: of a reviewing page; rejected nuclei are left out of the truth.
     """
+    own = share_of(len(pairs))
     with sync_errors():
-        indices, pixels, uncertainties, nuclei = _score_share(
-            segmenter, pairs, config, reporter, with_nuclei=with_nuclei, folder=folder, decisions=decisions
+        scored = _score_share(
+            segmenter, pairs, own, config, reporter, with_nuclei=with_nuclei, folder=folder, decisions=decisions
         )
     has_instances = np.array([pair.instances_path is not None for pair in pairs])
-    all_pixels, uncertainty = allgather_rows(indices, (pixels, uncertainties))
-    all_nuclei = None
-    if with_nuclei and has_instances.any():
-        all_nuclei = allgather_rows([index for index in indices if has_instances[index]], nuclei)
-    return ImageScores(all_pixels, uncertainty, all_nuclei, has_instances)
+    pixels, uncertainty = allgather_rows(own, (scored.pixels, scored.uncertainty))
+    if not with_nuclei or not has_instances.any():
+        return ImageScores(pixels, uncertainty, None, has_instances)
+    labelled = [index for index in own if has_instances[index]]
+    nuclei = allgather_rows(labelled, scored.nuclei)
+    if segmenter.confidence is None:
+        return ImageScores(pixels, uncertainty, nuclei, has_instances)
+    counts = [len(part.is_matched) for part in scored.judged]
+    probs = allgather_rows(np.repeat(np.array(labelled, np.int64), counts).tolist(), scored.probabilities)
+    return ImageScores(pixels, uncertainty, nuclei, has_instances, gather_judged(scored.judged, labelled), probs)
+
+
+class _Scored(NamedTuple):
+    """Scores of the images of this process."""
+
+    pixels: PixelScores
+    uncertainty: np.ndarray
+    nuclei: NucleusScores
+    """Of images with instance labels."""
+    judged: list[Judged]
+    """Likewise, for weights with a confidence."""
+    probabilities: np.ndarray
+    """Of all their nuclei."""
 
 
 def _score_share(
     segmenter: Segmenter,
     pairs: Sequence[Pair],
+    own: Sequence[int],
     config: Config,
     reporter: Reporter,
     *,
     with_nuclei: bool,
     folder: Path | None,
     decisions: Decisions | None,
-) -> tuple[Sequence[int], PixelScores, np.ndarray, NucleusScores]:
-    """Returns which images this process has scored, and their scores; those of nuclei where there are labels."""
-    own = share_of(len(pairs))
-    nothing = np.zeros((1, 1))
-    pixels = [_no_rows(score_pixels(nothing, nothing.astype(np.uint8), predicted=nothing > 0))]
-    nuclei = [_no_rows(score_nuclei(nothing.astype(np.int32), nothing.astype(np.int32)))]
+) -> _Scored:
+    knows_more = "rays" in segmenter.predictor.heads or any(pair.covered_path for pair in pairs)
+    pixels, nuclei = [_no_pixels()], [_no_nuclei(with_whole=knows_more)]
     uncertainties: list[float] = []
+    judged: list[Judged] = []
+    probs: list[np.ndarray] = [np.zeros(0)]
     if folder:
         for name in PREDICTIONS:
             make_folder(folder / name)
     images = ((pairs[index], read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)) for index in own)
     with reporter.progress("scoring", len(own)) as advance:
         for pair, result in segmenter.predict(images, scratch=folder):
-            mask, instances = _read_truth(pair, config, decisions, with_instances=with_nuclei)
+            mask, instances, rejected = _read_truth(pair, config, decisions, with_instances=with_nuclei)
             pixels.append(score_pixels(np.asarray(result.probabilities, np.float32), mask, predicted=result.mask))
             uncertainties.append(result.uncertainty)
             if instances is not None:
-                nuclei.append(score_nuclei(instances, result.labels))
+                if knows_more or segmenter.confidence is not None:
+                    _ = result.nuclei  # before `labels`, which would compute them a second time
+                scores = score_nuclei(instances, result.labels)
+                truth = [nucleus for label, nucleus in whole_truth(pair, mask.shape).items() if label not in rejected]
+                nuclei.append(scores._replace(whole=score_whole(truth, result.extents)) if knows_more else scores)
+                if segmenter.confidence is not None:
+                    judged.append(judge_result(result, truth))
+                    probs.append(result.nuclei.table["probability"])
             if folder:
                 _write_prediction(folder, pair.stem, result, with_labels=instances is not None)
             advance()
-    return own, join_pixel_scores(pixels), np.array(uncertainties, np.float64), join_nucleus_scores(nuclei)
+    return _Scored(
+        join_pixel_scores(pixels),
+        np.array(uncertainties, np.float64),
+        join_nucleus_scores(nuclei),
+        judged,
+        np.concatenate(probs),
+    )
+
+
+def _no_pixels() -> PixelScores:
+    """Returns the scores of no images, so that a process without images has some to share."""
+    nothing = np.zeros((1, 1))
+    return _no_rows(score_pixels(nothing, nothing.astype(np.uint8), predicted=nothing > 0))
+
+
+def _no_nuclei(*, with_whole: bool) -> NucleusScores:
+    nothing = np.zeros((1, 1), np.int32)
+    scores = score_nuclei(nothing, nothing)
+    return _no_rows(scores._replace(whole=score_whole([], [])) if with_whole else scores)
 
 
 def _no_rows(scores: Scores) -> Scores:
-    """Returns the scores of no images, so that a process without images has some to share."""
     return jax.tree.map(lambda values: values[:0], scores)
 
 
 def _read_truth(
     pair: Pair, config: Config, decisions: Decisions | None, *, with_instances: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns mask and instance labels of a pair, the latter where there are any, without rejected nuclei."""
+) -> tuple[np.ndarray, np.ndarray | None, set[int]]:
+    """Returns mask and instance labels of a pair, the latter where there are any, without rejected nuclei; their labels."""
     mask = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
     instances = read_instances(pair, mask.shape) if pair.instances_path is not None else None
     decided = None if decisions is None else decisions.about(pair.image_path)
     points = [] if decided is None else decided.rejected()
+    rejected: set[int] = set()
     if points and instances is None:
         mask = remaining_labels(mask, points, has_instances=False)
     elif points and instances is not None:
         kept = remaining_labels(instances, points)
-        mask, instances = np.where((instances > 0) & (kept == 0), np.uint8(0), mask), kept
-    return mask, instances if with_instances else None
+        is_rejected = (instances > 0) & (kept == 0)
+        rejected = set(np.unique(instances[is_rejected]).tolist())
+        mask, instances = np.where(is_rejected, np.uint8(0), mask), kept
+    return mask, instances if with_instances else None, rejected
 
 
 def _write_prediction(folder: Path, stem: str, result: Result, *, with_labels: bool) -> None:

@@ -24,6 +24,7 @@ from cervseg_jax.engine.experiment import configured_loss, step_options
 from cervseg_jax.engine.scores import Scores
 from cervseg_jax.engine.state import TrainState
 from cervseg_jax.engine.step import make_eval_step
+from cervseg_jax.evaluation.confidence import draw_confidence, summarize_confidence
 from cervseg_jax.evaluation.images import ImageScores, score_images
 from cervseg_jax.evaluation.nuclei import columns_of as nucleus_columns
 from cervseg_jax.evaluation.nuclei import summarize_nuclei, write_nuclei_per_image
@@ -142,6 +143,7 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     summary |= summarize_pixels(scores.pixels, split.groups)
     summary["uncertainty_against_dice"] = rank_correlation(scores.uncertainty, columns_of(scores.pixels)["dice"])
     summary["tuned"] = _tuned(segmenter, config, split, scores, reporter)
+    summary |= summarize_confidence(scores, segmenter.confidence)
     summary |= _nucleus_scores(split, scores, segmenter.postprocessing)
     summary["subsets"] = _subset_scores(split, scores)
     with sync_errors():
@@ -163,6 +165,7 @@ def _write_tables(folder: Path, summary: dict[str, Any], scores: ImageScores, sp
     order = _write_per_image(folder, scores, split)
     write_json(folder / "summary.json", summary)
     draw_reliability(folder / "calibration.png", summary["calibration"], error=summary["calibration_error"])
+    draw_confidence(folder / "confidence.png", summary.get("confidence"))
     ordered = [split.stats[row].pair for row in order]
     write_sheets(folder, ordered, count=config.eval.num_example_images, data=config.data)
 

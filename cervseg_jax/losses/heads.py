@@ -1,15 +1,17 @@
-"""Losses of the auxiliary heads (boundary, distance, hover) and of touching nuclei."""
+"""Losses of the auxiliary heads (boundary, distance, hover, rays) and of touching nuclei."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from cervseg_jax.heads import Head, channels
+from cervseg_jax.heads import RAY_UNIT_PX, Head, channels
 from cervseg_jax.losses.overlap import soft_dice_loss
 from cervseg_jax.losses.pixelwise import bce_loss
 
 HUBER_DELTA = 0.05
+MAX_LOG_LENGTH = 6.0
+"""Rays are at most `exp` of this times `RAY_UNIT_PX` long."""
 
 
 def boundary_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -36,10 +38,38 @@ def hover_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.square(error).mean(axis=(1, 2, 3)) + sum(gradient.mean(axis=(1, 2)) for gradient in gradients)
 
 
+def rays_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy of the centrality, plus the error of the rays relative to the size of their nucleus.
+
+    The error of a pixel is the mean absolute error of its known rays over their mean length. Pixels weigh as much as
+    they are central. Rays whose target is 0 are unknown.
+
+    Reference: Schmidt et al. 2018, arXiv:1806.03535, equation 1, with errors relative to the size.
+
+    Args:
+      logits: [b, h, w, 1 + rays]; the length of a ray is `RAY_UNIT_PX` times the exponential of its logit.
+      targets: as of `data.rays.ray_targets`, in [0, 1].
+
+    Returns:
+      One value per image.
+    """
+    centrality, shares = targets[..., :1], targets[..., 1:]
+    known = (shares > 0).astype(jnp.float32)
+    lengths = shares / (1.0 - jnp.minimum(shares, 254 / 255))
+    predicted = jnp.exp(jnp.clip(logits[..., 1:], -MAX_LOG_LENGTH, MAX_LOG_LENGTH))
+    count = jnp.maximum(known.sum(axis=-1), 1.0)
+    error = (known * jnp.abs(predicted - lengths)).sum(axis=-1) / count
+    size = jnp.maximum((known * lengths).sum(axis=-1) / count, 1.0 / RAY_UNIT_PX)
+    weight = centrality[..., 0] * (known.sum(axis=-1) > 0)
+    relative = (weight * error / size).sum(axis=(1, 2)) / jnp.maximum(weight.sum(axis=(1, 2)), 1e-6)
+    return bce_loss(logits[..., :1], centrality) + relative
+
+
 HEAD_LOSSES: Mapping[Head, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "boundary": boundary_loss,
     "distance": distance_loss,
     "hover": hover_loss,
+    "rays": rays_loss,
 }
 """Each maps logits and targets in [0, 1], both [b, h, w, maps], to one value per image."""
 

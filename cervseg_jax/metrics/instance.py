@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, Real
+from jaxtyping import Bool, Integer, Real
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -65,11 +65,32 @@ def count_instances(
     """
     table = overlaps(truth, prediction)
     true_centers, predicted_centers = centroids(truth), centroids(prediction)
-    if touching_only:
-        keep_rows = touching(truth)
-        keep_columns = _belongs_to(table, keep_rows)
-        table = _restricted(table, keep_rows, keep_columns)
-        true_centers, predicted_centers = true_centers[keep_rows], predicted_centers[keep_columns]
+    return counts_of(table, true_centers, predicted_centers, keep=touching(truth) if touching_only else None)
+
+
+@typechecked
+def counts_of(
+    table: Overlaps,
+    true_centers: Real[np.ndarray, "n 2"],
+    predicted_centers: Real[np.ndarray, "m 2"],
+    *,
+    keep: Bool[np.ndarray, " n"] | None = None,
+) -> InstanceCounts:
+    """Counts from the common pixels of nuclei, of which those of one side may overlap.
+
+    Args:
+      table: common pixels.
+      true_centers: row and column of each true nucleus' centroid.
+      predicted_centers: likewise.
+      keep: true nuclei that are counted, with the predicted ones that overlap most with one of them; None: all.
+
+    Returns:
+      The counts of one image, fields of shape [1].
+    """
+    if keep is not None:
+        keep_columns = _belongs_to(table, keep)
+        table = _restricted(table, keep, keep_columns)
+        true_centers, predicted_centers = true_centers[keep], predicted_centers[keep_columns]
     return _counts(table, _num_point_pairs(true_centers, predicted_centers))
 
 
@@ -78,8 +99,7 @@ def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
     num_truth, num_predicted = len(table.truth_areas), len(table.prediction_areas)
     aji_shared, aji_union = _aji(table)
     plus_shared, plus_union = _aji_plus(table)
-    # A nucleus has at most one partner with an IoU above 0.5 (Kirillov et al. 2019, section 4.1).
-    matched = [int((iou > threshold).sum()) for threshold in IOU_THRESHOLDS]
+    pairs = [match_above(table, threshold) for threshold in IOU_THRESHOLDS]
     inside = table.shared > 0.5 * table.prediction_areas[table.columns]
     parts = np.bincount(table.rows[inside], minlength=num_truth)
     covered = table.shared > 0.5 * table.truth_areas[table.rows]
@@ -91,13 +111,28 @@ def _counts(table: Overlaps, num_detected: int) -> InstanceCounts:
         aji_union,
         plus_shared,
         plus_union,
-        matched,
-        iou[iou > 0.5].sum(),
+        [len(chosen) for chosen in pairs],
+        iou[pairs[0]].sum(),
         num_detected,
         (parts >= 2).sum(),
         num_covered[num_covered >= 2].sum(),
     )
     return InstanceCounts(*(np.array([value]) for value in values))
+
+
+def match_above(table: Overlaps, threshold: float) -> np.ndarray:
+    """Returns the indices of the pairs whose IoU exceeds the threshold, each nucleus at most once.
+
+    In label maps a nucleus has at most one partner with an IoU above 0.5 (Kirillov et al. 2019, section 4.1). Whole
+    nuclei may have more: as many pairs as possible are chosen, then those of the largest IoU.
+    """
+    above = np.flatnonzero(table.iou > threshold)
+    rows, columns = table.rows[above], table.columns[above]
+    if len(np.unique(rows)) == len(rows) and len(np.unique(columns)) == len(columns):
+        return above
+    # The constant makes one more pair outweigh any IoU.
+    gain = 1e3 + table.iou[above]
+    return above[_assignment(rows, columns, gain, (len(table.truth_areas), len(table.prediction_areas)))]
 
 
 def _aji(table: Overlaps) -> tuple[int, int]:

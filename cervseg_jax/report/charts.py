@@ -10,18 +10,26 @@ BARS_TOP, BARS_HEIGHT = 250, 50
 HEIGHT = 340
 
 
-def reliability_chart(curve: Mapping[str, Sequence[float | None]], *, caption: str) -> str:
+def reliability_chart(
+    curve: Mapping[str, Sequence[float | None]],
+    *,
+    caption: str,
+    observed: str = "nucleus share",
+    counted: str = "pixels",
+) -> str:
     """Draws a reliability curve above a histogram of the predicted probabilities.
 
     Args:
       curve: `predicted`, `observed` and `pixels` by bin; bins without pixels have None or NaN.
       caption: plain text below the chart, also its label for screen readers.
+      observed: what the vertical axis shows.
+      counted: what `pixels` counts.
 
     Returns:
       HTML of a figure.
     """
     text = html.escape(caption)
-    body = _axes() + _curve(curve["predicted"], curve["observed"]) + _bars(curve["pixels"])
+    body = _axes(observed, counted) + _curve(curve["predicted"], curve["observed"]) + _bars(curve["pixels"])
     return (
         f'<figure class="chart static"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text}">{body}</svg>'
         f"<figcaption>{text}</figcaption></figure>"
@@ -36,7 +44,7 @@ def _y(share: float) -> float:
     return CURVE_TOP + (1 - share) * CURVE_HEIGHT
 
 
-def _axes() -> str:
+def _axes(observed: str, counted: str) -> str:
     parts = [f'<line class="mark" x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}"/>']
     for tenth in range(0, 11, 2):
         share = tenth / 10
@@ -44,8 +52,8 @@ def _axes() -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{_y(share) + 4}" text-anchor="end">{share:.1f}</text>')
         parts.append(f'<text x="{_x(share)}" y="{BARS_TOP + BARS_HEIGHT + 16}" text-anchor="middle">{share:.1f}</text>')
     middle, bars = CURVE_TOP + CURVE_HEIGHT / 2, BARS_TOP + BARS_HEIGHT
-    parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">nucleus share</text>')
-    parts.append(f'<text x="{LEFT - 6}" y="{BARS_TOP + BARS_HEIGHT / 2 + 4}" text-anchor="end">pixels</text>')
+    parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{observed}</text>')
+    parts.append(f'<text x="{LEFT - 6}" y="{BARS_TOP + BARS_HEIGHT / 2 + 4}" text-anchor="end">{counted}</text>')
     parts.append(f'<text x="{_x(0.5)}" y="{HEIGHT - 6}" text-anchor="middle">predicted probability</text>')
     parts.append(f'<line class="grid" x1="{_x(0)}" x2="{_x(1)}" y1="{bars}" y2="{bars}"/>')
     return "".join(parts)

@@ -118,10 +118,29 @@ def calibration_section(evaluation: Evaluation) -> str:
     curve, error = evaluation.summary.get("calibration"), evaluation.summary.get("calibration_error")
     if not curve:
         return "<p>This evaluation has no calibration curve.</p>"
-    return reliability_chart(
+    chart = reliability_chart(
         curve,
         caption="Share of the pixels that are nucleus by predicted probability; on the dashed line, both are equal. "
         f"Bars: number of pixels, logarithmic. Expected calibration error: {format_score(error)}",
+    )
+    return chart + _confidence(evaluation.summary.get("confidence"))
+
+
+def _confidence(found: Mapping[str, Any] | None) -> str:
+    """The reliability curve of single nuclei, and how many true outlines lie within the margin."""
+    if found is None:
+        return ""
+    chart = reliability_chart(
+        found,
+        caption="Share of the nuclei that match a true one with an IoU above 0.5, by their predicted probability. "
+        f"Bars: number of nuclei, logarithmic. Expected calibration error: {format_score(found['error'])}",
+        observed="right nuclei",
+        counted="nuclei",
+    )
+    return chart + (
+        f"<p>The true outline of {format_score(found['margin_coverage'])} of the {found['num_matched']} nuclei that "
+        f"match lies within the margin of {found['margin']:.2f} of the nucleus' diameter; the aim is "
+        f"{found['margin_aim']:g}.</p>"
     )
 
 

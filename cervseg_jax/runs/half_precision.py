@@ -7,7 +7,7 @@ import numpy as np
 
 from cervseg_jax.errors import CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
-from cervseg_jax.runs.weights import POSTPROCESSING_FILE, read_arrays, read_contract
+from cervseg_jax.runs.weights import CONFIDENCE_FILE, POSTPROCESSING_FILE, read_arrays, read_contract
 
 
 def save_half_precision(folder: Path, target: Path) -> None:
@@ -37,6 +37,6 @@ def save_half_precision(folder: Path, target: Path) -> None:
     write_bytes(target / contract.weights_file, data)
     copy = contract.model_copy(update={"weights_sha256": sha256_of(data)})
     write_text(target / "contract.json", copy.model_dump_json(indent=2) + "\n")
-    postprocessing = folder / POSTPROCESSING_FILE
-    if postprocessing.exists():
-        write_bytes(target / POSTPROCESSING_FILE, postprocessing.read_bytes())
+    for name in (POSTPROCESSING_FILE, CONFIDENCE_FILE):
+        if (folder / name).exists():
+            write_bytes(target / name, (folder / name).read_bytes())

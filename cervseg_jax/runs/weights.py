@@ -5,6 +5,7 @@ atomically, so readers always see a matching pair.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from cervseg_jax.errors import CervsegError, CheckpointError
 from cervseg_jax.files import make_folder, sha256_of, write_bytes, write_text
 from cervseg_jax.heads import Head, num_maps
 from cervseg_jax.models import Apply, Backend, build_abstract
+from cervseg_jax.runs.new_heads import with_new_heads
 from cervseg_jax.schema import Config, Scale
 from cervseg_jax.typing import ModelState, Params
 
@@ -35,6 +37,8 @@ _OLD_OUTPUT_CLAUSE = "; its output are logits"
 
 POSTPROCESSING_FILE = "postprocessing.json"
 """Name of the file with the threshold and watershed parameters tuned for the weights, in the same folder."""
+CONFIDENCE_FILE = "confidence.json"
+"""Name of the file with the confidence of nuclei fitted for the weights, in the same folder."""
 OLD_POSTPROCESSING_FILE = "separation.json"
 """Name of the same file in release 0.1; still read."""
 
@@ -161,7 +165,7 @@ def save_weights(
     make_folder(folder)
     try:
         write_bytes(folder / contract.weights_file, data)
-        for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE):
+        for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE, CONFIDENCE_FILE):
             (folder / name).unlink(missing_ok=True)  # tuned for the previous weights
         write_text(folder / "contract.json", contract.model_dump_json(indent=2) + "\n")
     except OSError as error:
@@ -213,13 +217,17 @@ def load_network(folder: Path, *, precision: str = "float32") -> Network:
     return Network(contract, apply, *variables, precision=precision)
 
 
-def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
+def load_arrays(
+    folder: Path, params: Params, model_state: ModelState, *, heads: Sequence[Head] | None = None
+) -> tuple[Params, ModelState]:
     """Reads stored weights for a network that is already built.
 
     Args:
       folder: folder written by `save_weights`.
       params: the network's trainable variables.
       model_state: its other variables.
+      heads: heads of the network. If they begin with those of the stored weights, further ones keep the values of
+        `params`; None: the heads must be equal.
 
     Returns:
       The stored trainable and other variables, with the dtypes of the arguments.
@@ -229,6 +237,8 @@ def load_arrays(folder: Path, params: Params, model_state: ModelState) -> tuple[
     """
     contract = read_contract(folder)
     arrays = read_arrays(folder, contract)
+    if heads is not None:
+        arrays = with_new_heads(arrays, contract.heads, heads, params)
     return _convert_arrays(arrays, params, model_state, source=folder / contract.weights_file)
 
 

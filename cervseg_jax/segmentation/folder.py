@@ -239,4 +239,5 @@ def _settings(request: InferRequest, call: Call) -> dict[str, Any]:
         "infer": call.config.infer.model_dump(
             mode="json", include={"tiled", "test_time_augmentation", "colors", "nucleus_px"}
         ),
+        **({"min_probability": segmenter.min_probability} if segmenter.min_probability else {}),
     }

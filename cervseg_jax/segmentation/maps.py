@@ -16,6 +16,7 @@ from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.heads import num_maps
 from cervseg_jax.schema import TiledConfig
 from cervseg_jax.segmentation.bands import Bands
+from cervseg_jax.segmentation.candidates import CandidateCollector, Prediction, dense_heads, split_prediction
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.predict import Predictor, predict_images
 from cervseg_jax.segmentation.scale import ImageScale
@@ -32,8 +33,8 @@ class ImageMaps(NamedTuple):
     """An image and its prediction."""
 
     image: ImageLike
-    maps: np.ndarray
-    """Probabilities [h, w, maps] in the image's size; float16 if tiled, else float32."""
+    prediction: Prediction
+    """In the image's size; its maps are float16 if tiled, else float32."""
     scale: ImageScale | None
     """The size of nuclei that was taken; None for networks that were not trained at one scale."""
 
@@ -65,7 +66,7 @@ def predict_maps(
       on_failure: called with the tag of an image whose tiles cannot be read or held; None raises the error.
 
     Yields:
-      Tag, and image with probabilities, in order.
+      Tag, and image with its prediction, in order.
 
     Raises:
       ConfigError: if the overlap is not smaller than a tile.
@@ -80,7 +81,7 @@ def predict_maps(
 
         for maps in predict_images(predictor, whole()):
             tag, image = waiting.pop(0)
-            yield tag, ImageMaps(image, maps, None)
+            yield tag, ImageMaps(image, split_prediction(maps, predictor.heads, image_size=predictor.image_size), None)
             on_progress()
         return
     settings = tiled or TiledConfig()
@@ -90,8 +91,10 @@ def predict_maps(
         try:
             scale = None if scale_of is None else scale_of(tag, image)
             scaled = predictor if scale is None else scaled_predictor(predictor, scale.factor)
+            stretch = tuple(own / its for own, its in zip(scaled.image_size, predictor.image_size, strict=True))
             tiles = _Tiles(scaled, settings, image, on_progress)
-            return tag, ImageMaps(image, _tiled_maps(tiles, bands_of(tag), scratch=scratch), scale)
+            found = _tiled_prediction(tiles, bands_of(tag), stretch=(stretch[0], stretch[1]), scratch=scratch)
+            return tag, ImageMaps(image, found, scale)
         except (DataError, OSError, MemoryError) as error:
             if on_failure is None:
                 raise
@@ -212,22 +215,25 @@ class _Tiles:
         )
 
 
-def _tiled_maps(tiles: _Tiles, bands: Bands | None, *, scratch: Path | None) -> np.ndarray:
-    """Returns the probabilities of one image, float16 [h, w, maps]."""
-    height, width = tiles.image.shape[:2]
-    maps = allocate((height, width, num_maps(tiles.predictor.heads)), np.float16, scratch)
-    if bands is None:
-        for first, rows in tiles.predict():
-            maps[first : first + len(rows)] = rows
-    else:
-        first = 0
-        for rows in bands.complete(tiles.predict, tiles.num_rows, maps.shape):
-            maps[first : first + len(rows)] = rows
-            first += len(rows)
+def _tiled_prediction(
+    tiles: _Tiles, bands: Bands | None, *, stretch: tuple[float, float], scratch: Path | None
+) -> Prediction:
+    """Returns the prediction of one image, its maps float16; `stretch` as of `CandidateCollector`."""
+    (height, width), heads = tiles.image.shape[:2], tiles.predictor.heads
+    maps = allocate((height, width, num_maps(dense_heads(heads))), np.float16, scratch)
+    collector = CandidateCollector(heads, stretch=stretch)
+    first = 0
+    shape = (height, width, num_maps(heads))
+    parts = (
+        (rows for _, rows in tiles.predict()) if bands is None else bands.complete(tiles.predict, tiles.num_rows, shape)
+    )
+    for rows in parts:
+        maps[first : first + len(rows)] = collector.add(first, rows)
+        first += len(rows)
     if tiles.tiled.blend_whole:
         (whole_image,) = predict_images(tiles.predictor, [np.asarray(tiles.image[:, :])])
         np.minimum(maps[..., 0], whole_image[..., 0], out=maps[..., 0])
-    return maps
+    return Prediction(maps, collector.result())
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, scratch: Path | None = None) -> np.ndarray:

@@ -66,6 +66,17 @@ COLUMNS: Mapping[str, Column] = {
 }
 """Columns of `measure`, in order."""
 
+WHOLE_COLUMNS: Mapping[str, Column] = {
+    "whole_area_px": Column("px^2", "pixels of the whole nucleus, also where others cover it", np.int64),
+}
+"""Further columns where nuclei are whole; the others then describe what is seen of each nucleus."""
+
+CONFIDENCE_COLUMNS: Mapping[str, Column] = {
+    "probability": Column("0..1", "probability that the nucleus matches a true one with an IoU above 0.5"),
+    "margin_px": Column("px", "distance within which the true outline lies, for 90 % of the nuclei that match"),
+}
+"""Further columns where the confidence of nuclei was fitted, see `segmentation.confidence`."""
+
 
 @typechecked
 def measure(
@@ -175,7 +186,7 @@ def in_micrometers(table: Mapping[str, Shaped[np.ndarray, " nuclei"]], mpp: floa
     for name, values in table.items():
         out[name] = values
         if name.endswith("_px"):
-            power = 2 if name == "area_px" else 1
+            power = 2 if name.endswith("area_px") else 1
             out[name.removesuffix("_px") + ("_um2" if power == 2 else "_um")] = values * mpp**power
     return out
 

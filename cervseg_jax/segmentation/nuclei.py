@@ -1,7 +1,8 @@
 """The nuclei of a whole image: label map, measurements and outlines, block by block.
 
 Each block is processed with a margin, and keeps the nuclei whose centroid lies in it: a nucleus on a seam is seen whole
-by one block and counted once.
+by one block and counted once. Nuclei that are whole where they overlap are chosen in the whole image at once, and
+fitted to the mask block by block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,18 +12,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 from cervseg_jax.annotations.polygons import Polygon, polygons_of
+from cervseg_jax.extents import Extent
 from cervseg_jax.heads import Head
 from cervseg_jax.label_maps import centroids
 from cervseg_jax.schema import PostprocessingConfig
+from cervseg_jax.segmentation.blocks import BLOCK_PX, Block, joined, label_table, measured, windows
+from cervseg_jax.segmentation.candidates import Candidates
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.instances import connect_at_sides, label_instances, relabel
-from cervseg_jax.segmentation.morphometry import Table, measure, nearest_distances
+from cervseg_jax.segmentation.morphometry import Table
+from cervseg_jax.segmentation.whole import WholeNucleus
+from cervseg_jax.segmentation.whole_image import find_whole, paint_all, whole_polygons, whole_table
 from cervseg_jax.typing import typechecked
-
-BLOCK_PX = 2048
-"""Side of a block; smaller images are one block."""
-HALO_PX = 256
-"""Margin that a block sees beyond its border: more than a nucleus and its neighbors."""
 
 
 class Nuclei(NamedTuple):
@@ -31,21 +32,21 @@ class Nuclei(NamedTuple):
     labels: np.ndarray
     """int32 [h, w]."""
     table: Table
-    """Columns of `morphometry.COLUMNS`."""
+    """Columns of `morphometry.COLUMNS`, and of `morphometry.WHOLE_COLUMNS` where nuclei are whole."""
     polygons: list[list[Polygon]]
+    """Outlines; where nuclei are whole they may overlap."""
+    whole: list[WholeNucleus] | None = None
+    """The whole nuclei; None where nuclei are what the label map shows."""
 
+    @property
+    def diameters(self) -> np.ndarray:
+        """Diameters of the discs with the areas of the whole nuclei, in pixels, float64 [n]."""
+        return np.sqrt(4 * self.table["whole_area_px" if self.whole is not None else "area_px"] / np.pi)
 
-class _Block(NamedTuple):
-    top: int
-    left: int
-    """Position of the block with its margin in the image."""
-    window: tuple[slice, slice]
-    labels: np.ndarray
-    """The block's own nuclei as 1..n, int32 [h, w]."""
-    context: np.ndarray
-    """Everything that was labelled in the window, under other numbers."""
-    num_before: int
-    """Nuclei of earlier blocks; the block's first nucleus has this label + 1."""
+    @property
+    def extents(self) -> list[Extent] | None:
+        """Pixels of the whole nuclei; None where nuclei are what the label map shows."""
+        return None if self.whole is None else [nucleus.extent for nucleus in self.whole]
 
 
 @typechecked
@@ -55,6 +56,7 @@ def label_nuclei(
     heads: Sequence[Head],
     params: PostprocessingConfig,
     *,
+    candidates: Candidates | None = None,
     labels: Int32[np.ndarray, "h w"] | None = None,
 ) -> Int32[np.ndarray, "h w"]:
     """Labels the nuclei of an image of any size.
@@ -64,12 +66,16 @@ def label_nuclei(
       mask: pixels that belong to nuclei, see `make_mask`.
       heads: heads of the network in the order of `maps`.
       params: parameters of the watershed.
+      candidates: whole outlines that the network proposes; None: the mask is divided.
       labels: array of zeros to fill; None: a new one.
 
     Returns:
       Labels 1..n, 0 for background.
     """
     labels = np.zeros(mask.shape, np.int32) if labels is None else labels
+    if candidates is not None:
+        find_whole(maps, mask, heads, params, candidates, labels=labels)
+        return labels
     for _ in _blocks(maps, mask, heads, params, labels):
         pass
     return labels
@@ -83,6 +89,7 @@ def find_nuclei(
     heads: Sequence[Head],
     params: PostprocessingConfig,
     *,
+    candidates: Candidates | None = None,
     labels: Int32[np.ndarray, "h w"] | None = None,
 ) -> Nuclei:
     """Labels, measures and outlines the nuclei of an image of any size.
@@ -93,69 +100,63 @@ def find_nuclei(
       image: uint8 RGB of the same height and width.
       heads: heads of the network in the order of `maps`.
       params: parameters of the watershed.
+      candidates: whole outlines that the network proposes; None: the mask is divided.
       labels: array of zeros to fill; None: a new one.
 
     Returns:
       The nuclei, with the labels of `label_nuclei`. Distances to the nearest neighbor are those in the whole image.
     """
     labels = np.zeros(mask.shape, np.int32) if labels is None else labels
+    if candidates is not None:
+        whole = find_whole(maps, mask, heads, params, candidates, labels=labels)
+        return Nuclei(labels, whole_table(labels, maps, image, whole), whole_polygons(whole), whole)
     tables: list[Table] = []
     polygons: list[list[Polygon]] = []
     for block in _blocks(maps, mask, heads, params, labels):
-        tables.append(_measured(block, maps, image))
-        polygons += [
-            [
-                Polygon(
-                    polygon.outer + (block.left, block.top), [hole + (block.left, block.top) for hole in polygon.holes]
-                )
-                for polygon in own
-            ]
-            for own in polygons_of(block.labels)
-        ]
-    table = {name: np.concatenate([own[name] for own in tables]) for name in tables[0]}
-    table["nearest_px"] = nearest_distances(np.stack([table["row"], table["column"]], axis=1))
-    return Nuclei(labels, table, polygons)
+        tables.append(measured(block, maps, image))
+        rows, columns = block.window
+        polygons += [[part.moved(columns.start, rows.start) for part in own] for own in polygons_of(block.labels)]
+    return Nuclei(labels, joined(tables), polygons)
 
 
 def _blocks(
     maps: np.ndarray, mask: np.ndarray, heads: Sequence[Head], params: PostprocessingConfig, labels: np.ndarray
-) -> Iterator[_Block]:
+) -> Iterator[Block]:
     """Labels one block after the other and writes its nuclei into `labels`."""
-    height, width = labels.shape
     num_before = 0
-    for first_row in range(0, height, BLOCK_PX):
-        for first_column in range(0, width, BLOCK_PX):
-            start = np.array((first_row, first_column))
-            end = np.minimum(start + BLOCK_PX, (height, width))
-            top, left = np.maximum(0, start - HALO_PX).tolist()
-            bottom, right = np.minimum((height, width), end + HALO_PX).tolist()
-            window = np.s_[top:bottom, left:right]
-            context = label_instances(np.asarray(maps[window]), mask[window], heads, params)
-            # Nuclei of earlier blocks keep their pixels: clusters longer than the margin may differ here.
-            is_taken = labels[window] > 0
-            candidates = connect_at_sides(np.where(is_taken, 0, context)) if is_taken.any() else context
-            centers = centroids(candidates) + (top, left)
-            is_own = (centers >= start).all(axis=1) & (centers < end).all(axis=1)
-            own = np.unique(candidates[candidates > 0])[is_own]
-            block_labels = relabel(np.where(np.isin(candidates, own), candidates, 0))
-            labels[window] = np.where(block_labels > 0, block_labels + num_before, labels[window])
-            yield _Block(top, left, window, block_labels, context, num_before)
-            num_before += len(own)
+    for start, end, window in windows((labels.shape[0], labels.shape[1])):
+        top, left = window[0].start, window[1].start
+        context = label_instances(np.asarray(maps[window]), mask[window], heads, params)
+        # Nuclei of earlier blocks keep their pixels: clusters longer than the margin may differ here.
+        is_taken = labels[window] > 0
+        candidates = connect_at_sides(np.where(is_taken, 0, context)) if is_taken.any() else context
+        centers = centroids(candidates) + (top, left)
+        is_own = (centers >= start).all(axis=1) & (centers < end).all(axis=1)
+        own = np.unique(candidates[candidates > 0])[is_own]
+        block_labels = relabel(np.where(np.isin(candidates, own), candidates, 0))
+        labels[window] = np.where(block_labels > 0, block_labels + num_before, labels[window])
+        yield Block(window, block_labels, context, num_before)
+        num_before += len(own)
 
 
-def _measured(block: _Block, maps: np.ndarray, image: ImageLike) -> Table:
-    """Measures the nuclei of a block, with positions in the whole image."""
-    height, width = maps.shape[:2]
-    probs = np.asarray(maps[block.window][..., 0])
-    table = measure(block.labels, np.asarray(image[block.window]), probs, context=block.context)
-    table["label"] = table["label"] + block.num_before
-    for center, offset, extent in (("row", block.top, "top"), ("column", block.left, "left")):
-        table[center] = table[center] + offset
-        table[extent] = table[extent] + offset
-    table["touches_border"] = (
-        (table["top"] == 0)
-        | (table["left"] == 0)
-        | (table["top"] + table["height"] == height)
-        | (table["left"] + table["width"] == width)
-    ).astype(np.int64)
-    return table
+def keep_nuclei(nuclei: Nuclei, keep: Bool[np.ndarray, " n"], maps: np.ndarray, image: ImageLike) -> Nuclei:
+    """Leaves nuclei out, and measures the rest again, of which more may be seen.
+
+    Args:
+      nuclei: nuclei of an image; its label map is changed.
+      keep: nuclei that stay; they are renumbered in the same order.
+      maps: as for `find_nuclei`.
+      image: as for `find_nuclei`.
+    """
+    labels, polygons = nuclei.labels, [own for own, stays in zip(nuclei.polygons, keep, strict=True) if stays]
+    if nuclei.whole is not None:
+        whole = [own for own, stays in zip(nuclei.whole, keep, strict=True) if stays]
+        for nucleus in nuclei.whole:
+            labels[nucleus.extent.window] = 0
+        paint_all(whole, labels)
+        return Nuclei(labels, whole_table(labels, maps, image, whole), polygons, whole)
+    numbers = np.append(0, np.where(keep, np.cumsum(keep), 0)).astype(np.int32)
+    for top in range(0, len(labels), BLOCK_PX):
+        labels[top : top + BLOCK_PX] = numbers[labels[top : top + BLOCK_PX]]
+    owners = np.stack([nuclei.table["row"], nuclei.table["column"]], axis=1)[keep]
+    return Nuclei(labels, label_table(labels, maps, image, owners), polygons)

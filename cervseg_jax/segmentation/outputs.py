@@ -60,7 +60,7 @@ def _geojson(folder: Path, result: Result) -> None:
 def _labelme(folder: Path, result: Result) -> None:
     nuclei = result.nuclei
     image_path = _file_name(result) if result.path is None else path_from(folder, result.path)
-    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=image_path)
+    text = labelme_with_masks(nuclei.labels, nuclei.polygons, nuclei.table, image_path=image_path, whole=nuclei.extents)
     write_text(folder / f"{result.name}.json", text, durable=False)
 
 
@@ -75,7 +75,7 @@ def _rois(folder: Path, result: Result) -> None:
 def _coco(folder: Path, result: Result) -> None:
     nuclei = result.nuclei
     image = coco_image(1, _file_name(result), nuclei.labels.shape)
-    entries = coco_annotations(nuclei.labels, nuclei.table, image_id=1, first_id=1)
+    entries = coco_annotations(nuclei.labels, nuclei.table, image_id=1, first_id=1, whole=nuclei.extents)
     write_text(folder / f"{result.name}.json", coco_document([image], entries), durable=False)
 
 

@@ -9,13 +9,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 from matplotlib.colors import to_rgb
 
+from cervseg_jax.annotations.polygons import Polygon
 from cervseg_jax.errors import ConfigError
+from cervseg_jax.extents import Extent, extents_of
 from cervseg_jax.heads import Head
 from cervseg_jax.plots import PREDICTION_COLOR, draw_instance_outlines, tint
+from cervseg_jax.segmentation.candidates import Candidates
+from cervseg_jax.segmentation.confidence import Confidence, features_of, outline_band
 from cervseg_jax.segmentation.images import ImageLike, close_image
 from cervseg_jax.segmentation.maps import allocate
 from cervseg_jax.segmentation.morphometry import Table, in_micrometers
-from cervseg_jax.segmentation.nuclei import Nuclei, find_nuclei, label_nuclei
+from cervseg_jax.segmentation.nuclei import Nuclei, find_nuclei, keep_nuclei, label_nuclei
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
 from cervseg_jax.segmentation.scale import ImageScale
 from cervseg_jax.segmentation.uncertainty import uncertainty
@@ -67,9 +71,12 @@ class Result:
         maps: np.ndarray,
         *,
         heads: tuple[Head, ...] = ("mask",),
+        candidates: Candidates | None = None,
         postprocessing: Postprocessing | None = None,
         style: OutputStyle | None = None,
         scale: ImageScale | None = None,
+        confidence: Confidence | None = None,
+        min_probability: float = 0.0,
         name: str = "image",
         path: Path | None = None,
         scratch: Path | None = None,
@@ -80,9 +87,12 @@ class Result:
           image: uint8 RGB [h, w, 3], or a slide.
           maps: probabilities [h, w, maps], float16 or float32; may be memory-mapped.
           heads: heads of the network in the order of `maps`.
+          candidates: whole outlines that the network proposes; None: nuclei are parted where they overlap.
           postprocessing: threshold and watershed parameters; None: the defaults.
           style: settings of the files; None: the defaults.
           scale: size of nuclei that was taken for the prediction; None: the image was not scaled by it.
+          confidence: model of the probability of nuclei; None: they have none.
+          min_probability: nuclei of a lower probability are left out.
           name: stem of the files that `save` writes.
           path: file of the image; None for an array.
           scratch: folder for temporary files of large label maps; None: the system's.
@@ -90,9 +100,12 @@ class Result:
         self.image = image
         self.maps = maps
         self.heads = heads
+        self.candidates = candidates
         self.postprocessing = postprocessing or Postprocessing()
         self.style = style or OutputStyle()
         self.scale = scale
+        self.confidence = confidence
+        self.min_probability = min_probability if confidence is not None else 0.0
         self.name = name
         self.path = path
         self.scratch = scratch
@@ -115,16 +128,73 @@ class Result:
     @functools.cached_property
     def nuclei(self) -> Nuclei:
         """Labels, measurements and outlines of all nuclei."""
-        return find_nuclei(
-            self.maps, self.mask, self.image, self.heads, self.postprocessing.params, labels=self._zeros()
+        params = self.postprocessing.params
+        found = find_nuclei(
+            self.maps, self.mask, self.image, self.heads, params, candidates=self.candidates, labels=self._zeros()
         )
+        if self.confidence is None:
+            return found
+        probs = self.confidence.probabilities(features_of(found.table, found.whole))
+        keep = probs >= self.min_probability
+        if not keep.all():
+            found = keep_nuclei(found, keep, self.maps, self.image)
+        found.table["probability"] = probs[keep]
+        found.table["margin_px"] = self.confidence.margin * found.diameters
+        return found
 
     @functools.cached_property
     def labels(self) -> Int32[np.ndarray, "h w"]:
         """Label map: 1..n for nuclei, 0 for background."""
-        if "nuclei" in self.__dict__:
+        if "nuclei" in self.__dict__ or self.min_probability > 0:
             return self.nuclei.labels
-        return label_nuclei(self.maps, self.mask, self.heads, self.postprocessing.params, labels=self._zeros())
+        params = self.postprocessing.params
+        return label_nuclei(self.maps, self.mask, self.heads, params, candidates=self.candidates, labels=self._zeros())
+
+    @property
+    def outlines(self) -> list[list[Polygon]]:
+        """Outlines of all nuclei, in the order of their labels: the polygons of each one, with x and y in pixels.
+
+        Networks with the head "rays" give whole nuclei, which may overlap; the label map cannot hold that, and shows
+        the smaller nucleus on top. Outlines of other networks are those of the label map.
+        """
+        return self.nuclei.polygons
+
+    @property
+    def extents(self) -> list[Extent]:
+        """The pixels of all nuclei, in the order of their labels; see `outlines`."""
+        return self.nuclei.extents or list(extents_of(self.labels).values())
+
+    def outline_band(self, label: int) -> tuple[Extent | None, Extent]:
+        """Returns the pixels that surely belong to a nucleus, and those that may.
+
+        The outline of a true nucleus that matches this one runs between both with the probability that was chosen
+        when the confidence was fitted, 0.9.
+
+        Args:
+          label: the nucleus, from 1.
+
+        Raises:
+          ValueError: if the weights have no confidence, see `segmentation.confidence`.
+        """
+        if self.confidence is None:
+            raise ValueError("outline_band: the weights have no confidence; a run with validation images has")
+        margin = float(self.nuclei.table["margin_px"][label - 1])
+        return outline_band(self.extents[label - 1], margin, shape=(self.maps.shape[0], self.maps.shape[1]))
+
+    def with_postprocessing(self, postprocessing: Postprocessing) -> "Result":
+        """Returns the result of the same prediction with other settings, and without a confidence."""
+        return Result(
+            self.image,
+            self.maps,
+            heads=self.heads,
+            candidates=self.candidates,
+            postprocessing=postprocessing,
+            style=self.style,
+            scale=self.scale,
+            name=self.name,
+            path=self.path,
+            scratch=self.scratch,
+        )
 
     @property
     def table(self) -> Table:

@@ -20,6 +20,8 @@ from cervseg_jax.runs.weights import Network, load_network
 from cervseg_jax.runtime.mesh import num_batch_shards
 from cervseg_jax.schema import Config, Scale, TiledConfig
 from cervseg_jax.segmentation.bands import Bands
+from cervseg_jax.segmentation.candidates import dense_heads
+from cervseg_jax.segmentation.confidence import Confidence, load_confidence, min_probability
 from cervseg_jax.segmentation.images import (
     ImageLike,
     ImageSource,
@@ -62,6 +64,10 @@ class Segmenter:
     """Median diameter of nuclei in the images, in pixels; None: by the pixel size, or else estimated."""
     networks: tuple[Network, ...] = ()
     """Networks whose predictions are averaged; empty for weights in training."""
+    confidence: Confidence | None = None
+    """Model of the probability of nuclei; None: none was fitted."""
+    min_probability: float = 0.0
+    """Nuclei of a lower probability are left out."""
 
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload] (strings and arrays are iterable)
@@ -137,21 +143,20 @@ class Segmenter:
             on_failure=on_failure,
         )
         for tag, found in maps_of_images:
-            taken = found.scale
-            yield (
-                tag,
-                Result(
-                    found.image,
-                    found.maps,
-                    heads=self.predictor.heads,
-                    postprocessing=(
-                        self.postprocessing if taken is None else self.postprocessing.at_scale(taken.factor)
-                    ),
-                    style=self.style,
-                    scale=taken,
-                    scratch=scratch,
-                ),
+            taken, prediction = found.scale, found.prediction
+            result = Result(
+                found.image,
+                prediction.maps,
+                candidates=prediction.candidates,
+                heads=dense_heads(self.predictor.heads),
+                postprocessing=self.postprocessing if taken is None else self.postprocessing.at_scale(taken.factor),
+                style=self.style,
+                scale=taken,
+                confidence=self.confidence,
+                min_probability=self.min_probability,
+                scratch=scratch,
             )
+            yield tag, result
 
     def predict_part(
         self,
@@ -228,8 +233,8 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
 
     Raises:
       CheckpointError: if a run has no usable weights.
-      ConfigError: if the runs differ in heads or image size, a color is unknown, `mpp` is not within `MPP_RANGE`, or
-        `infer.nucleus_px` is set for weights that were not trained at one scale.
+      ConfigError: if the runs differ in heads or image size, a color is unknown, `mpp` is not within `MPP_RANGE`,
+        `infer.nucleus_px` is set for weights that were not trained at one scale, or as `min_probability`.
     """
     if mpp is not None and not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
         raise ConfigError(f"mpp: must be between {MPP_RANGE[0]:g} and {MPP_RANGE[1]:g} micrometers, got {mpp:g}")
@@ -245,6 +250,7 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
         )
     if scale is not None:
         predictor = predictor._replace(predict=without_flat_areas(predictor.predict, scale.nucleus_px))
+    confidence = load_confidence(runs[0] / "best")
     return Segmenter(
         predictor,
         resolve_postprocessing(config.infer, runs[0] / "best"),
@@ -254,6 +260,8 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
         scale,
         _given_nucleus_px(config),
         tuple(networks),
+        confidence,
+        min_probability(config.infer, confidence),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from cervseg_jax.engine.predict import Predict
-from cervseg_jax.heads import Head, channels
+from cervseg_jax.heads import NUM_RAYS, Head, channels
 
 
 def with_tta(predict: Predict, heads: Sequence[Head]) -> Predict:
@@ -16,7 +16,7 @@ def with_tta(predict: Predict, heads: Sequence[Head]) -> Predict:
 
     Args:
       predict: function from uint8 [b, h, w, 3] to probabilities [b, h, w, maps].
-      heads: heads of the network; the coordinates of "hover" are transformed back as well.
+      heads: heads of the network; the coordinates of "hover" and the directions of "rays" are transformed back as well.
 
     Returns:
       A function of the same signature: the mean over the eight symmetries of a square input, or the four of a
@@ -47,4 +47,17 @@ def _restored(maps: np.ndarray, heads: Sequence[Head], transpose: bool, down: bo
                 maps[..., channel] = 1.0 - maps[..., channel]
         if transpose:
             maps[..., where] = maps[..., where][..., ::-1]
+    if "rays" in heads:
+        where = channels(heads, "rays")
+        maps[..., where.start + 1 : where.stop] = maps[..., where.start + 1 + _ray_order(transpose, down, across)]
     return maps.swapaxes(1, 2) if transpose else maps
+
+
+def _ray_order(transpose: bool, down: bool, across: bool) -> np.ndarray:
+    """Returns for each direction in the image which ray of its mirrored and then transposed copy has it."""
+    order = np.arange(NUM_RAYS)
+    if transpose:  # the angle from the right, clockwise, becomes 90 degrees minus it
+        order = (NUM_RAYS // 4 - order) % NUM_RAYS
+    if across:
+        order = (NUM_RAYS // 2 - order) % NUM_RAYS
+    return -order % NUM_RAYS if down else order

@@ -1,9 +1,10 @@
-"""Tuning of the threshold and the watershed parameters, on validation images only."""
+"""Tuning of the threshold, the watershed and the suppression of outlines, on validation images only."""
 
 import itertools
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -11,20 +12,30 @@ from jaxtyping import Float, Integer
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.decode import read_image
 from cervseg_jax.data.pairs import Pair
-from cervseg_jax.data.samples import read_instances
+from cervseg_jax.data.samples import read_instances, whole_truth
+from cervseg_jax.extents import Extent
 from cervseg_jax.heads import Head
 from cervseg_jax.metrics.instance import count_instances, panoptic_quality
-from cervseg_jax.runs.weights import POSTPROCESSING_FILE
+from cervseg_jax.metrics.whole import count_whole
+from cervseg_jax.runs.weights import CONFIDENCE_FILE, POSTPROCESSING_FILE
 from cervseg_jax.runtime.distributed import allgather_rows, is_primary, share_of, sync_errors
 from cervseg_jax.schema import Config, PostprocessingConfig, ThresholdRule
+from cervseg_jax.segmentation.calibration import Judged, fit_confidence, gather_judged, join_judged, judge
+from cervseg_jax.segmentation.candidates import dense_heads
+from cervseg_jax.segmentation.confidence import features_of, save_confidence
 from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask, save_postprocessing
+from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter, load_segmenter
+from cervseg_jax.segmentation.suppression import Proposals, suppress
+from cervseg_jax.segmentation.whole import whole_nuclei
 
 THRESHOLDS = (0.35, 0.5, 0.65)
 BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)
 MIN_SADDLE_DEPTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 SMOOTHINGS_PX = (1.0, 2.0)
+MIN_SCORES = (0.3, 0.4, 0.5, 0.6)
+MAX_IOUS = (0.3, 0.45, 0.6)
 MAX_IMAGES = 32
 """Maximum number of images; more hardly change the result."""
 
@@ -101,6 +112,12 @@ def _best(candidates: Sequence[Postprocessing], qualities: np.ndarray) -> tuple[
     return candidates[index], means[index]
 
 
+def predict_pairs(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[Result]:
+    """Predicts images as the segmenter does, with its tiles and test-time augmentation."""
+    images = ((pair, read_image(pair.image_path, bit_depth=segmenter.bit_depth)) for pair in pairs)
+    return [result for _, result in segmenter.predict(images)]
+
+
 def tune_segmenter(
     segmenter: Segmenter,
     pairs: Sequence[Pair],
@@ -108,7 +125,7 @@ def tune_segmenter(
     thresholds: Sequence[float] = THRESHOLDS,
     is_shared: bool = False,
 ) -> tuple[Postprocessing, float]:
-    """Predicts images as the segmenter does, with its tiles and test-time augmentation, and tunes on the result.
+    """Predicts images as the segmenter does and tunes on the result.
 
     Args:
       segmenter: its own threshold and parameters are not used; its threshold rule is.
@@ -117,19 +134,108 @@ def tune_segmenter(
       is_shared: do the share of this process, and gather the others' qualities. Collective: call it on every process.
 
     Returns:
-      As `tune`.
+      As `tune`; with the head "rays" the parameters of whole outlines as well, and the mean PQ of whole nuclei.
     """
-    heads = segmenter.predictor.heads
+    share = _Share.of(len(pairs), is_shared=is_shared)
+    own = [pairs[index] for index in share.indices]
+    with share.guard():
+        results = predict_pairs(segmenter, own)
+    return _tune_results(segmenter, results, own, share, thresholds=thresholds)
+
+
+class _Share(NamedTuple):
+    """The images of this process."""
+
+    indices: Sequence[int]
+    is_divided: bool
+    """Whether other processes have the other images."""
+
+    @classmethod
+    def of(cls, count: int, *, is_shared: bool) -> "_Share":
+        return cls(share_of(count) if is_shared else range(count), is_shared)
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Raises what goes wrong within the block on every process."""
+        return sync_errors() if self.is_divided else nullcontext()
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the rows of all images, one each. Collective if divided."""
+        return allgather_rows(self.indices, rows) if self.is_divided else rows
+
+
+def _tune_results(
+    segmenter: Segmenter,
+    results: Sequence[Result],
+    pairs: Sequence[Pair],
+    share: _Share,
+    *,
+    thresholds: Sequence[float],
+) -> tuple[Postprocessing, float]:
+    heads = dense_heads(segmenter.predictor.heads)
     candidates = _candidates(heads, thresholds, segmenter.postprocessing.threshold_rule)
-    own = share_of(len(pairs)) if is_shared else range(len(pairs))
-    own_pairs = [pairs[index] for index in own]
-    with sync_errors() if is_shared else nullcontext():
-        images = ((pair, read_image(pair.image_path, bit_depth=segmenter.bit_depth)) for pair in own_pairs)
-        results = [result for _, result in segmenter.predict(images)]
-        truths = [read_instances(pair, result.maps.shape[:2]) for pair, result in zip(own_pairs, results, strict=True)]
-        factors = [1.0 if result.scale is None else result.scale.factor for result in results]
+    with share.guard():
+        truths = [read_instances(pair, result.maps.shape[:2]) for pair, result in zip(pairs, results, strict=True)]
+        factors = [_factor(result) for result in results]
         qualities = _qualities(candidates, [result.maps for result in results], truths, heads, factors)
-    return _best(candidates, allgather_rows(own, qualities) if is_shared else qualities)
+    best, quality = _best(candidates, share.gather(qualities))
+    if "rays" not in segmenter.predictor.heads:
+        return best, quality
+    with share.guard():
+        qualities = _outline_qualities(results, pairs, best)
+    return _best(_outline_candidates(best), share.gather(qualities))
+
+
+def tune_outlines(
+    results: Sequence[Result], pairs: Sequence[Pair], postprocessing: Postprocessing
+) -> tuple[Postprocessing, float]:
+    """Grid search of the parameters of whole outlines for the highest mean PQ of whole nuclei.
+
+    Args:
+      results: predictions with candidates.
+      pairs: their images with instance labels.
+      postprocessing: threshold and watershed parameters, which are kept.
+
+    Returns:
+      The settings with the best parameters, and their mean PQ.
+    """
+    return _best(_outline_candidates(postprocessing), _outline_qualities(results, pairs, postprocessing))
+
+
+def _outline_candidates(postprocessing: Postprocessing) -> list[Postprocessing]:
+    return [
+        postprocessing._replace(params=postprocessing.params.model_copy(update={"min_score": score, "max_iou": iou}))
+        for score, iou in itertools.product(MIN_SCORES, MAX_IOUS)
+    ]
+
+
+def _outline_qualities(results: Sequence[Result], pairs: Sequence[Pair], postprocessing: Postprocessing) -> np.ndarray:
+    """Returns the PQ of whole nuclei of each image with each of `_outline_candidates`; 0 where it is not defined."""
+    qualities = np.zeros((len(pairs), len(MIN_SCORES) * len(MAX_IOUS)))
+    for row, (pair, result) in enumerate(zip(pairs, results, strict=True)):
+        shape, truth = (result.maps.shape[0], result.maps.shape[1]), _whole_nuclei(pair, result)
+        mask = make_mask(result.probabilities, postprocessing.threshold, postprocessing.threshold_rule)
+        params = postprocessing.at_scale(_factor(result)).params
+        assert result.candidates is not None  # noqa: S101 (networks with the head have some)
+        proposals = Proposals(result.candidates, shape=shape, min_score=min(MIN_SCORES))
+        for column, (score, iou) in enumerate(itertools.product(MIN_SCORES, MAX_IOUS)):
+            detections = suppress(proposals, min_score=score, max_iou=iou)
+            nuclei = whole_nuclei(np.asarray(result.maps), mask, result.heads, params, detections)
+            counts = count_whole(truth, [nucleus.extent for nucleus in nuclei])
+            qualities[row, column] = np.nan_to_num(panoptic_quality(counts))[0]
+    return qualities
+
+
+def judge_result(result: Result, truth: Sequence[Extent]) -> Judged:
+    """Compares the nuclei found in an image with the true ones at full extent."""
+    return judge(features_of(result.nuclei.table, result.nuclei.whole), result.extents, truth)
+
+
+def _whole_nuclei(pair: Pair, result: Result) -> list[Extent]:
+    return list(whole_truth(pair, result.maps.shape[:2]).values())
+
+
+def _factor(result: Result) -> float:
+    return 1.0 if result.scale is None else result.scale.factor
 
 
 def tune_run(
@@ -137,7 +243,7 @@ def tune_run(
 ) -> Postprocessing:
     """Tunes a run's best weights on validation images with instance labels, and stores the result beside them.
 
-    A threshold that the config sets is kept.
+    A threshold that the config sets is kept. The confidence of nuclei is fitted on the same images.
 
     Args:
       run: run folder with best weights.
@@ -150,12 +256,29 @@ def tune_run(
       The settings.
     """
     labelled = [pair for pair in pairs if pair.instances_path is not None][:MAX_IMAGES]
-    segmenter = load_segmenter([run], config)
+    every = config.infer.model_copy(update={"min_probability": None, "precision": None, "recall": None})
+    segmenter = load_segmenter([run], config.model_copy(update={"infer": every}))
     is_free = config.infer.threshold is None and config.infer.threshold_rule == "fixed"
     thresholds = THRESHOLDS if is_free else (segmenter.postprocessing.threshold,)
-    postprocessing, quality = tune_segmenter(segmenter, labelled, thresholds=thresholds, is_shared=is_shared)
+    share = _Share.of(len(labelled), is_shared=is_shared)
+    own = [labelled[index] for index in share.indices]
+    with share.guard():
+        results = predict_pairs(segmenter, own)
+    postprocessing, quality = _tune_results(segmenter, results, own, share, thresholds=thresholds)
     if is_primary():
         save_postprocessing(run / "best", postprocessing)
     path = run / "best" / POSTPROCESSING_FILE
     reporter.info(f"post-processing tuned on {len(labelled)} validation images, PQ {quality:.4f}: {path}")
+    with share.guard():
+        tuned = [result.with_postprocessing(postprocessing.at_scale(_factor(result))) for result in results]
+        parts = [judge_result(result, _whole_nuclei(pair, result)) for pair, result in zip(own, tuned, strict=True)]
+    judged = gather_judged(parts, share.indices) if share.is_divided else join_judged(parts)
+    confidence = fit_confidence(judged, num_images=len(labelled))
+    if is_primary():
+        save_confidence(run / "best", confidence)
+    if confidence is not None:
+        reporter.info(
+            f"confidence fitted on {confidence.num_nuclei} nuclei, of which {confidence.num_matched} are right: "
+            f"{run / 'best' / CONFIDENCE_FILE}"
+        )
     return postprocessing

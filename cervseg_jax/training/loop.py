@@ -138,7 +138,9 @@ def _with_initial_weights(experiment: Experiment, checkpoints: Checkpoints) -> E
     if source is None or not checkpoints.is_empty:
         return experiment
     with local_copy(source) as run:
-        params, model_state = load_arrays(run.folder / "best", experiment.params, experiment.model_state)
+        params, model_state = load_arrays(
+            run.folder / "best", experiment.params, experiment.model_state, heads=experiment.config.model.heads
+        )
     return replace(experiment, params=params, model_state=model_state)
 
 

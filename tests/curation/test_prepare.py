@@ -23,8 +23,10 @@ from cervseg_jax.curation.similarity import near_pairs, perceptual_hash
 from cervseg_jax.curation.statistics import write_statistics
 from cervseg_jax.curation.synthetic import draw_scene
 from cervseg_jax.data.pairs import find_pairs
+from cervseg_jax.data.samples import whole_truth
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.files import TEMPORARY_PREFIX, temporary_name
+from cervseg_jax.schema import DataConfig
 from tests.helpers import SHARED
 
 QUIET = Reporter(quiet=True).progress
@@ -85,6 +87,58 @@ def test_a_dataset_from_labelme_files(drawn, tmp_path):
     assert facts["state"] == "finished"
     assert "smaller nuclei lie on top" in facts["z_order"]
     assert not (tmp_path / "d" / ".records").exists()
+
+
+@pytest.mark.parametrize("geometry", [Geometry(), Geometry(tile=(64, 80)), Geometry(padding="square", size=(200, 180))])
+def test_nuclei_stay_whole_where_others_cover_them(drawn, tmp_path, geometry):
+    """Against the outlines of the LabelMe files, drawn one by one."""
+    make(drawn, tmp_path / "d", Recipe(geometry=geometry, valid=0.2, test=0.2, variants=1))
+    num_covered = 0
+    for split, pairs in find_pairs(DataConfig(root=tmp_path / "d"))[0].items():
+        for pair in pairs:
+            if pair.stem.endswith("_v01"):
+                num_covered += pair.covered_path is not None
+                continue
+            labelme = tmp_path / "d" / split / "labelme" / f"{pair.stem}.json"
+            shapes = json.loads(labelme.read_text())["shapes"]
+            shape = label_map(pair.mask_path).shape
+            expected = [draw_instances([[np.array(entry["points"])]], shape=shape) > 0 for entry in shapes]
+            expected = [mask for mask in expected if mask.any()]
+            truth = whole_truth(pair, shape)
+            assert len(truth) == len(expected)
+            for extent, mask in zip(truth.values(), expected, strict=True):
+                drawn_extent = np.zeros(shape, bool)
+                drawn_extent[extent.window] = extent.inside
+                np.testing.assert_array_equal(drawn_extent, mask)
+            num_covered += pair.covered_path is not None
+    assert num_covered > 4
+
+
+def test_label_maps_bring_their_covered_nuclei(tmp_path):
+    source = tmp_path / "s"
+    write_scenes(source, num_images=4, seed=3, size=(128, 160))
+    (source / "labelme").rename(tmp_path / "labelme")
+    make(source, tmp_path / "d", Recipe(valid=0.25, test=0.25, annotations="instances"))
+    make(
+        source, tmp_path / "t", Recipe(valid=0.25, test=0.25, annotations="instances", geometry=Geometry(tile=(64, 80)))
+    )
+    (given,) = find_pairs(DataConfig(root=_with_masks(source)), whole=True)[0].values()
+    expected = {pair.stem: whole_truth(pair, (128, 160)) for pair in given}
+    found = {pair.stem: pair for pairs in find_pairs(DataConfig(root=tmp_path / "d"))[0].values() for pair in pairs}
+    for stem, nuclei in expected.items():
+        for label, extent in whole_truth(found[stem], (128, 160)).items():
+            np.testing.assert_array_equal(extent.inside, nuclei[label].inside)
+    tiles = {pair.stem: pair for pairs in find_pairs(DataConfig(root=tmp_path / "t"))[0].values() for pair in pairs}
+    area = sum(extent.area for pair in tiles.values() for extent in whole_truth(pair, (64, 80)).values())
+    assert area == sum(extent.area for nuclei in expected.values() for extent in nuclei.values())
+
+
+def _with_masks(folder):
+    """Adds the masks of the label maps, so that the folder is a dataset."""
+    (folder / "masks").mkdir()
+    for path in (folder / "instances").iterdir():
+        cv2.imwrite(str(folder / "masks" / path.name), np.uint8(label_map(path) > 0) * 255)
+    return folder
 
 
 def test_training_sees_the_groups_of_the_manifest(drawn, tmp_path, tiny_config):

@@ -5,6 +5,8 @@ import pytest
 from cervseg_jax.data.augment import AUGMENTATIONS, apply_operations
 from cervseg_jax.data.samples import Sample
 
+NAMES = sorted(set(AUGMENTATIONS) - {"overlap"})
+"""`overlap` adds nuclei; it has tests of its own."""
 GEOMETRIC = ("flip", "rotate90", "affine", "crop", "elastic", "bulge", "shrink")
 
 
@@ -16,7 +18,7 @@ def disc_sample(height=96, width=96):
     return Sample(image, mask, mask.astype(np.int32) * 700)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(96, 96), (96, 128)])
 def test_image_and_mask_stay_registered(name, size):
     sample = disc_sample(*size)
@@ -33,7 +35,7 @@ def test_image_and_mask_stay_registered(name, size):
         assert overlap > (0.9 if name == "shrink" else 0.97), (name, seed, overlap)  # discs of a few pixels
 
 
-@pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - set(GEOMETRIC)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(GEOMETRIC)))
 def test_color_changes_leave_the_mask_alone(name):
     sample = disc_sample()
     got = AUGMENTATIONS[name](sample, np.random.default_rng(1))
@@ -43,7 +45,8 @@ def test_color_changes_leave_the_mask_alone(name):
 
 def test_every_operation_does_something_and_repeats():
     sample = disc_sample()
-    for name, function in AUGMENTATIONS.items():
+    for name in NAMES:
+        function = AUGMENTATIONS[name]
         results = [function(sample, np.random.default_rng(seed)).image for seed in range(12)]
         again = [function(sample, np.random.default_rng(seed)).image for seed in range(12)]
         assert all(np.array_equal(a, b) for a, b in zip(results, again, strict=True)), name

@@ -70,3 +70,44 @@ def test_touching_loss_looks_between_nuclei_alone(rng):
     want = np.log1p(np.exp(z)) - y * z
     np.testing.assert_allclose(touching_loss(logits, masks, touching, jnp.array([1.0, 0.0])), want, rtol=1e-5)
     assert touching_loss(logits, masks, 0 * touching, jnp.ones(2)) == 0
+
+
+def rays_by_loop(logits, targets):
+    """Cross-entropy of the first map, and the relative error of the rays, pixel by pixel."""
+    z, t = np.asarray(logits, np.float64), np.asarray(targets, np.float64)
+    p = 1 / (1 + np.exp(-z[..., 0]))
+    bce = -(t[..., 0] * np.log(p) + (1 - t[..., 0]) * np.log(1 - p)).mean(axis=(1, 2))
+    values = []
+    for image in range(len(z)):
+        total = weight = 0.0
+        for row in range(z.shape[1]):
+            for column in range(z.shape[2]):
+                known = [i for i in range(1, z.shape[3]) if t[image, row, column, i] > 0]
+                if known:
+                    true = [t[image, row, column, i] / (1 - t[image, row, column, i]) for i in known]
+                    found = [np.exp(z[image, row, column, i]) for i in known]
+                    error = np.mean(np.abs(np.subtract(true, found))) / max(np.mean(true), 1 / 8)
+                    total += t[image, row, column, 0] * error
+                    weight += t[image, row, column, 0]
+        values.append(total / max(weight, 1e-6))
+    return bce + values
+
+
+def test_rays_equal_a_loop_over_pixels(rng):
+    logits = jnp.asarray(rng.normal(size=(2, 4, 5, 7)), jnp.float32)
+    targets = rng.integers(0, 255, (2, 4, 5, 7)) / 255
+    targets[:, :2, 1:, 1:] = 0
+    targets[1, ..., 1:] = 0
+    got = HEAD_LOSSES["rays"](logits, jnp.asarray(targets, jnp.float32))
+    np.testing.assert_allclose(got, rays_by_loop(logits, targets), rtol=1e-5)
+
+
+def test_right_rays_cost_nothing_and_extreme_ones_keep_a_gradient(rng):
+    targets = rng.integers(1, 240, (1, 4, 4, 5)) / 255
+    targets[..., 0] = 1
+    logits = np.log(targets / (1 - np.minimum(targets, 254 / 255)))
+    logits[..., 0] = 30
+    loss = lambda z: HEAD_LOSSES["rays"](z, jnp.asarray(targets, jnp.float32)).sum()  # noqa: E731
+    assert loss(jnp.asarray(logits, jnp.float32)) < 1e-4
+    for level in (-300.0, 300.0):
+        assert np.isfinite(jax.grad(loss)(jnp.full(logits.shape, level, jnp.float32))).all()

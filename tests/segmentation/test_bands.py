@@ -61,7 +61,7 @@ def slide(rng, tmp_path, monkeypatch):
 
         def whole(self, bands=None):
             ((_, found),) = predict_maps(self.predictor, self.tiled, [("a", self.image)], bands_of=lambda tag: bands)
-            return found.maps
+            return found.prediction.maps
 
     self = Slide()
     return self

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation import nuclei
+from cervseg_jax.segmentation import blocks
 from cervseg_jax.segmentation.nuclei import find_nuclei, label_nuclei
 
 PARAMS = PostprocessingConfig(min_area_px=10)
@@ -23,22 +23,22 @@ def image_and_maps(rng):
 def test_blocks_give_the_nuclei_of_the_whole(image_and_maps, monkeypatch):
     image, maps = image_and_maps
     whole = find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS)
-    monkeypatch.setattr(nuclei, "BLOCK_PX", 64)
-    monkeypatch.setattr(nuclei, "HALO_PX", 60)
-    blocks = find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS)
+    monkeypatch.setattr(blocks, "BLOCK_PX", 64)
+    monkeypatch.setattr(blocks, "HALO_PX", 60)
+    parted = find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS)
     assert len(whole.polygons) > 15
-    np.testing.assert_array_equal(blocks.labels, label_nuclei(maps, maps[..., 0] >= 0.5, ("mask",), PARAMS))
-    assert blocks.labels.max() == whole.labels.max() == len(blocks.polygons)
-    np.testing.assert_array_equal(blocks.table["label"], np.arange(1, len(blocks.polygons) + 1))
+    np.testing.assert_array_equal(parted.labels, label_nuclei(maps, maps[..., 0] >= 0.5, ("mask",), PARAMS))
+    assert parted.labels.max() == whole.labels.max() == len(parted.polygons)
+    np.testing.assert_array_equal(parted.table["label"], np.arange(1, len(parted.polygons) + 1))
     # The same areas under other numbers.
-    pairs = np.unique(np.stack([whole.labels.ravel(), blocks.labels.ravel()]), axis=1)
+    pairs = np.unique(np.stack([whole.labels.ravel(), parted.labels.ravel()]), axis=1)
     assert pairs.shape[1] == whole.labels.max() + 1
     order = pairs[1, 1:] - 1
     for name, values in whole.table.items():
         if name != "label":
-            np.testing.assert_allclose(blocks.table[name][order], values, rtol=1e-9, err_msg=name)
+            np.testing.assert_allclose(parted.table[name][order], values, rtol=1e-9, err_msg=name)
     for row, other in enumerate(order):
-        got, want = blocks.polygons[other], whole.polygons[row]
+        got, want = parted.polygons[other], whole.polygons[row]
         assert {tuple(map(tuple, part.outer)) for part in got} == {tuple(map(tuple, part.outer)) for part in want}
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cervseg_jax.data import rays
 from cervseg_jax.data.targets import target_maps
 from cervseg_jax.segmentation.tta import with_tta
 
@@ -26,6 +27,27 @@ def test_a_predictor_that_is_right_everywhere_stays_right(side, rng):
     got = with_tta(predict, HEADS)(image)
     assert len(calls) == (8 if side == 32 else 4)
     np.testing.assert_allclose(got, predict(image), atol=0.01)
+
+
+def test_rays_come_back_to_their_directions(monkeypatch):
+    monkeypatch.setattr(rays, "STRIDE", 1)
+    labels = np.zeros((40, 40), np.int32)
+    labels[6:20, 5:34], labels[24:35, 10:18] = 1, 2
+    labels[6:10, 5:12] = 0
+    heads = ("mask", "rays")
+
+    def predict(images):
+        maps = [target_maps(one[..., 0].astype(np.int32), heads) for one in images]
+        return np.stack([np.dstack([one[..., :1] > 0, m / 255]) for one, m in zip(images, maps, strict=True)])
+
+    image = np.repeat(labels[None, ..., None], 3, axis=3).astype(np.uint8)
+    expected, got = predict(image), with_tta(predict, heads)(image)
+    known = (expected[..., 2:] > 0).all(axis=-1)
+    assert known.sum() > 100
+    # Pixels and steps are rounded, so that a ray and its mirror image may differ by half a pixel.
+    difference = np.abs(rays.decode_lengths(got[known][:, 2:]) - rays.decode_lengths(expected[known][:, 2:]))
+    assert difference.max() < 1.0
+    assert difference.mean() < 0.2
 
 
 def test_the_average_is_a_mean(rng):

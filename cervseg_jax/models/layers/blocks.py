@@ -157,6 +157,10 @@ class Layers:
             return logits
         return keras.layers.UpSampling2D(factor, interpolation="bilinear", dtype=self.float_policy, name=name)(logits)
 
+    def concat_logits(self, logits: Sequence[Any], name: str) -> Any:
+        """Concatenates the channels of logits, in float32."""
+        return keras.layers.Concatenate(dtype=self.float_policy, name=name)(list(logits))
+
 
 def num_params(model: keras.Model) -> int:
     """Counts the weights of a model, including BatchNorm statistics but not dropout seeds."""
