@@ -162,7 +162,7 @@ def _no_rows(scores: Scores) -> Scores:
 def _read_truth(
     pair: Pair, config: Config, decisions: Decisions | None, *, with_instances: bool
 ) -> tuple[np.ndarray, np.ndarray | None, set[int]]:
-    """Returns mask and instance labels of a pair, the latter where there are any, without rejected nuclei; their labels."""
+    """Returns mask and instance labels, where there are any, without rejected nuclei, and the labels of these."""
     mask = read_mask(pair.mask_path, rule=config.data.mask_rule).mask
     instances = read_instances(pair, mask.shape) if pair.instances_path is not None else None
     decided = None if decisions is None else decisions.about(pair.image_path)
