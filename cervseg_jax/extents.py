@@ -163,7 +163,11 @@ def extent_overlaps(truth: Sequence[Extent], prediction: Sequence[Extent]) -> Ov
     rows = np.repeat(np.arange(len(truth)), [len(found) for found in near])
     columns = np.concatenate([*near, np.zeros(0, np.int64)]).astype(np.int64)
     shared = np.array(
-        [shared_pixels(truth[row], prediction[column]) for row, column in zip(rows, columns, strict=True)], np.int64
+        [
+            shared_pixels(truth[row], prediction[column])
+            for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        ],
+        np.int64,
     ).reshape(-1)
     meets = shared > 0
     return Overlaps(

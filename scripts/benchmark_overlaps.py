@@ -32,6 +32,7 @@ from cervseg_jax.annotations.outlines import trace
 from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.overlap import is_separate, lay_down, overlap, place_on, take_copy
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.samples import Sample, read_instances, whole_truth
@@ -153,7 +154,7 @@ def make_masks(folder: Path) -> None:
     """Writes the masks of label maps."""
     make_folder(folder / "masks")
     for path in sorted((folder / "instances").iterdir()):
-        labels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        labels, _ = read_labels(path)
         write_png(folder / "masks" / path.name, ((labels > 0) * 255).astype(np.uint8))
 
 
