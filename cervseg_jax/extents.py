@@ -162,9 +162,8 @@ def extent_overlaps(truth: Sequence[Extent], prediction: Sequence[Extent]) -> Ov
     near = [index.near(extent) for extent in truth]
     rows = np.repeat(np.arange(len(truth)), [len(found) for found in near])
     columns = np.concatenate([*near, np.zeros(0, np.int64)]).astype(np.int64)
-    shared = np.array(
-        [shared_pixels(truth[row], prediction[column]) for row, column in zip(rows, columns, strict=True)], np.int64
-    ).reshape(-1)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    shared = np.array([shared_pixels(truth[row], prediction[column]) for row, column in pairs], np.int64)
     meets = shared > 0
     return Overlaps(
         np.array([extent.area for extent in truth], np.int64),

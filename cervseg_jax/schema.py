@@ -219,7 +219,7 @@ class PostprocessingConfig(Section):
     """Maximum area of holes that are filled, in pixels."""
     min_score: Probability = 0.4
     """Centrality from which a pixel proposes a whole outline, with the head rays."""
-    max_iou: Fraction = 0.45
+    max_iou: Fraction = 0.3
     """Whole outlines whose intersection over union is larger are one nucleus."""
 
 

@@ -12,6 +12,7 @@ OUT receives `overlaps.csv`, `summary.json` and pictures. A call that was interr
 
 import argparse
 import dataclasses
+import itertools
 import shutil
 import subprocess
 import sys
@@ -31,13 +32,14 @@ from cervseg_jax.annotations.outlines import trace
 from cervseg_jax.curation.dataset_folder import write_scenes
 from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.decode import read_image
+from cervseg_jax.data.label_files import read_labels
 from cervseg_jax.data.overlap import is_separate, lay_down, overlap, place_on, take_copy
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.samples import Sample, read_instances, whole_truth
 from cervseg_jax.extents import Extent, extents_of, layers_of, shared_pixels
 from cervseg_jax.files import make_folder, write_json, write_labels, write_png
 from cervseg_jax.metrics.bootstrap import Interval, bootstrap_sums
-from cervseg_jax.metrics.instance import InstanceCounts
+from cervseg_jax.metrics.instance import IOU_THRESHOLDS, InstanceCounts
 from cervseg_jax.metrics.whole import count_by_degree, count_whole
 from cervseg_jax.pretrained_weights import FOLDER
 from cervseg_jax.schema import DataConfig
@@ -152,7 +154,7 @@ def make_masks(folder: Path) -> None:
     """Writes the masks of label maps."""
     make_folder(folder / "masks")
     for path in sorted((folder / "instances").iterdir()):
-        labels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        labels, _ = read_labels(path)
         write_png(folder / "masks" / path.name, ((labels > 0) * 255).astype(np.uint8))
 
 
@@ -220,18 +222,19 @@ def draw(path: Path, result: Result, truth: Sequence[Extent], parted: Result) ->
 
 
 def table_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Returns F1 at IoU 0.5 by test set, degree and method, and how far it is above parting, with intervals."""
+    """Returns F1 by test set, degree, IoU and method, and how far it is above parting, with intervals."""
     rows = []
     sets = {"all pairs": [m for m in measured if m.test_set.startswith("pairs")]}
     for item in measured:
         sets.setdefault(item.test_set, []).append(item)
     for test_set, items in sets.items():
         groups = [item.stem for item in items]
-        for degree in items[0].counts["whole"]:
-            sums = {name: _sums([item.counts[name][degree] for item in items]) for name in items[0].counts}
-            if not sums["whole"][:, 2].sum():
+        for degree, iou in itertools.product(items[0].counts["whole"], (0.5, 0.7)):
+            sums = {name: _sums([item.counts[name][degree] for item in items], iou) for name in items[0].counts}
+            num_true = int(sums["whole"][:, 2].sum())
+            if not num_true:
                 continue
-            row: dict[str, Any] = {"set": test_set, "degree": degree, "num_true": int(sums["whole"][:, 2].sum())}
+            row: dict[str, Any] = {"set": test_set, "degree": degree, "iou": iou, "num_true": num_true}
             for name, values in sums.items():
                 row[f"f1_{name}"] = bootstrap_sums(_f1, values, groups)
             for base in ("parted", "pap"):
@@ -241,10 +244,11 @@ def table_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     return rows
 
 
-def _sums(counts: Sequence[InstanceCounts]) -> np.ndarray:
+def _sums(counts: Sequence[InstanceCounts], iou: float) -> np.ndarray:
     """Twice the matches, true and predicted nuclei together, and true nuclei of each image."""
+    column = IOU_THRESHOLDS.index(iou)
     return np.array(
-        [[2 * c.matched[0, 0], c.num_truth[0] + c.num_predicted[0], c.num_truth[0]] for c in counts], np.float64
+        [[2 * c.matched[0, column], c.num_truth[0] + c.num_predicted[0], c.num_truth[0]] for c in counts], np.float64
     )
 
 
@@ -257,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--max-images", type=int, default=100, help="of each test set, taken evenly")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args(arguments)
     out = options.out.absolute()
@@ -266,13 +271,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures, measured = make_folder(out / "pictures"), []
     for folder in sorted(path for path in dataset.iterdir() if path.is_dir() and path.name not in ("train", "valid")):
         data = DataConfig(root=folder)
-        pairs = find_pairs(data, whole=True)[0]["test"]
+        every = find_pairs(data, whole=True)[0]["test"]
+        pairs = every[:: -(-len(every) // options.max_images)]
         measured += measure_images(folder.name, pairs, run, pictures)
     rows = table_of(measured)
     write_json(out / "summary.json", {"rows": [_plain(row) for row in rows]})
     for row in rows:
-        scores = (f"{name} {row[name].mean:.3f} [{row[name].low:.3f}, {row[name].high:.3f}]" for name in list(row)[3:])
-        print(f"{row['set']:<16}{row['degree']:<12}{row['num_true']:>5}  " + "  ".join(scores))
+        scores = (f"{name} {row[name].mean:.3f} [{row[name].low:.3f}, {row[name].high:.3f}]" for name in list(row)[4:])
+        print(f"{row['set']:<16}{row['degree']:<12}{row['iou']:<5}{row['num_true']:>5}  " + "  ".join(scores))
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def save_covered(split: Path, stem: str, covered: Sequence[np.ndarray]) -> None:
     layers = np.stack(list(covered))
     layers = layers.astype(np.uint16 if layers.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{_KEY: layers})
+    np.savez_compressed(buffer, **{_KEY: layers})  # pyright: ignore
     make_folder(path.parent)
     write_bytes(path, buffer.getvalue(), durable=False)
 

@@ -3,12 +3,19 @@
 import cv2
 import numpy as np
 
+MAX_CHANNELS = 4
+"""Channels that OpenCV averages over areas at once."""
+
 
 def resize_image(image: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """Resizes [h, w] or [h, w, c]: area averaging if neither side grows, else bilinear interpolation."""
     height, width = image_size
     if image.shape[:2] == (height, width):
         return image
+    if image.ndim == 3 and image.shape[2] > MAX_CHANNELS:
+        parts = (image[..., first : first + MAX_CHANNELS] for first in range(0, image.shape[2], MAX_CHANNELS))
+        resized = [resize_image(np.ascontiguousarray(part), image_size) for part in parts]
+        return np.concatenate([part.reshape(height, width, -1) for part in resized], axis=2)
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 

@@ -34,8 +34,8 @@ THRESHOLDS = (0.35, 0.5, 0.65)
 BOUNDARY_THRESHOLDS = (0.3, 0.5, 0.7)
 MIN_SADDLE_DEPTHS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 SMOOTHINGS_PX = (1.0, 2.0)
-MIN_SCORES = (0.3, 0.4, 0.5, 0.6)
-MAX_IOUS = (0.3, 0.45, 0.6)
+MIN_SCORES = (0.3, 0.4, 0.5)
+MAX_IOUS = (0.3, 0.45)
 MAX_IMAGES = 32
 """Maximum number of images; more hardly change the result."""
 

@@ -1,7 +1,8 @@
-"""Whole nuclei from detections and the mask: the visible edge is the mask's, what is hidden is the detection's.
+"""Whole nuclei: the watershed parts the mask, and detections add what other nuclei hide.
 
-A detection keeps the pixels of the mask that it covers. Pixels of the mask that no detection covers go to the nearest
-nucleus if they are close to it; larger remainders are divided by the watershed, as without detections.
+Each part of the mask is a nucleus, whose seen edge is that of the mask. The detection that lies in it adds the pixels
+that it covers in other parts, where it says that much is hidden. A part becomes several nuclei where several detections
+explain it better than one. So nuclei that only touch are parted as without detections.
 """
 
 from collections.abc import Sequence
@@ -11,28 +12,31 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cervseg_jax.extents import Extent, paint, trimmed
+from cervseg_jax.extents import Extent, extents_of, shared_pixels, trimmed
 from cervseg_jax.heads import Head
-from cervseg_jax.label_maps import bounding_boxes
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation.instances import clean, label_instances
+from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.suppression import Detection
 from cervseg_jax.typing import typechecked
 
-MAX_GROWTH = 0.35
-"""Uncovered pixels of the mask belong to a nucleus that is nearer than this share of its radius, or a pixel."""
+MIN_HIDDEN = 0.1
+"""Share of a detection that lies in other parts from which it is hidden, and not merely drawn a little too large."""
+MIN_FIT = 0.5
+"""Share of a part that its detection must cover to add anything to it."""
+MIN_NEW = 0.35
+"""Share of a part that a further detection must explain alone to be a nucleus of its own."""
+MIN_PROPOSALS = 2
+"""Proposals that a further detection must have."""
 
 
 class WholeNucleus(NamedTuple):
     """A nucleus at full extent."""
 
     extent: Extent
-    source: int
-    """Index of its detection; -1 for one that only the watershed found."""
-    score: float
-    """As of its detection; 0 without one."""
-    agreement: float
-    num_proposals: int
+    score: float = 0.0
+    """As of its detection; 0 for one that only the watershed found, as for the rest."""
+    agreement: float = 0.0
+    num_proposals: int = 0
 
 
 @typechecked
@@ -43,86 +47,110 @@ def whole_nuclei(
     params: PostprocessingConfig,
     detections: Sequence[Detection],
 ) -> list[WholeNucleus]:
-    """Fits detections to the mask.
+    """Parts the mask and adds what is hidden.
 
     Args:
       maps: probabilities of the heads, for the watershed.
       mask: pixels that belong to nuclei.
       heads: heads of `maps`.
-      params: parameters of the watershed; smaller components and nuclei are dropped.
-      detections: detected nuclei, within the image.
+      params: parameters of the watershed.
+      detections: detected nuclei within the image, the surest first.
 
     Returns:
-      The nuclei, in the order of the detections, then those of the watershed.
+      The nuclei, in the order of their parts. Together they cover what the watershed labels.
     """
-    inside = clean(mask, min_area_px=params.min_area_px, max_hole_px=params.max_hole_px)
-    found: list[tuple[int, Extent]] = []
-    for source, detection in enumerate(detections):
-        extent = _within(detection.extent, inside)
-        if extent is not None and extent.area >= params.min_area_px:
-            found.append((source, extent))
-    owner = np.zeros(mask.shape, np.int32)
-    paint({index: extent for index, (_, extent) in enumerate(found, start=1)}, owner)
-    grown, rest = _grown([extent for _, extent in found], owner, inside, min_area_px=params.min_area_px)
-    nuclei = [
-        WholeNucleus(extent, source, *detections[source][1:]) for (source, _), extent in zip(found, grown, strict=True)
-    ]
-    labels = label_instances(maps, rest, heads, params) if rest.any() else np.zeros(mask.shape, np.int32)
-    present = np.unique(labels[labels > 0])
-    for label, (top, left, bottom, right) in zip(present, bounding_boxes(labels).tolist(), strict=True):
-        nuclei.append(WholeNucleus(Extent(top, left, labels[top:bottom, left:right] == label), -1, 0.0, 0.0, 0))
+    labels = label_instances(maps, mask, heads, params)
+    parts = extents_of(labels)
+    own: dict[int, list[Detection]] = {label: [] for label in parts}
+    for detection in detections:
+        covered = labels[detection.extent.window][detection.extent.inside]
+        if covered.any():
+            own[int(np.bincount(covered[covered > 0]).argmax())].append(detection)
+    nuclei: list[WholeNucleus] = []
+    for label, part in parts.items():
+        chosen = _chosen(own[label], part)
+        if len(chosen) < 2:
+            nuclei.append(_completed(part, label, labels, chosen[0]) if chosen else WholeNucleus(part))
+        else:
+            nuclei += _divided(part, labels, chosen)
     return nuclei
 
 
-def _within(extent: Extent, inside: np.ndarray) -> Extent | None:
-    """Returns the largest 4-connected part of a detection within the mask, without holes."""
-    part = extent.inside & inside[extent.window]
-    return _solid(part, extent.top, extent.left)
+def _chosen(detections: Sequence[Detection], part: Extent) -> list[Detection]:
+    """Returns the detections that explain a part: the surest, and those that explain enough of the rest."""
+    chosen = list(detections[:1])
+    unexplained = _without(part.inside, part, detections[0].extent) if detections else part.inside
+    for detection in detections[1:]:
+        rest = _without(unexplained, part, detection.extent)
+        num_new = np.count_nonzero(unexplained) - np.count_nonzero(rest)
+        if detection.num_proposals >= MIN_PROPOSALS and num_new >= MIN_NEW * part.area:
+            chosen.append(detection)
+            unexplained = rest
+    return chosen
 
 
-def _solid(part: np.ndarray, top: int, left: int) -> Extent | None:
-    """Returns the largest 4-connected component with its holes filled; None if there is no pixel."""
-    if not part.any():
-        return None
-    _, components, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=4)
-    largest = components == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    padded = np.pad(largest, 1)
-    _, outside, _, _ = cv2.connectedComponentsWithStats((~padded).astype(np.uint8), connectivity=8)
-    return trimmed((outside != outside[0, 0])[1:-1, 1:-1], top=top, left=left)
+def _without(inside: np.ndarray, part: Extent, other: Extent) -> np.ndarray:
+    """Returns the pixels in the box of a part that do not lie in another extent."""
+    top, left = max(part.top, other.top), max(part.left, other.left)
+    bottom, right = min(part.window[0].stop, other.window[0].stop), min(part.window[1].stop, other.window[1].stop)
+    rest = inside.copy()
+    if bottom > top and right > left:
+        its = other.inside[top - other.top : bottom - other.top, left - other.left : right - other.left]
+        rest[top - part.top : bottom - part.top, left - part.left : right - part.left] &= ~its
+    return rest
 
 
-def _grown(
-    extents: Sequence[Extent], owner: np.ndarray, inside: np.ndarray, *, min_area_px: int
-) -> tuple[list[Extent], np.ndarray]:
-    """Gives uncovered pixels near nuclei, and those in pieces too small for a nucleus, to the nearest one.
+def _completed(part: Extent, label: int, labels: np.ndarray, detection: Detection) -> WholeNucleus:
+    """Adds to a part what its detection covers of others, if that is much."""
+    extent = detection.extent
+    seen = labels[extent.window]
+    hidden = np.count_nonzero(extent.inside & (seen > 0) & (seen != label))
+    whole = part
+    if hidden >= MIN_HIDDEN * extent.area and shared_pixels(part, extent) >= MIN_FIT * part.area:
+        whole = _united(part, extent._replace(inside=extent.inside & (seen > 0))) or part
+    return WholeNucleus(whole, *detection[1:])
 
-    Returns:
-      The nuclei, and the pixels of the mask that still belong to none, bool [h, w].
-    """
-    free = inside & (owner == 0)
-    if not extents or not free.any():
-        return list(extents), free
-    reach = np.array([0.0, *(max(1.5, MAX_GROWTH * np.sqrt(extent.area / np.pi)) for extent in extents)])
-    distance, nearest = cv2.distanceTransformWithLabels(
+
+def _divided(part: Extent, labels: np.ndarray, detections: Sequence[Detection]) -> list[WholeNucleus]:
+    """Makes a nucleus of each detection; pixels of the part that none covers go to the nearest one."""
+    within = [
+        _solid(detection.extent.inside & (labels[detection.extent.window] > 0), detection.extent)
+        for detection in detections
+    ]
+    found = [(extent, detection) for extent, detection in zip(within, detections, strict=True) if extent is not None]
+    owner = np.zeros(part.inside.shape, np.int32)
+    for index, (extent, _) in enumerate(found, start=1):
+        covered = part.inside & ~_without(part.inside, part, extent)
+        owner[covered & (owner == 0)] = index
+    _, nearest = cv2.distanceTransformWithLabels(
         (owner == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     by_place = np.zeros(int(nearest.max()) + 1, np.int32)
     by_place[nearest[owner > 0]] = owner[owner > 0]
-    close = free & (distance <= reach[by_place[nearest]])
-    small = free & ~close
-    small &= ~clean(small, min_area_px=min_area_px, max_hole_px=0)
-    taken = np.where(close | small, by_place[nearest], 0)
-    grown = list(extents)
-    present = np.unique(taken[taken > 0])
-    for index, (top, left, bottom, right) in zip(present.tolist(), bounding_boxes(taken).tolist(), strict=True):
-        extent = extents[index - 1]
-        (rows, columns), box = extent.window, (top, left, bottom, right)
-        top, left = min(box[0], rows.start), min(box[1], columns.start)
-        bottom, right = max(box[2], rows.stop), max(box[3], columns.stop)
-        whole = taken[top:bottom, left:right] == index
-        whole[extent.moved(-top, -left).window] |= extent.inside
-        grown[index - 1] = _solid(whole, top, left) or extent
-    covered = owner > 0
-    for extent in grown:
-        covered[extent.window] |= extent.inside
-    return grown, inside & ~covered
+    owner = np.where(part.inside, by_place[nearest], 0)
+    nuclei = []
+    for index, (extent, detection) in enumerate(found, start=1):
+        whole = _united(Extent(part.top, part.left, owner == index), extent) or extent
+        nuclei.append(WholeNucleus(whole, *detection[1:]))
+    return nuclei
+
+
+def _united(one: Extent, other: Extent) -> Extent | None:
+    """Returns the largest 4-connected component of the pixels of both, with its holes filled."""
+    top, left = min(one.top, other.top), min(one.left, other.left)
+    bottom = max(one.window[0].stop, other.window[0].stop)
+    right = max(one.window[1].stop, other.window[1].stop)
+    both = np.zeros((bottom - top, right - left), bool)
+    for extent in (one, other):
+        both[extent.moved(-top, -left).window] |= extent.inside
+    return _solid(both, Extent(top, left, both))
+
+
+def _solid(inside: np.ndarray, place: Extent) -> Extent | None:
+    """Returns the largest 4-connected component of pixels at a place, with its holes filled; None without a pixel."""
+    if not inside.any():
+        return None
+    _, components, stats, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
+    largest = components == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    _, outside = cv2.connectedComponents(np.pad(~largest, 1, constant_values=True).astype(np.uint8), connectivity=8)
+    return trimmed((outside != outside[0, 0])[1:-1, 1:-1], top=place.top, left=place.left)

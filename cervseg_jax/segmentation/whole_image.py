@@ -49,15 +49,17 @@ def find_whole(
     shape = (mask.shape[0], mask.shape[1])
     proposals = Proposals(candidates, shape=shape, min_score=params.min_score)
     detections = suppress(proposals, min_score=params.min_score, max_iou=params.max_iou)
-    centers = np.array([_middle(detection.extent) for detection in detections]).reshape(-1, 2)
     found: list[WholeNucleus] = []
     for start, end, window in windows(shape):
         top, left = window[0].start, window[1].start
-        near = [index for index, detection in enumerate(detections) if _meets(detection.extent, window)]
-        local = [detections[index]._replace(extent=_cut(detections[index].extent, window)) for index in near]
+        local = [
+            detection._replace(extent=_cut(detection.extent, window))
+            for detection in detections
+            if _meets(detection.extent, window)
+        ]
         for nucleus in whole_nuclei(np.asarray(maps[window]), mask[window], heads, params, local):
             placed = nucleus._replace(extent=nucleus.extent.moved(top, left))
-            center = _middle(placed.extent) if nucleus.source < 0 else centers[near[nucleus.source]]
+            center = _middle(placed.extent)
             if (center >= start).all() and (center < end).all():
                 found.append(placed)
     found.sort(key=lambda nucleus: (nucleus.extent.top, nucleus.extent.left, nucleus.extent.area))

@@ -17,7 +17,7 @@ SETTINGS = (
     "model.heads=[mask, boundary, rays]",
     "data.synthetic={train: 8, valid: 4, test: 3, size: [96, 96], seed: 5}",
     "augment.operations=[{name: flip}, {name: overlap, args: {max_copies: 2}}]",
-    "train.epochs=6",
+    "train.epochs=2",
     "model.image_size=[64, 64]",
 )
 
@@ -81,6 +81,7 @@ def test_new_heads_start_from_their_initial_values(rng):
         assert with_new_heads(stored, ("mask", "boundary"), heads, params).keys() == stored.keys()
 
 
+@pytest.mark.slow
 def test_the_recipe_starts_from_the_built_in_weights():
     from cervseg_jax.engine.experiment import build_experiment
     from cervseg_jax.pretrained_weights import FOLDER
