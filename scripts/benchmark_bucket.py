@@ -1,9 +1,9 @@
 """Data in a bucket: time to the first training step, memory and requests; and `infer` that is killed again and again.
 
 The bucket is a server on this machine (`tests/bucket_server.py`), which lets a share of the requests fail: with status
-503, without an answer, or with half of it. A dataset of small images is drawn; its batches are made from
-a folder and from the bucket, and a small network is trained on it. Then `infer` from the bucket to the bucket is killed at random times, with an empty
-cache each time, as on another machine, and the results must be byte for byte those of a folder.
+503, without an answer, or with half of it. A dataset of small images is drawn; its batches are made from a folder and
+from the bucket, and a small network is trained on it. Then `infer` from the bucket to the bucket is killed at random
+times, with an empty cache each time, as on another machine, and the results must be byte for byte those of a folder.
 
 Run: python scripts/benchmark_bucket.py OUT [--images 20000] [--steps 40] [--fail 0.1] [--kills 15]
   [--only draw|batches|train|kills]
