@@ -118,6 +118,7 @@ def test_infer_from_a_bucket_to_a_bucket(finished, images, local, store, tmp_pat
     assert without_places(files_in(store, "out"), "gs://mine/slides") == expected
 
 
+@pytest.mark.slow
 def test_shards_in_a_bucket_are_merged(finished, images, local, store):
     upload(store, images, "slides")
     given = ("infer", finished[1], "--images", "gs://mine/slides", "--output", OUTPUTS, "--quiet")
@@ -229,6 +230,7 @@ def test_training_reads_what_it_needs_when_it_needs_it(source, store, tmp_path):
     assert scores[0].read_text() == scores[1].read_text()
 
 
+@pytest.mark.slow
 def test_training_without_a_manifest_reads_all_files_first(tiny_dataset, tiny_config, finished, store, tmp_path):
     upload(store, tiny_dataset, "data")
     code, _, stderr = run("train", tiny_config, "--run-dir", tmp_path / "remote", "--set", "data.root=gs://mine/data")
