@@ -1,11 +1,12 @@
 """Data in a bucket: time to the first training step, memory and requests; and `infer` that is killed again and again.
 
 The bucket is a server on this machine (`tests/bucket_server.py`), which lets a share of the requests fail: with status
-503, without an answer, or with half of it. A dataset of small images is drawn, and a small network is trained on it
-from a folder and from the bucket. Then `infer` from the bucket to the bucket is killed at random times, with an empty
-cache each time, as on another machine, and the results must be byte for byte those of a folder.
+503, without an answer, or with half of it. A dataset of small images is drawn; its batches are made from a folder and
+from the bucket, and a small network is trained on it. Then `infer` from the bucket to the bucket is killed at random
+times, with an empty cache each time, as on another machine, and the results must be byte for byte those of a folder.
 
-Run: python scripts/benchmark_bucket.py OUT [--images 20000] [--steps 40] [--fail 0.1] [--kills 15] [--only train|kills]
+Run: python scripts/benchmark_bucket.py OUT [--images 20000] [--steps 40] [--fail 0.1] [--kills 15]
+  [--only draw|batches|train|kills]
 """
 
 import argparse
@@ -14,6 +15,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -130,6 +132,51 @@ def measure_training(out: Path, *, count: int, steps: int, fail: float) -> None:
         )
 
 
+def make_batches(root: str, steps: int) -> None:
+    """Makes training batches in this process; prints seconds to the first and last one, and the peak memory in MiB."""
+    start = time.monotonic()
+    from cervseg_jax.config import load_config
+    from cervseg_jax.console import Reporter
+    from cervseg_jax.data.pipeline import train_batches
+    from cervseg_jax.data.samples import sample_cache
+    from cervseg_jax.training.data import read_data
+
+    config = load_config(Path("tiny.yaml"), [f"data.root={root}", f"train.steps_per_epoch={steps}"])
+    imported = time.monotonic() - start
+    pairs = read_data(config, Reporter(quiet=True))["train"].pairs
+    listed = time.monotonic() - start
+    batches = train_batches(config, pairs, start_step=0, load=sample_cache(config))
+    next(batches)
+    first = time.monotonic() - start
+    for _ in range(steps - 1):
+        next(batches)
+    last = time.monotonic() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"imported": imported, "listed": listed, "first": first, "last": last, "memory": memory}))
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for the batches that are read ahead
+
+
+def measure_batches(out: Path, *, count: int, steps: int, fail: float) -> None:
+    """Prints seconds and memory of making batches from a folder, from the bucket, and with failing requests."""
+    command = [sys.executable, __file__, str(out), "--steps", str(steps), "--only", "make", "--root"]
+    rounds = ((None, True), (0.0, True), (0.0, False), (fail, True))
+    for share, is_new in rounds:
+        if is_new:
+            shutil.rmtree(out / "cache", ignore_errors=True)
+        server = None if share is None else Server(out / "bucket", share, out / "cache")
+        root = str(out / "bucket" / "data") if server is None else "gs://mine/data"
+        environment = dict(os.environ) if server is None else server.environment
+        done = subprocess.run([*command, root], cwd=out, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        told = json.loads(done.stdout.splitlines()[-1])
+        counts = {} if server is None else server.stop()
+        title = "folder" if share is None else f"bucket, {share:.0%} fail{'' if is_new else ', filled cache'}"
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in told.items())
+        print(f"{title}: {count} images, {steps} batches of 16: {shown}; requests {json.dumps(counts)}", flush=True)
+
+
 def infer(run: Path, images: str, out: str, *more: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     """Starts `infer`."""
     given = ["infer", str(run), "--images", images, "--out", out, "--output", OUTPUTS, "--quiet", *more]
@@ -204,14 +251,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--fail", type=float, default=0.1)
     parser.add_argument("--kills", type=int, default=15)
-    parser.add_argument("--only", choices=("train", "kills"))
+    parser.add_argument("--only", choices=("draw", "batches", "train", "kills", "make"))
+    parser.add_argument("--root", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     out = given.out.resolve()
     (out / "tiny.yaml").write_text(CONFIG)
-    if given.only != "kills":
+    if given.only == "make":
+        make_batches(given.root, given.steps)
+    if given.only in (None, "draw"):
+        draw_dataset(out / "bucket" / "data", given.images)
+    if given.only in (None, "batches"):
+        measure_batches(out, count=given.images, steps=given.steps, fail=given.fail)
+    if given.only in (None, "train"):
         measure_training(out, count=given.images, steps=given.steps, fail=given.fail)
-    if given.only != "train":
+    if given.only in (None, "kills"):
         measure_kills(out, kills=given.kills, fail=given.fail)
 
 

@@ -84,11 +84,11 @@ def image_columns(paths: Iterable[Path]) -> list[dict[str, str]]:
     for path in paths:
         images = path.absolute().parent
         manifest = images.parent.parent / "manifest.csv"
-        if images.name != "images" or not manifest.is_file():
+        if images.name != "images":
             columns.append({})
             continue
         if manifest not in manifests:
-            rows = read_manifest(manifest)
+            rows = read_manifest(manifest) if manifest.is_file() else []
             manifests[manifest] = {(row["split"], _stem_key(row["stem"])): row for row in rows}
         row = manifests[manifest].get((images.parent.name, _stem_key(path.name)), {})
         columns.append({name: row[name] for name in row if name == "group" or name not in Record._fields})

@@ -16,6 +16,7 @@ from cervseg_jax.report.pictures import fitting_size, jpeg_uri, layers, png_uri,
 from cervseg_jax.report.review import review_entry
 from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, epoch_folders, number
 from cervseg_jax.schema import DataConfig
+from cervseg_jax.storage.address import as_path
 
 MAX_THUMBNAILS = 3000
 """Maximum number of images, which keeps the page below about 50 MB."""
@@ -44,8 +45,8 @@ def evaluated_images(
     for index, row in enumerate(evaluation.rows[:MAX_THUMBNAILS]):
         entry = _entry(row["stem"], row, "gallery")
         try:
-            image = read_image(Path(row["image_path"]), bit_depth=data.bit_depth)
-            truth = read_mask(Path(row["mask_path"]), rule=data.mask_rule).mask
+            image = read_image(as_path(row["image_path"]), bit_depth=data.bit_depth)
+            truth = read_mask(as_path(row["mask_path"]), rule=data.mask_rule).mask
             mask = read_mask(evaluation.folder / "masks" / f"{row['stem']}.png", rule="half_range").mask
             entry["thumbnail"] = thumbnail(image, truth, mask)
             if index in layered:
@@ -69,7 +70,7 @@ def inferred_images(
         name = row["image"]
         entry = _entry(name, row, "inference")
         try:
-            image = read_image(Path(row["file"]), bit_depth=inference.bit_depth)
+            image = read_image(as_path(row["file"]), bit_depth=inference.bit_depth)
             labels = _labels(inference.folder / "instances", name)
             path = inference.folder / "masks" / f"{name}.png"
             mask = read_mask(path, rule="half_range").mask if path.is_file() or labels is None else labels > 0
@@ -102,13 +103,13 @@ def preview_epochs(run: RunData) -> dict[str, Any] | None:
     every = max(1, -(-len(folders) // MAX_EPOCHS))
     kept = [folder for index, folder in enumerate(folders) if index % every == 0 or index == len(folders) - 1]
     stems = sorted(path.stem for path in kept[-1][1].glob("*.png") if path.name != "sheet.png")
-    known = {row["stem"]: row for row in run.files if row["split"] == "valid" and Path(row["image_path"]).is_file()}
+    known = {row["stem"]: row for row in run.files if row["split"] == "valid"}
     images = []
     for stem in stems:
         if stem not in known:
             continue
         try:
-            image = read_image(Path(known[stem]["image_path"]), bit_depth=run.config.data.bit_depth)
+            image = read_image(as_path(known[stem]["image_path"]), bit_depth=run.config.data.bit_depth)
         except DataError:
             continue
         size = fitting_size(image.shape, PREVIEW_PX)

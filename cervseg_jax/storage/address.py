@@ -42,7 +42,7 @@ class Address(PosixPath):
 
     def __str__(self) -> str:
         """Returns the address; `Path` would drop one of its slashes."""
-        return f"{self.scheme}://{self.key}"
+        return f"{self.scheme}://{self.key}" if self.parts else "."
 
     def absolute(self) -> "Address":
         """Returns the address itself."""

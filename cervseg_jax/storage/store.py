@@ -181,7 +181,8 @@ def require_bucket(scheme: str, name: str) -> None:
     try:
         _request(scheme, name, "read", "_info", name)
     except FileNotFoundError:
-        raise StoreError(f"{scheme}://{name}: no such bucket, or it is not shown to this machine ({LOGIN})") from None
+        login = f" (log in: {LOGIN})" if scheme == "gs" else ""
+        raise StoreError(f"{scheme}://{name}: no such bucket, or it is not shown to this machine{login}") from None
     except StoreError:
         pass  # needs another permission than its files
 

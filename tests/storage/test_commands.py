@@ -5,11 +5,23 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.helpers import TINY_CONFIG, assert_same_run, draw_discs, refused, run
+from tests.helpers import (
+    COMMAND,
+    ENVIRONMENT,
+    TINY_CONFIG,
+    assert_same_run,
+    draw_discs,
+    refused,
+    run,
+    run_process,
+)
+from tests.runtime.test_distributed import end_of, start
 
 OUTPUTS = "masks,overlays,instances,nuclei,geojson,coco,labelme,rois,probabilities"
 
@@ -106,6 +118,7 @@ def test_infer_from_a_bucket_to_a_bucket(finished, images, local, store, tmp_pat
     assert without_places(files_in(store, "out"), "gs://mine/slides") == expected
 
 
+@pytest.mark.slow
 def test_shards_in_a_bucket_are_merged(finished, images, local, store):
     upload(store, images, "slides")
     given = ("infer", finished[1], "--images", "gs://mine/slides", "--output", OUTPUTS, "--quiet")
@@ -217,6 +230,7 @@ def test_training_reads_what_it_needs_when_it_needs_it(source, store, tmp_path):
     assert scores[0].read_text() == scores[1].read_text()
 
 
+@pytest.mark.slow
 def test_training_without_a_manifest_reads_all_files_first(tiny_dataset, tiny_config, finished, store, tmp_path):
     upload(store, tiny_dataset, "data")
     code, _, stderr = run("train", tiny_config, "--run-dir", tmp_path / "remote", "--set", "data.root=gs://mine/data")
@@ -225,3 +239,42 @@ def test_training_without_a_manifest_reads_all_files_first(tiny_dataset, tiny_co
     store.put("data/train/masks/disc_001.png", b"damaged", {})
     given = ("train", tiny_config, "--set", "data.root=gs://mine/data", "--run-dir", tmp_path / "bad")
     assert re.search("1 of 6 pairs cannot be used; .*gs://mine/data/train/masks/disc_001.png", refused(3, *given), re.S)
+
+
+@pytest.mark.slow
+def test_two_hosts_share_nothing_but_the_bucket(finished, images, store, tmp_path):
+    """Images and the tiles of a slide are divided; the second host is killed, and one host alone does the rest."""
+    import tifffile
+
+    rng = np.random.default_rng(5)
+    (tmp_path / "slides").mkdir()
+    for path in images.iterdir():
+        shutil.copy(path, tmp_path / "slides")
+    tifffile.imwrite(
+        tmp_path / "slides" / "slide.tif", rng.integers(90, 255, (900, 200, 3), np.uint8), bigtiff=True, tile=(64, 64)
+    )
+    upload(store, tmp_path / "slides", "slides")
+    options = ("--tiled", "--output", OUTPUTS, "--quiet")
+    local = run_process("infer", finished[1], "--images", tmp_path / "slides", "--out", tmp_path / "out", *options)
+    assert local[0] == 0, local[2]
+    given = ("infer", finished[1], "--images", "gs://mine/slides", "--out", "gs://mine/out", *options)
+    machines = [store.environment | {"CERVSEG_CACHE_DIR": str(tmp_path / f"cache_{number}")} for number in range(2)]
+    processes = start(*given, num_devices=1, more=machines[0])
+
+    def kill(method, request):
+        if b".done%2Fdisc_005.csv" in request or b"out/.done/disc_005.csv" in request:
+            processes[1].kill()
+
+    store.watch = kill
+    for code, _, stderr in end_of(processes):
+        assert code in (0, -9), stderr
+    store.watch = lambda method, request: None
+    environment = ENVIRONMENT | machines[1]
+    command = [*COMMAND, *map(str, given), "--resume"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    expected = without_places(results_in(tmp_path / "out"), str(tmp_path / "slides"))
+    found = without_places(files_in(store, "out"), "gs://mine/slides")
+    assert found.keys() == expected.keys()
+    different = [name for name in found if found[name] != expected[name] and name != ".done/plan.json"]
+    assert not different
