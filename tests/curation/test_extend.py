@@ -208,7 +208,7 @@ def test_a_pattern_of_groups_keeps_a_patient_on_one_side(drawn, tmp_path):
             (todo / f"synthetic_004_0000{number}.{ending}").rename(todo / f"{name}.{ending}")
     added = add(todo, tmp_path / "dataset")
     assert [record.stem for record in added.records] == ["p99_1"]
-    assert f"is of the source {held_out!r}, which the dataset has in test" in added.refused[0]
+    assert f"is by its name of the source {held_out!r}, which the dataset has in test" in added.refused[0]
 
 
 def test_a_name_that_is_taken_gets_another_one(drawn, dataset, tmp_path):
@@ -221,7 +221,7 @@ def test_a_name_that_is_taken_gets_another_one(drawn, dataset, tmp_path):
     assert (dataset / "train" / "images" / f"{record.stem}.png").is_file()
 
 
-@pytest.mark.parametrize("kill_after", [0, 1, 5, 9, 15])
+@pytest.mark.parametrize("kill_after", [0, 5, 15])
 def test_a_killed_call_is_finished_by_the_next_one(drawn, dataset, tmp_path, monkeypatch, kill_after):
     todo = flat(drawn / "more", tmp_path / "todo")
     whole = shutil.copytree(dataset, tmp_path / "whole")
