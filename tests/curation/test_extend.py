@@ -274,6 +274,11 @@ def test_bad_files_stop_it_before_anything_is_added(drawn, dataset, tmp_path):
     assert (len(added.records), len(added.problems)) == (3, 1)
 
 
+def test_two_calls_at_once_are_refused(drawn, dataset):
+    with extend._locked(dataset), pytest.raises(ConfigError, match="another process is adding images to it"):
+        add(drawn / "more", dataset)
+
+
 def test_other_folders_are_refused(drawn, tmp_path):
     (tmp_path / "plain").mkdir()
     with pytest.raises(ConfigError, match="is no dataset of `cervseg-jax prepare`"):

@@ -126,26 +126,35 @@ def test_mistakes_are_one_message(finished, pool, tmp_path):
     assert "next: labelme" in stdout
 
 
-def test_scores_leave_out_what_review_rejects(finished, tmp_path):
+@pytest.mark.parametrize("with_instances", [False, True])
+def test_scores_leave_out_what_review_rejects(finished, tmp_path, with_instances):
     _, folder, _ = finished
     copy = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("eval", "run-*"))
-    test = folder.parent / "data" / "test"
-    mask = cv2.imread(str(test / "masks" / "disc_002.png"), cv2.IMREAD_GRAYSCALE)
-    count, components = cv2.connectedComponents(mask, connectivity=4)
-    row, column = np.argwhere(components == 1)[0].tolist()
+    test = shutil.copytree(folder.parent / "data" / "test", tmp_path / "data" / "test")
+    masks = {path.stem: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in (test / "masks").iterdir()}
+    labels = {stem: cv2.connectedComponents(mask, connectivity=4)[1] for stem, mask in masks.items()}
+    if with_instances:
+        (test / "instances").mkdir()
+        for stem, values in labels.items():
+            cv2.imwrite(str(test / "instances" / f"{stem}.png"), values.astype(np.uint16))
+    row, column = np.argwhere(labels["disc_002"] == 1)[0].tolist()
+    mark = {"label": 1, "x": column + 0.5, "y": row + 0.5, "decision": "rejected"}
     content = [
         {"image": "disc_000", "file": str(test / "images" / "disc_000.png"), "decision": "rejected", "nuclei": []},
-        {"image": "disc_002", "file": str(test / "images" / "disc_002.png"), "decision": None,
-         "nuclei": [{"label": 1, "x": column + 0.5, "y": row + 0.5, "decision": "rejected"}]},
-    ]  # fmt: skip
+        {"image": "disc_002", "file": "/elsewhere/disc_002.jpg", "decision": None, "nuclei": [mark]},
+    ]
     (tmp_path / "d.json").write_text(json.dumps({"format": "cervseg-jax decisions", "images": content}))
-    code, stdout, stderr = run("eval", copy, "--decisions", tmp_path / "d.json")
+    code, stdout, stderr = run("eval", copy, "--data", tmp_path / "data", "--decisions", tmp_path / "d.json")
     assert code == 0, stderr
     assert "rejected in review and not scored: 1 images (disc_000)" in stdout
-    rows = {entry["stem"]: entry for entry in rows_of(copy / "eval" / "test-reviewed" / "per_image.csv")}
+    out = copy / "eval" / "data-test-reviewed"
+    rows = {entry["stem"]: entry for entry in rows_of(out / "per_image.csv")}
     assert sorted(rows) == ["disc_001", "disc_002", "disc_003", "disc_004"]
-    predicted = cv2.imread(str(copy / "eval" / "test-reviewed" / "masks" / "disc_002.png"), cv2.IMREAD_GRAYSCALE) > 0
-    truth = (mask > 0) & (components != 1)
-    expected = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
-    assert float(rows["disc_002"]["dice"]) == pytest.approx(expected, abs=1e-6)
-    assert count > 1
+    for stem, entry in rows.items():
+        truth = (masks[stem] > 0) & ((labels[stem] != 1) | (stem != "disc_002"))
+        predicted = cv2.imread(str(out / "masks" / f"{stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
+        expected = 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
+        assert float(entry["dice"]) == pytest.approx(expected, abs=1e-6)
+    if with_instances:
+        counts = {entry["stem"]: int(entry["num_true"]) for entry in rows_of(out / "nuclei_per_image.csv")}
+        assert counts == {stem: labels[stem].max() - (stem == "disc_002") for stem in rows}
