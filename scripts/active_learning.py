@@ -77,6 +77,8 @@ class Bench(NamedTuple):
     """What all seeds of a set share: compiled functions and their shapes."""
 
     experiment: Experiment
+    start: TrainState
+    """Initial state, in memory that no step takes."""
     steps: CompiledSteps
     predict: Any
     features: Any
@@ -104,7 +106,8 @@ def make_bench(experiment: Experiment, steps: CompiledSteps, shape: tuple[int, i
     options: dict[str, Any] = {"args": experiment.config.model.args, "backend": backend_for(experiment.mesh)}
     apply, _, _ = build_abstract(MODEL, image_size=shape, **options)
     features = make_features(MODEL, image_size=shape, **options)
-    return Bench(experiment, steps, make_predict(apply, experiment.mesh), features)
+    start = jax.device_get(experiment.initial_state())
+    return Bench(experiment, start, steps, make_predict(apply, experiment.mesh), features)
 
 
 def train(bench: Bench, state: TrainState, items: Sequence[Item], num_steps: int, rng: Any) -> TrainState:
@@ -156,7 +159,8 @@ def run_seed(bench: Bench, items: Sequence[Item], seed: int) -> dict[str, list[d
     test = [item for item in items if item.source in shuffled[:TEST]]
     pool = [item for item in items if item.source in shuffled[TEST : TEST + POOL]]
     order = rng.permutation(len(pool)).tolist()
-    begun = train(bench, bench.experiment.initial_state(), [pool[index] for index in order[:FIRST]], FIRST_STEPS, rng)
+    start = jax.tree.map(jnp.array, bench.start)
+    begun = train(bench, start, [pool[index] for index in order[:FIRST]], FIRST_STEPS, rng)
     first = {"images": FIRST, **scores(bench, begun, test)}
     curves = {}
     for way in ("random", "suggest"):

@@ -13,6 +13,7 @@ from cervseg_jax.errors import ConfigError
 if TYPE_CHECKING:
     from cervseg_jax.choices import Outlines
     from cervseg_jax.console import Reporter
+    from cervseg_jax.curation.recipe import Recipe
 
 EXAMPLE = "cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512"
 
@@ -139,11 +140,8 @@ def prepare(
     The dataset is split by source and has masks and, if the annotations allow it, instance labels.
     """
     _check_folds(folds, fold)
-    if (out is None) == (add_to is None):
-        raise ConfigError("prepare: needs either --out, for a new dataset, or --add-to, for one that is there")
-    if style == "reference" and (out is None or decisions is not None or accept_unchanged):
-        raise ConfigError("--style: reference makes a new dataset, without --add-to, --decisions or --accept-unchanged")
-    from cervseg_jax.console import Reporter, short_path
+    _check_targets(out, add_to, style, is_reviewed=accept_unchanged or decisions is not None)
+    from cervseg_jax.console import Reporter
 
     reporter = Reporter(quiet=quiet)
     if style == "reference" and out is not None:
@@ -171,7 +169,22 @@ def prepare(
         variants=variants,
         on_bad_file=on_bad_file,
     )
+    _prepare(source, out, add_to, recipe, accept_unchanged=accept_unchanged, decisions=decisions, reporter=reporter)
+
+
+def _prepare(
+    source: Path,
+    out: Path | None,
+    add_to: Path | None,
+    recipe: "Recipe",
+    *,
+    accept_unchanged: bool,
+    decisions: Path | None,
+    reporter: "Reporter",
+) -> None:
+    """Makes a dataset, or adds to one."""
     from cervseg_jax.annotations.decisions import read_decisions
+    from cervseg_jax.console import short_path
     from cervseg_jax.curation.dataset import extend_dataset, make_dataset
     from cervseg_jax.curation.reviewed import Review
     from cervseg_jax.curation.stored import refuse_settings_of_dataset
@@ -183,6 +196,13 @@ def prepare(
     elif add_to is not None:
         refuse_settings_of_dataset(recipe)
         extend_dataset(source, add_to, recipe, review, reporter=reporter)
+
+
+def _check_targets(out: Path | None, add_to: Path | None, style: Style, *, is_reviewed: bool) -> None:
+    if (out is None) == (add_to is None):
+        raise ConfigError("prepare: needs either --out, for a new dataset, or --add-to, for one that is there")
+    if style == "reference" and (out is None or is_reviewed):
+        raise ConfigError("--style: reference makes a new dataset, without --add-to, --decisions or --accept-unchanged")
 
 
 def _check_folds(folds: int, fold: int) -> None:

@@ -65,6 +65,8 @@ def extend_dataset(
         write_statistics(dataset.absolute(), dataset.absolute(), progress=reporter.progress)
     counts = f", {count_nuclei(added.records)}" if added.records else ""
     reporter.info(f"added to train: {len(added.records)} images{counts}")
+    if added.records:
+        reporter.info("next: cervseg-jax train RUN/config.yaml --set train.init_from=RUN --run-dir NEW_RUN")
     for refusal in added.refused:
         reporter.warn(refusal)
     if added.refused:

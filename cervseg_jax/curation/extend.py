@@ -5,9 +5,11 @@ images last, and the manifest is replaced. A call that was killed is finished by
 removed.
 """
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +81,31 @@ def add_to_dataset(
     refuse_address(dataset)
     source, dataset = source.absolute(), dataset.absolute()
     read_dataset(dataset)
+    with _locked(dataset):
+        return _add(source, dataset, recipe, review, progress, is_resumed)
+
+
+@contextmanager
+def _locked(dataset: Path) -> Iterator[None]:
+    """Locks a dataset against a second call; the lock ends with the process.
+
+    Raises:
+      ConfigError: if another process holds the lock.
+    """
+    folder = os.open(dataset, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(f"{dataset}: another process is adding images to it") from None
+    finally:
+        os.close(folder)
+
+
+def _add(
+    source: Path, dataset: Path, recipe: Recipe, review: Review, progress: Progress, is_resumed: Callable[[], None]
+) -> Addition:
+    """Adds the images; see `add_to_dataset`."""
     if finish_addition(dataset):
         is_resumed()
     stored = read_dataset(dataset)

@@ -64,7 +64,10 @@ class Place(NamedTuple):
             return None
         if self.alike is not None and self.alike.split != "train":
             return f"looks like {self.alike.name} of the dataset, perhaps turned or mirrored"
-        return f"is of the source {self.held_out.group!r}, which the dataset has in {self.held_out.split}"
+        return (
+            f"is by its name of the source {self.held_out.group!r}, which the dataset has in {self.held_out.split} "
+            "(rename it if that is wrong)"
+        )
 
 
 def read_members(dataset: Path, *, on_progress: Callable[[], object] = lambda: None) -> list[Member]:

@@ -52,7 +52,7 @@ def without_members(
         elif place.alike is not None:
             reason = f"like an image that the dataset has in {place.alike.split}"
         elif place.held_out is not None:
-            reason = f"of a source that the dataset has in {place.held_out.split}"
+            reason = f"by their names of a source that the dataset has in {place.held_out.split}"
         else:
             kept.append(candidate)
             continue
