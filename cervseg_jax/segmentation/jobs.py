@@ -81,7 +81,9 @@ def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], 
     scan = scan_folder(folder, with_slides=with_slides)
     if with_slides:
         slides = slides_in(folder)
-        if slides == [folder] or any(slide.parent == folder and slide.suffix.lower() == DICOM_SUFFIX for slide in slides):
+        if slides == [folder] or any(
+            slide.parent == folder and slide.suffix.lower() == DICOM_SUFFIX for slide in slides
+        ):
             scan.left_out.pop(DICOM_SUFFIX, None)
         names = {slide.name for slide in slides} | {slide.parent.name for slide in slides}
         scan = scan._replace(
