@@ -38,7 +38,6 @@ def test_two_processes_write_what_one_writes(finished, tmp_path):
 def test_damage_that_one_process_meets_ends_both_in_one_line(finished, tmp_path):
     shutil.copytree(finished[1], tmp_path / "run")
     draw_discs(tmp_path / "data" / "test", count=4, seed=9)
-    (tmp_path / "data" / "train").mkdir()
     sorted((tmp_path / "data" / "test" / "images").iterdir())[1].write_bytes(b"nonsense")
     arguments = ("eval", tmp_path / "run", "--data", tmp_path / "data")
     for code, _, stderr in end_of(start(*arguments, num_devices=1)):
