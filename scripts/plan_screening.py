@@ -71,10 +71,10 @@ def measure(run: Path, path: Path, out: Path) -> tuple[dict[str, float], int]:
 
     "tiling" is what the host does around the network: cutting, resizing and blending tiles, and finding flat areas.
     """
-    segmenter = cervseg_jax.load(run)
-    if segmenter.scale is None:
+    segmenter = dataclasses.replace(cervseg_jax.load(run), nucleus_px=NUCLEUS_PX)
+    scale = segmenter.scale
+    if scale is None:
         raise SystemExit(f"{run}: needs weights of one scale")
-    segmenter = dataclasses.replace(segmenter, nucleus_px=NUCLEUS_PX)
     slide = Slide(path)
     megapixels = slide.shape[0] * slide.shape[1] / 1e6
     height, width = segmenter.predictor.image_size
@@ -82,7 +82,7 @@ def measure(run: Path, path: Path, out: Path) -> tuple[dict[str, float], int]:
     def nothing(images: np.ndarray) -> np.ndarray:
         return np.zeros((len(images), height, width, 3), np.float32)
 
-    idle = segmenter.predictor._replace(predict=without_flat_areas(nothing, segmenter.scale.nucleus_px))
+    idle = segmenter.predictor._replace(predict=without_flat_areas(nothing, scale.nucleus_px))
     reading = _Timed(slide)
     predicting = _cpu_seconds(lambda: _predict(dataclasses.replace(segmenter, predictor=idle), reading))
     result = _predict(segmenter, slide)

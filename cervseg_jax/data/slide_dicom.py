@@ -1,6 +1,7 @@
 """Whole slides in DICOM files: several files of one series are the levels of one slide (DICOM PS3.3, A.32.8)."""
 
 import functools
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ _TAGS = [
 ]
 
 
+def is_dicom_readable() -> bool:
+    """Whether the extra `dicom` is installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("pydicom", "wsidicom"))
+
+
 def dicom_files(folder: Path) -> list[Path]:
     """Returns the DICOM files of a folder by suffix, sorted."""
     paths = (path for path in folder.iterdir() if path.suffix.lower() == DICOM_SUFFIX)
@@ -38,11 +44,10 @@ def dicom_slides(folder: Path) -> list[Path]:
 
     Returns:
       The folder itself if all of its DICOM files are of one series, else the file of the finest level of each series;
-      nothing if there are none. Files that are no whole slides are left out.
-
-    Raises:
-      ConfigError: if there are DICOM files, and the extra `dicom` is not installed.
+      nothing if there are none, or the extra `dicom` is not installed. Files that are no whole slides are left out.
     """
+    if not is_dicom_readable():
+        return []
     by_series: dict[str, list[tuple[int, Path]]] = {}
     for path in dicom_files(folder):
         header = _read_header(path)

@@ -58,9 +58,6 @@ def slides_in(folder: Path) -> list[Path]:
 
     Returns:
       Folders and files as of `dicom_slides` and `is_zarr`. If the folder itself is one slide, it alone.
-
-    Raises:
-      ConfigError: if there are DICOM files, and the extra `dicom` is not installed.
     """
     if is_zarr(folder):
         return [folder]

@@ -9,11 +9,12 @@ from typing import NamedTuple
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pairs import scan_folder
 from cervseg_jax.data.pixel_size import pixel_size_um
-from cervseg_jax.data.slide_dicom import DICOM_SUFFIX
+from cervseg_jax.data.slide_dicom import DICOM_SUFFIX, is_dicom_readable
 from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES, TIFF_SUFFIXES
 from cervseg_jax.data.slide_zarr import ZARR_SUFFIX, is_zarr
 from cervseg_jax.data.slides import slides_in
 from cervseg_jax.errors import ConfigError, first_few
+from cervseg_jax.extras import install_command
 from cervseg_jax.files import temporary_name
 from cervseg_jax.storage.address import Address, as_path
 from cervseg_jax.storage.cached import MAX_REQUESTS
@@ -82,7 +83,10 @@ def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], 
     scan = scan_folder(folder, with_slides=with_slides)
     if with_slides:
         slides = slides_in(folder)
-        scan.left_out.pop(DICOM_SUFFIX, None)
+        if slides == [folder] or any(
+            slide.parent == folder and slide.suffix.lower() == DICOM_SUFFIX for slide in slides
+        ):
+            scan.left_out.pop(DICOM_SUFFIX, None)
         names = {slide.name for slide in slides} | {slide.parent.name for slide in slides}
         scan = scan._replace(
             images=sorted([*scan.images, *slides]), folders=[name for name in scan.folders if name not in names]
@@ -93,6 +97,8 @@ def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], 
     has_zarr = any(name.lower().endswith(ZARR_SUFFIX) for name in scan.folders)
     if not with_slides and (has_zarr or not (SCANNER_SUFFIXES | {DICOM_SUFFIX}).isdisjoint(scan.left_out)):
         left_out += " (slides are read with --tiled)"
+    elif DICOM_SUFFIX in scan.left_out and not is_dicom_readable():
+        left_out += f" (DICOM slides need an extra: {install_command('dicom')})"
     if not scan.images:
         raise ConfigError(f"--images: {folder} holds no images{'; ' if left_out else ''}{left_out}")
     if left_out:

@@ -72,6 +72,8 @@ NUMBERS = [
     ("infer r --images i --out o --nucleus-px", ["0", "-1", "nan", "inf"]),
     ("infer r --images i --out o --num-processes", ["0"]),
     ("infer r --images i --out o --process-id", ["-1"]),
+    ("eval r --num-processes", ["0"]),
+    ("eval r --process-id", ["-1"]),
     ("prepare s --out o --valid", ["-0.1", "1", "nan", "inf"]),
     ("prepare s --out o --test", ["-0.1", "1", "nan"]),
     ("prepare s --out o --seed", ["-1", "1.5", str(2**32)]),

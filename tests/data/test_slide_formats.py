@@ -3,13 +3,14 @@
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from cervseg_jax.data.pixel_size import pixel_size_um
 from cervseg_jax.data.slides import Slide, is_slide, slides_in
 from cervseg_jax.errors import DataError
-from tests.slide_files import change_json, write_dicom, write_ome_tiff, write_ome_zarr, write_pyramid
+from tests.slide_files import TILE, change_json, write_dicom, write_ome_tiff, write_ome_zarr, write_pyramid
 
 pytest.importorskip("tiffslide", reason="the extra `slides` is not installed")
 pytest.importorskip("wsidicom", reason="the extra `dicom` is not installed")
@@ -199,4 +200,24 @@ def test_a_converters_folder_of_pictures_is_read_at_its_first(tmp_path, image):
     (tmp_path / "a.zarr" / ".zgroup").write_text(json.dumps({"zarr_format": 2}))
     slide = Slide(tmp_path / "a.zarr")
     np.testing.assert_array_equal(slide[0:280, 0:420], image)
+    slide.close()
+
+
+def test_jpeg_frames_of_dicom_have_the_colors_that_opencv_decodes(tmp_path, image):
+    import pydicom
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit
+
+    smooth = cv2.GaussianBlur(image, (0, 0), 6)
+    write_dicom(tmp_path / "dicom", smooth, num_levels=1)
+    data = pydicom.dcmread(tmp_path / "dicom" / "level_0.dcm")
+    frames = np.frombuffer(data.PixelData, np.uint8).reshape(-1, TILE, TILE, 3)
+    packed = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in frames]
+    data.PixelData = encapsulate(packed)
+    data["PixelData"].is_undefined_length = True
+    data.file_meta.TransferSyntaxUID, data.PhotometricInterpretation = JPEGBaseline8Bit, "YBR_FULL_422"
+    pydicom.dcmwrite(tmp_path / "dicom" / "level_0.dcm", data)
+    slide = Slide(tmp_path / "dicom")
+    expected = cv2.imdecode(np.frombuffer(packed[0], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_allclose(slide[0:TILE, 0:TILE], expected, atol=2)
     slide.close()

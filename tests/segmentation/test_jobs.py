@@ -47,6 +47,32 @@ def test_slides_of_a_folder_need_tiles_and_other_files_are_named(tmp_path):
         plan_jobs([tmp_path])
 
 
+def test_dicom_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    for name in ("a.png", "b.dcm"):
+        (tmp_path / name).write_bytes(b"nothing")
+    messages = []
+    jobs = plan_jobs([tmp_path], with_slides=True, on_left_out=messages.append)
+    assert [job.name for job in jobs] == ["a"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    plan_jobs([tmp_path], with_slides=True, on_left_out=messages.append)
+    assert messages[-1].startswith(f"{tmp_path}: left out: 1 .dcm (DICOM slides need an extra: pip install ")
+
+
+def test_slides_that_are_folders_are_images(tmp_path):
+    (tmp_path / "a.ome.zarr").mkdir()
+    (tmp_path / "a.ome.zarr" / ".zattrs").write_text("{}")
+    (tmp_path / "a.ome.zarr" / "0").mkdir()
+    (tmp_path / "b.ome.tif").touch()
+    jobs = plan_jobs([tmp_path], with_slides=True)
+    assert [(job.path.name, job.name) for job in jobs] == [("a.ome.zarr", "a"), ("b.ome.tif", "b")]
+    assert plan_jobs([tmp_path / "a.ome.zarr"]) == [Job(tmp_path / "a.ome.zarr", "a")]
+    messages = []
+    plan_jobs([tmp_path], on_left_out=messages.append)
+    assert messages == [f"{tmp_path}: left out: its folders (a.ome.zarr) (slides are read with --tiled)"]
+    with pytest.raises(ConfigError, match="is a folder of input images"):
+        require_safe_output(tmp_path / "a.ome.zarr", ["masks"], jobs, overwrite=True)
+
+
 def test_missing_inputs_and_folders_of_inputs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         plan_jobs([tmp_path / "missing"])
