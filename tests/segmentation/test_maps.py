@@ -53,7 +53,7 @@ def test_several_images_at_once_have_the_maps_of_one_by_one(images):
     assert [tag for tag, _ in found] == list(range(9))
     for (_, one), (_, other) in zip(expected, found, strict=True):
         assert one.image is other.image
-        np.testing.assert_array_equal(one.maps, other.maps)
+        np.testing.assert_array_equal(one.prediction.maps, other.prediction.maps)
 
 
 def test_images_are_predicted_together_and_slides_alone(images):

@@ -15,6 +15,7 @@ from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu, kernel_gradient
 def wide_vectors(request, monkeypatch):
     """The rules of either kind of processor, whatever this machine's is."""
     monkeypatch.setattr(select, "has_wide_vectors", lambda: request.param)
+    jax.clear_caches()  # of what was traced with the other rules
     return request.param
 
 
