@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cervseg_jax.annotations.coco import is_coco, read_coco
 from cervseg_jax.annotations.decisions import Point
 from cervseg_jax.annotations.objects import Annotation, parse_json
+from cervseg_jax.annotations.preannotation import SUGGESTIONS
 from cervseg_jax.choices import AnnotationKind
 from cervseg_jax.curation.pairing import (
     GEOJSON_SUFFIXES,
@@ -128,7 +129,10 @@ def _left_out(folders: Iterable[Path]) -> list[str]:
     found = []
     for folder in (folder for folder in folders if folder.is_dir()):
         scan = scan_folder(folder)
-        others = scan._replace(left_out={key: scan.left_out[key] for key in scan.left_out if key not in JSON_SUFFIXES})
+        counts = {key: count for key, count in scan.left_out.items() if key not in JSON_SUFFIXES}
+        if (folder / SUGGESTIONS).is_file():
+            counts[".csv"] -= 1
+        others = scan._replace(left_out={key: count for key, count in counts.items() if count})
         if others.left_out:
             found.append(f"{folder}: left out: {others.left_out_text()}")
     return found

@@ -302,6 +302,7 @@ def test_crops_of_one_image_stay_together_in_a_new_dataset(drawn, tmp_path):
         todo, tmp_path / "out", Recipe(valid=0.5, test=0.0), progress=QUIET, is_resumed=lambda: None,
         review=Review(accept_unchanged=True),
     )  # fmt: skip
+    assert not any(".csv" in note for note in made.notes)
     splits = {record.split for record in made.records if record.stem.startswith("synthetic_004")}
     assert len(splits) == 1
     assert {record.group for record in made.records} == {"synthetic_009_00000", "synthetic_009_00001"}
