@@ -8,7 +8,8 @@ import pytest
 from cervseg_jax.console import Reporter
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.segmentation.jobs import plan_jobs
-from cervseg_jax.segmentation.ledger import Ledger, file_stamp
+from cervseg_jax.segmentation.ledger import Ledger
+from cervseg_jax.segmentation.notes import file_stamp
 from cervseg_jax.segmentation.outputs import IMAGE_COLUMNS
 
 SETTINGS = {"weights": ["a"], "infer": {"colors": ("black", "white")}}
