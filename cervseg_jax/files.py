@@ -56,7 +56,10 @@ def refuse_address(path: Path) -> None:
     start = next((index for index, part in enumerate(path.parts) if part in schemes), None)
     if start is not None:
         address = f"{path.parts[start]}//{'/'.join(path.parts[start + 1 :])}"
-        raise ConfigError(f"{address}: is not on this machine, and this needs to be; write to a folder and copy it")
+        raise ConfigError(
+            f"{address}: is not on this machine; here a folder is needed (runs may be at gs://, and what `infer` "
+            "writes in any bucket); write to one and copy it"
+        )
 
 
 def refuse_filled_folder(path: Path, *, shown: str) -> None:

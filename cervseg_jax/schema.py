@@ -243,11 +243,9 @@ class InferConfig(Section):
 
     batch_size: PositiveInt = 4
     threshold: Probability | None = None
-    """Mask probability from which a pixel belongs to a nucleus. None: the value tuned on the validation images and
-    stored with the weights, or 0.5 if there is none."""
+    """Mask probability from which a pixel belongs to a nucleus; None: that tuned on validation images, or else 0.5."""
     nucleus_px: PositiveFloat | Literal["auto"] = "auto"
-    """Median diameter of nuclei in the images, in pixels, for weights that were trained at one scale. "auto": by the
-    pixel size where images and weights state it, or else estimated in each image."""
+    """Median diameter of nuclei in pixels, for weights of one scale; "auto": by the pixel size, or else estimated."""
     threshold_rule: ThresholdRule = "fixed"
     """Use `threshold` ("fixed"), or compute one per image from the histogram of its probabilities."""
     num_infer_images: Count = 6

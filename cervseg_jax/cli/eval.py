@@ -148,6 +148,8 @@ def _nucleus_lines(nuclei: dict[str, Any]) -> list[str]:
         "means over images with 95 % intervals, and pooled:"
     ]
     for name in shown("tables", "nuclei"):
+        if name not in nuclei:
+            continue  # of whole nuclei, where neither truth nor prediction knows more than a label map
         score = nuclei[name]
         pooled = f"{score['pooled']:10.4f}" if "pooled" in score else ""
         lines.append(f"{name:<22}{_scored(score['mean'], [score['low'], score['high']])}{pooled}")

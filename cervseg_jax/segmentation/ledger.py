@@ -153,24 +153,24 @@ class Ledger:
         except (FileNotFoundError, NotADirectoryError):
             return set()
 
-    def read_row(self, name: str, notes: Container[str]) -> list[str] | None:
+    def read_row(self, name: str, notes: Container[str] | None = None) -> list[str] | None:
         """Returns the values of a complete image by `IMAGE_COLUMNS`; None if it is not complete.
 
         Args:
           name: name of the results.
-          notes: see `list_notes`.
+          notes: what `list_notes` has returned, where many images are asked for; None: it is called.
         """
-        values = self._read_values(name, notes)
+        values = self._read_values(name, self.list_notes() if notes is None else notes)
         return None if values is None else values[: len(IMAGE_COLUMNS)]
 
     def is_settled(self, name: str, notes: Container[str]) -> bool:
         """Whether an image is complete or has failed; see `read_row`."""
         return any(self._place(name, suffix).name in notes for suffix in (_ROW, _FAILED))
 
-    def read_failure(self, name: str, notes: Container[str]) -> list[str] | None:
+    def read_failure(self, name: str, notes: Container[str] | None = None) -> list[str] | None:
         """Returns file and reason of an image that failed; None if it did not. See `read_row`."""
         path = self._place(name, _FAILED)
-        return read_values(path, 2) if path.name in notes else None
+        return read_values(path, 2) if path.name in (self.list_notes() if notes is None else notes) else None
 
     def bands(self, name: str, stamp: Sequence[str]) -> Bands:
         """Returns the bands of a slide; `stamp` as of `complete`."""

@@ -621,16 +621,18 @@ def test_synth_and_models(tmp_path):
     assert "did you mean 'unet'" in refused(2, "models", "unte")
 
 
-def test_what_must_be_on_this_machine_is_no_address(finished, tmp_path, monkeypatch):
+def test_no_folder_is_named_after_an_address(finished, tmp_path, monkeypatch):
+    """What is refused at an address leaves nothing on this machine."""
+    config, folder, _ = finished
     monkeypatch.chdir(tmp_path)
-    config, _, _ = finished
-    for arguments in (
-        ("train", config, "--run-dir", "s3://bucket/runs/a"),
-        ("prepare", config.parent / "data", "--out", "gs://bucket/data"),
-        ("synth", "gs://bucket/data", "--images", 1),
-    ):
-        assert "is not on this machine, and this needs to be" in refused(2, *arguments, "--quiet")
-    assert list(tmp_path.iterdir()) == []
+    message = refused(2, "train", config, "--run-dir", "s3://bucket/runs/a", "--quiet")
+    assert "s3://bucket/runs/a: is not on this machine; here a folder is needed (runs may be at gs://" in message
+    for arguments in (("synth", "gs://bucket/new", "--images", "1"), ("prepare", tmp_path, "--out", "gs://bucket/new")):
+        assert "gs://bucket/new: is not on this machine" in refused(2, *arguments, "--quiet")
+    assert "az:// addresses are not read" in refused(
+        2, "infer", folder, "--images", "az://bucket/images", "--out", tmp_path / "masks"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
