@@ -155,7 +155,7 @@ class Result:
         """Outlines of all nuclei, in the order of their labels: the polygons of each one, with x and y in pixels.
 
         Networks with the head "rays" give whole nuclei, which may overlap; the label map cannot hold that, and shows
-        the smaller nucleus on top. Outlines of other networks are those of the label map.
+        the part of the mask that each one has for itself. Outlines of other networks are those of the label map.
         """
         return self.nuclei.polygons
 

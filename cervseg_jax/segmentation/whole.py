@@ -33,6 +33,8 @@ class WholeNucleus(NamedTuple):
     """A nucleus at full extent."""
 
     extent: Extent
+    seen: Extent
+    """The pixels at which it lies on top, or may do so: its part of the mask. No two nuclei share any."""
     score: float = 0.0
     """As of its detection; 0 for one that only the watershed found, as for the rest."""
     agreement: float = 0.0
@@ -70,7 +72,7 @@ def whole_nuclei(
     for label, part in parts.items():
         chosen = _chosen(own[label], part)
         if len(chosen) < 2:
-            nuclei.append(_completed(part, label, labels, chosen[0]) if chosen else WholeNucleus(part))
+            nuclei.append(_completed(part, label, labels, chosen[0]) if chosen else WholeNucleus(part, part))
         else:
             nuclei += _divided(part, labels, chosen)
     return nuclei
@@ -108,7 +110,7 @@ def _completed(part: Extent, label: int, labels: np.ndarray, detection: Detectio
     whole = part
     if hidden >= MIN_HIDDEN * extent.area and shared_pixels(part, extent) >= MIN_FIT * part.area:
         whole = _united(part, extent._replace(inside=extent.inside & (seen > 0))) or part
-    return WholeNucleus(whole, *detection[1:])
+    return WholeNucleus(whole, part, *detection[1:])
 
 
 def _divided(part: Extent, labels: np.ndarray, detections: Sequence[Detection]) -> list[WholeNucleus]:
@@ -130,8 +132,9 @@ def _divided(part: Extent, labels: np.ndarray, detections: Sequence[Detection]) 
     owner = np.where(part.inside, by_place[nearest], 0)
     nuclei = []
     for index, (extent, detection) in enumerate(found, start=1):
-        whole = _united(Extent(part.top, part.left, owner == index), extent) or extent
-        nuclei.append(WholeNucleus(whole, *detection[1:]))
+        seen = trimmed(owner == index, top=part.top, left=part.left)
+        if seen is not None:
+            nuclei.append(WholeNucleus(_united(seen, extent) or seen, seen, *detection[1:]))
     return nuclei
 
 

@@ -31,9 +31,9 @@ def find_whole(
     *,
     labels: Int32[np.ndarray, "h w"],
 ) -> list[WholeNucleus]:
-    """Finds whole nuclei in an image of any size, and paints them into its label map, the smaller ones on top.
+    """Finds whole nuclei in an image of any size, and paints their parts of the mask into its label map.
 
-    A nucleus of which fewer than `min_area_px` pixels would be seen is left out.
+    A nucleus whose part has fewer than `min_area_px` pixels is left out.
 
     Args:
       maps: probabilities; may be memory-mapped.
@@ -58,7 +58,7 @@ def find_whole(
             if _meets(detection.extent, window)
         ]
         for nucleus in whole_nuclei(np.asarray(maps[window]), mask[window], heads, params, local):
-            placed = nucleus._replace(extent=nucleus.extent.moved(top, left))
+            placed = nucleus._replace(extent=nucleus.extent.moved(top, left), seen=nucleus.seen.moved(top, left))
             center = _middle(placed.extent)
             if (center >= start).all() and (center < end).all():
                 found.append(placed)
@@ -74,8 +74,13 @@ def find_whole(
 
 
 def paint_all(nuclei: Sequence[WholeNucleus], labels: np.ndarray) -> np.ndarray:
-    """Paints nuclei as labels 1..n; returns how many pixels of each are seen, and the place of the first one."""
+    """Paints nuclei as labels 1..n: what is hidden beneath, smaller ones on top, then the parts of all.
+
+    Returns:
+      How many pixels of each are seen, and the place of the first one, int64 [n, 2].
+    """
     paint({label: nucleus.extent for label, nucleus in enumerate(nuclei, start=1)}, labels)
+    paint({label: nucleus.seen for label, nucleus in enumerate(nuclei, start=1)}, labels)
     seen = np.zeros((len(nuclei), 2), np.int64)
     for label, nucleus in enumerate(nuclei, start=1):
         rows, columns = np.nonzero(labels[nucleus.extent.window] == label)
