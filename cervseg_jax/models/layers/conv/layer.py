@@ -7,6 +7,7 @@ import keras
 
 from cervseg_jax.models.layers.backend import WithBackend
 from cervseg_jax.models.layers.conv.cpu import convolve_on_cpu
+from cervseg_jax.models.layers.conv.patches import convolve_patches
 from cervseg_jax.models.layers.conv.select import ConvShape, choose
 
 
@@ -16,6 +17,8 @@ class SameConv2D(WithBackend, keras.layers.Conv2D):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolves [b, h, w, c] with [k, k, c, f]."""
         is_plain = self.strides == (1, 1) and self.padding == "same" and self.groups == 1
-        if is_plain and choose(self.backend, ConvShape.of(inputs.shape, kernel.shape)) == "cpu":
-            return convolve_on_cpu(inputs, jnp.asarray(kernel), self.dilation_rate[0])
-        return super().convolution_op(inputs, kernel)
+        implementation = choose(self.backend, ConvShape.of(inputs.shape, kernel.shape)) if is_plain else "xla"
+        if implementation == "xla":
+            return super().convolution_op(inputs, kernel)
+        convolve = convolve_patches if implementation == "patches" else convolve_on_cpu
+        return convolve(inputs, jnp.asarray(kernel), self.dilation_rate[0])

@@ -79,6 +79,19 @@ def test_processors_with_wide_vectors_have_rules_of_their_own(shape, implementat
     assert choose_cpu_form(shape, wide_vectors=True) == form
 
 
+@pytest.mark.parametrize("wide_vectors", [False, True])
+def test_small_images_with_many_channels_are_a_matrix_product(wide_vectors):
+    for side, channels, expected in ((2, 2048, True), (8, 128, True), (16, 512, False), (4, 64, False)):
+        shape = ConvShape(side, side, channels, channels, 3, 3)
+        assert (choose("cpu", shape, wide_vectors=wide_vectors) == "patches") == expected
+        assert choose("xla", shape, wide_vectors=wide_vectors) == "xla"
+    layer = SameConv2D(128, 3, padding="same", backend="cpu")
+    layer.build((None, 4, 4, 128))
+    images = np.random.default_rng(0).standard_normal((2, 4, 4, 128), np.float32)
+    expected = keras.layers.Conv2D.convolution_op(layer, jnp.asarray(images), layer.kernel) + layer.bias
+    np.testing.assert_allclose(layer(images), expected, rtol=0, atol=1e-5)
+
+
 def test_the_processor_is_that_of_this_machine(monkeypatch):
     shape = ConvShape(64, 64, 64, 64, 5, 5)
     for wide in (False, True):
