@@ -45,6 +45,8 @@ def without_places(files: dict[str, bytes], start: str) -> dict[str, bytes]:
     """Results without what differs by place: the folder of the images, and their version in the notes."""
     kept = {}
     for name, data in files.items():
+        if name.endswith(".started"):
+            continue  # stays beside the row of a complete image where a process was killed between the two
         if name.startswith(".done/") and name.endswith(".csv"):
             row = next(csv.reader(io.StringIO(data.decode())))
             data = ",".join(row[:-2]).encode()
