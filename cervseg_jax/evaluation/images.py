@@ -14,6 +14,7 @@ from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import read_instances, whole_truth
 from cervseg_jax.evaluation.nuclei import NucleusScores, join_nucleus_scores, score_nuclei, score_whole
 from cervseg_jax.evaluation.pixels import PixelScores, join_pixel_scores, score_pixels
+from cervseg_jax.extents import Extent
 from cervseg_jax.files import make_folder, write_labels, write_png
 from cervseg_jax.runtime.distributed import allgather_rows, share_of, sync_errors
 from cervseg_jax.schema import Config
@@ -123,10 +124,12 @@ def _score_share(
             pixels.append(score_pixels(np.asarray(result.probabilities, np.float32), mask, predicted=result.mask))
             uncertainties.append(result.uncertainty)
             if instances is not None:
+                truth: list[Extent] = []
                 if knows_more or segmenter.confidence is not None:
                     _ = result.nuclei  # before `labels`, which would compute them a second time
+                    extents = whole_truth(pair, mask.shape)
+                    truth = [extent for label, extent in extents.items() if label not in rejected]
                 scores = score_nuclei(instances, result.labels)
-                truth = [nucleus for label, nucleus in whole_truth(pair, mask.shape).items() if label not in rejected]
                 nuclei.append(scores._replace(whole=score_whole(truth, result.extents)) if knows_more else scores)
                 if segmenter.confidence is not None:
                     judged.append(judge_result(result, truth))

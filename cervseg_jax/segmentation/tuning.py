@@ -99,8 +99,10 @@ def _qualities(
     factors = [1.0] * len(maps) if factors is None else factors
     qualities = np.zeros((len(maps), len(candidates)))
     for row, (image, truth, factor) in enumerate(zip(maps, truths, factors, strict=True)):
+        rules = {(settings.threshold, settings.threshold_rule) for settings in candidates}
+        masks = {rule: make_mask(image[..., 0], *rule) for rule in rules}
         for column, settings in enumerate(candidates):
-            mask = make_mask(image[..., 0], settings.threshold, settings.threshold_rule)
+            mask = masks[settings.threshold, settings.threshold_rule]
             labels = label_instances(image, mask, heads, settings.at_scale(factor).params)
             qualities[row, column] = np.nan_to_num(panoptic_quality(count_instances(truth, labels)))[0]
     return qualities
@@ -183,22 +185,6 @@ def _tune_results(
     with share.guard():
         qualities = _outline_qualities(results, pairs, best)
     return _best(_outline_candidates(best), share.gather(qualities))
-
-
-def tune_outlines(
-    results: Sequence[Result], pairs: Sequence[Pair], postprocessing: Postprocessing
-) -> tuple[Postprocessing, float]:
-    """Grid search of the parameters of whole outlines for the highest mean PQ of whole nuclei.
-
-    Args:
-      results: predictions with candidates.
-      pairs: their images with instance labels.
-      postprocessing: threshold and watershed parameters, which are kept.
-
-    Returns:
-      The settings with the best parameters, and their mean PQ.
-    """
-    return _best(_outline_candidates(postprocessing), _outline_qualities(results, pairs, postprocessing))
 
 
 def _outline_candidates(postprocessing: Postprocessing) -> list[Postprocessing]:
