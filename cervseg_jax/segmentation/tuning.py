@@ -138,10 +138,7 @@ def tune_segmenter(
     Returns:
       As `tune`; with the head "rays" the parameters of whole outlines as well, and the mean PQ of whole nuclei.
     """
-    share = _Share.of(len(pairs), is_shared=is_shared)
-    own = [pairs[index] for index in share.indices]
-    with share.guard():
-        results = predict_pairs(segmenter, own)
+    share, own, results = _predict_share(segmenter, pairs, is_shared=is_shared)
     return _tune_results(segmenter, results, own, share, thresholds=thresholds)
 
 
@@ -163,6 +160,16 @@ class _Share(NamedTuple):
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Returns the rows of all images, one each. Collective if divided."""
         return allgather_rows(self.indices, rows) if self.is_divided else rows
+
+
+def _predict_share(
+    segmenter: Segmenter, pairs: Sequence[Pair], *, is_shared: bool
+) -> tuple[_Share, list[Pair], list[Result]]:
+    """Predicts the images of this process, or all; returns the share, its pairs and their results."""
+    share = _Share.of(len(pairs), is_shared=is_shared)
+    own = [pairs[index] for index in share.indices]
+    with share.guard():
+        return share, own, predict_pairs(segmenter, own)
 
 
 def _tune_results(
@@ -246,10 +253,7 @@ def tune_run(
     segmenter = load_segmenter([run], config.model_copy(update={"infer": every}))
     is_free = config.infer.threshold is None and config.infer.threshold_rule == "fixed"
     thresholds = THRESHOLDS if is_free else (segmenter.postprocessing.threshold,)
-    share = _Share.of(len(labelled), is_shared=is_shared)
-    own = [labelled[index] for index in share.indices]
-    with share.guard():
-        results = predict_pairs(segmenter, own)
+    share, own, results = _predict_share(segmenter, labelled, is_shared=is_shared)
     postprocessing, quality = _tune_results(segmenter, results, own, share, thresholds=thresholds)
     if is_primary():
         save_postprocessing(run / "best", postprocessing)
