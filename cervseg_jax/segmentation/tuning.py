@@ -22,7 +22,7 @@ from cervseg_jax.runtime.distributed import allgather_rows, is_primary, share_of
 from cervseg_jax.schema import Config, PostprocessingConfig, ThresholdRule
 from cervseg_jax.segmentation.calibration import Judged, fit_confidence, gather_judged, join_judged, judge
 from cervseg_jax.segmentation.candidates import dense_heads
-from cervseg_jax.segmentation.confidence import features_of, save_confidence
+from cervseg_jax.segmentation.confidence import Confidence, features_of, save_confidence
 from cervseg_jax.segmentation.instances import label_instances
 from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask, save_postprocessing
 from cervseg_jax.segmentation.result import Result
@@ -120,14 +120,24 @@ def predict_pairs(segmenter: Segmenter, pairs: Sequence[Pair]) -> list[Result]:
     return [result for _, result in segmenter.predict(images)]
 
 
+class Tuned(NamedTuple):
+    """Outcome of tuning."""
+
+    postprocessing: Postprocessing
+    quality: float
+    """Mean PQ of the images; with the head "rays" that of whole nuclei."""
+    confidence: Confidence | None
+    """None where there are too few nuclei to fit it."""
+
+
 def tune_segmenter(
     segmenter: Segmenter,
     pairs: Sequence[Pair],
     *,
     thresholds: Sequence[float] = THRESHOLDS,
     is_shared: bool = False,
-) -> tuple[Postprocessing, float]:
-    """Predicts images as the segmenter does and tunes on the result.
+) -> Tuned:
+    """Predicts images as the segmenter does, tunes on the result and fits the confidence of nuclei.
 
     Args:
       segmenter: its own threshold and parameters are not used; its threshold rule is.
@@ -136,10 +146,15 @@ def tune_segmenter(
       is_shared: do the share of this process, and gather the others' qualities. Collective: call it on every process.
 
     Returns:
-      As `tune`; with the head "rays" the parameters of whole outlines as well, and the mean PQ of whole nuclei.
+      The best settings, as of `tune`; with the head "rays" the parameters of whole outlines as well.
     """
     share, own, results = _predict_share(segmenter, pairs, is_shared=is_shared)
-    return _tune_results(segmenter, results, own, share, thresholds=thresholds)
+    postprocessing, quality = _tune_results(segmenter, results, own, share, thresholds=thresholds)
+    with share.guard():
+        tuned = [result.with_postprocessing(postprocessing.at_scale(_factor(result))) for result in results]
+        parts = [judge_result(result, _whole_nuclei(pair, result)) for pair, result in zip(own, tuned, strict=True)]
+    judged = gather_judged(parts, share.indices) if share.is_divided else join_judged(parts)
+    return Tuned(postprocessing, quality, fit_confidence(judged, num_images=len(pairs)))
 
 
 class _Share(NamedTuple):
@@ -253,19 +268,14 @@ def tune_run(
     segmenter = load_segmenter([run], config.model_copy(update={"infer": every}))
     is_free = config.infer.threshold is None and config.infer.threshold_rule == "fixed"
     thresholds = THRESHOLDS if is_free else (segmenter.postprocessing.threshold,)
-    share, own, results = _predict_share(segmenter, labelled, is_shared=is_shared)
-    postprocessing, quality = _tune_results(segmenter, results, own, share, thresholds=thresholds)
+    postprocessing, quality, confidence = tune_segmenter(
+        segmenter, labelled, thresholds=thresholds, is_shared=is_shared
+    )
     if is_primary():
         save_postprocessing(run / "best", postprocessing)
+        save_confidence(run / "best", confidence)
     path = run / "best" / POSTPROCESSING_FILE
     reporter.info(f"post-processing tuned on {len(labelled)} validation images, PQ {quality:.4f}: {path}")
-    with share.guard():
-        tuned = [result.with_postprocessing(postprocessing.at_scale(_factor(result))) for result in results]
-        parts = [judge_result(result, _whole_nuclei(pair, result)) for pair, result in zip(own, tuned, strict=True)]
-    judged = gather_judged(parts, share.indices) if share.is_divided else join_judged(parts)
-    confidence = fit_confidence(judged, num_images=len(labelled))
-    if is_primary():
-        save_confidence(run / "best", confidence)
     if confidence is not None:
         reporter.info(
             f"confidence fitted on {confidence.num_nuclei} nuclei, of which {confidence.num_matched} are right: "
