@@ -38,8 +38,8 @@ SETS = ("bttfa_lbc", "dsb2018_stained", "cnseg_nucleus", "cnseg_clustered")
 FEW_SET = "cnseg_clustered"
 FEW_COUNTS = (4, 8, 12)
 STARTS: dict[str, tuple[str, ...]] = {
-    "random": ("train.init_from=null", "model.args.encoder_weights=null"),
-    "ImageNet": ("train.init_from=null", "model.args.encoder_weights=imagenet"),
+    "random": ("train.init_from=null", "model.args.encoder_weights=null", "train.learning_rate=1e-3"),
+    "ImageNet": ("train.init_from=null", "model.args.encoder_weights=imagenet", "train.learning_rate=1e-3"),
     "pap": (),
 }
 
@@ -173,7 +173,7 @@ def train_few(items: Sequence[Item], count: int, start: str, folder: Path, *, se
     from cervseg_jax.training.own_data import planned_recipe
 
     begun = time.perf_counter()
-    recipe = planned_recipe(source, folder / "run", reporter=Reporter(is_silent=True))
+    recipe = planned_recipe(source, folder / "run", reporter=Reporter(is_silent=True)).path
     # Only weights that know the other heads can do without instance labels.
     heads = () if items[0].is_labelled or start == "pap" else ("model.heads=[mask]", "train.touching_weight=0")
     run = cervseg_jax.train(recipe, [f"train.seed={seed}", *STARTS[start], *heads], run_dir=folder / "run")
@@ -217,9 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in options.parts:
         if part == "few":
             items = find_items(options.data, FEW_SET)
-            for count in options.counts:
-                for start in options.starts:
-                    for seed in range(options.repeats):
+            for seed in range(options.repeats):
+                for count in options.counts:
+                    for start in options.starts:
                         name = f"few: {count} images of {FEW_SET} from {start}, split {seed}"
                         folder = options.out / "few" / f"{count}_{start}_{seed}"
                         note(name, train_few(items, count, start, folder, seed=seed))
