@@ -89,6 +89,18 @@ def train_and_score(
     return scores | {"minutes": minutes_of(folder / "run")}
 
 
+def few_sources(items: Sequence[Item], count: int, *, seed: int) -> set[str]:
+    """Returns the sources of a small training set; those of a smaller count are among them."""
+    sources = np.random.default_rng(seed).permutation(sorted({item.source for item in items}))
+    return set(sources[:count].tolist())
+
+
+def held_out_sources(items: Sequence[Item], fold: int, *, seed: int) -> set[str]:
+    """Returns the sources that a fold is scored on; each is held out by one fold."""
+    sources = np.random.default_rng(seed).permutation(sorted({item.source for item in items}))
+    return set(sources[fold::NUM_FOLDS].tolist())
+
+
 def train_few(
     items: Sequence[Item], count: int, start: str, folder: Path, *, seed: int, overrides: Sequence[str]
 ) -> dict[str, Any]:
@@ -96,7 +108,7 @@ def train_few(
 
     Args:
       items: images of one set.
-      count: number of sources to train on; those of a smaller count are among them.
+      count: number of sources to train on.
       start: one of `STARTS`.
       folder: for the training.
       seed: of the split and of the training.
@@ -105,8 +117,7 @@ def train_few(
     Returns:
       As `score_items`, and "minutes".
     """
-    sources = np.random.default_rng(seed).permutation(sorted({item.source for item in items}))
-    chosen = set(sources[:count].tolist())
+    chosen = few_sources(items, count, seed=seed)
     source = copy_items([item for item in items if item.source in chosen], folder / "images_for_training")
     recipe = planned_recipe(source, folder / "run", reporter=SILENT).path
     # Only weights that know the other heads can do without instance labels.
@@ -121,8 +132,7 @@ def fold_dataset(items: Sequence[Item], fold: int, folder: Path, *, seed: int) -
     Returns:
       Folder with `train` and `valid`, a fifth of the sources, and the images that are held out.
     """
-    sources = np.random.default_rng(seed).permutation(sorted({item.source for item in items}))
-    held_out = set(sources[fold::NUM_FOLDS].tolist())
+    held_out = held_out_sources(items, fold, seed=seed)
     dataset = folder / "dataset"
     if not (dataset / "overview.html").exists():
         source = copy_items([item for item in items if item.source not in held_out], folder / "source")
