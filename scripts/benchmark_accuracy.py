@@ -46,6 +46,7 @@ from accuracy_trainings import (
 )
 
 import cervseg_jax
+from cervseg_jax.errors import CervsegError
 from cervseg_jax.files import make_folder, read_json_object, sha256_of, write_json, write_text
 from cervseg_jax.metrics.bootstrap import Interval, bootstrap_mean, compare_paired
 from cervseg_jax.pretrained_weights import FOLDER
@@ -256,10 +257,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen parts."""
     options = parse(arguments)
-    for part in options.parts:
-        for cell in CELLS[part](options, part):
-            run_cell(cell, options)
-            write_table(options.out)
+    try:
+        for part in options.parts:
+            for cell in CELLS[part](options, part):
+                run_cell(cell, options)
+                write_table(options.out)
+    except CervsegError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     print((options.out / "accuracy.md").read_text(encoding="utf-8"))
 
 
