@@ -1,237 +1,271 @@
-"""Scores the built-in weights across laboratories, scales and numbers of training images.
+"""Accuracy in one table: across laboratories, scales and numbers of training images, beside other methods.
 
-    python scripts/benchmark_accuracy.py DATA OUT [--parts transfer scale floor few] [--repeats 1] [--images N]
+    python scripts/benchmark_accuracy.py DATA OUT [--parts transfer scale floor few folds augmentation] [--repeats 1]
 
-DATA holds folders `NAME/images` with `NAME/masks` or `NAME/labels`; see `SETS`. Images that the weights were trained on
-are left out, by their hashes. Each part prints its table when it is done and writes `OUT/accuracy.json`:
+DATA holds folders `NAME/images` with `NAME/masks` or `NAME/labels`; see `SETS`. The parts:
 
-- transfer: the weights as they are, on every set.
-- scale: the same images at half, once and twice their size.
+- transfer: the built-in weights as they are, on every set, without the images that they were trained on.
+- scale: the same images at half and twice their size.
 - floor: a classical method, Otsu's threshold of the haematoxylin channel with a watershed (needs scikit-image).
-- few: 4, 8 and 12 training images of one set, from random weights, from ImageNet and from `pap`, scored on the rest.
+- few: 4, 8 and 12 training images of one set, from `pap`, from ImageNet and from random weights, scored on the rest.
+- folds: three folds of one set by source, trained from ImageNet at the images' own scale. With `--stardist-python`
+  StarDist is trained from scratch on the same folds, for as many CPU minutes as that training took by the clock.
+- augmentation: a short training of the recipe `pap` with one augmentation left out or added, scored on laboratories
+  that it has not seen. Not among the parts that run by default.
 
-Dice and PQ are means over images with 95 % bootstrap intervals over sources. PQ takes connected components of masks
-where a set has no labels, and is then a lower bound for touching nuclei.
+A part, a split or a fold that is finished is not computed again, and a training that was interrupted goes on: give the
+same command. OUT receives each one's scores and overlays, and `accuracy.json` and `accuracy.md` with all that is there.
+
+Values are means over images of all trainings of a row, with 95 % bootstrap intervals over sources; beside several
+trainings the lowest and highest of their means. Rows with a minus are differences on the same images.
 """
 
 import argparse
-import hashlib
-import shutil
-import time
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from accuracy_images import METRICS, classical, find_items, score_items
+from accuracy_trainings import (
+    NUM_FOLDS,
+    STARTS,
+    augmentation_variants,
+    minutes_of,
+    stardist_fold,
+    train_few,
+    train_fold,
+    train_variant,
+)
+
 import cervseg_jax
-from cervseg_jax.data.decode import read_image, read_mask
-from cervseg_jax.data.label_files import read_labels
-from cervseg_jax.data.resize import resize_image, resize_mask, scaled_size
-from cervseg_jax.files import make_folder, write_json, write_png
-from cervseg_jax.metrics.instance import count_instances, join_counts, panoptic_quality
+from cervseg_jax.errors import CervsegError
+from cervseg_jax.files import make_folder, read_json_object, sha256_of, write_json, write_text
+from cervseg_jax.metrics.bootstrap import Interval, bootstrap_mean, compare_paired
 from cervseg_jax.pretrained_weights import FOLDER
-from cervseg_jax.tables import read_csv
 
 SETS = ("bttfa_lbc", "dsb2018_stained", "cnseg_nucleus", "cnseg_clustered")
-FEW_SET = "cnseg_clustered"
+FEW_SET, FOLDS_SET = "cnseg_clustered", "dsb2018_stained"
+UNSEEN_SETS = ("cnseg_nucleus", "cnseg_clustered")
 FEW_COUNTS = (4, 8, 12)
-STARTS: dict[str, tuple[str, ...]] = {
-    "random": ("train.init_from=null", "model.args.encoder_weights=null"),
-    "ImageNet": ("train.init_from=null", "model.args.encoder_weights=imagenet"),
-    "pap": (),
+PARTS = ("transfer", "scale", "floor", "few", "folds", "augmentation")
+
+
+class Cell(NamedTuple):
+    """What is computed at once: a method on images."""
+
+    part: str
+    row: str
+    """Row of the table; cells of several splits, folds or seeds share one."""
+    name: str
+    """Name of its folder."""
+    split: str
+    """Which images it has trained on; rows are compared on images of one split."""
+    compute: Callable[[Path], dict[str, Any]]
+    """From the folder to "images", scores by image, and other facts."""
+
+
+def transfer_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
+    """Yields the sets, with the built-in weights or the classical method."""
+    segmenter = None if part == "floor" else cervseg_jax.load("pap")
+    segment = classical if segmenter is None else lambda image: segmenter(image).labels
+    for name, factor in itertools.product(options.sets, (0.5, 2.0) if part == "scale" else (1.0,)):
+        row = f"{name} x {factor:g}" if part == "scale" else name
+        items = find_items(options.data, name, limit=options.images)
+        yield Cell(
+            part,
+            row,
+            f"{name}_{factor:g}",
+            "all",
+            lambda folder, items=items, factor=factor: score_items(items, segment, folder / "overlays", factor=factor),
+        )
+
+
+def few_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
+    """Yields trainings on few images; all starts of a split before the next split."""
+    items = find_items(options.data, FEW_SET)
+    for seed in range(options.repeats):
+        for count in options.counts:
+            for start in options.starts:
+                compute = partial(train_few, items, count, start, seed=seed, overrides=options.set)
+                row, name = f"{count} images of {FEW_SET} from {start}", f"{count}_{start}_{seed}"
+                yield Cell(part, row, name, str(seed), compute)
+
+
+def fold_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
+    """Yields the folds, each followed by StarDist's."""
+    items = find_items(options.data, FOLDS_SET, limit=options.images, with_trained=True)
+    for seed, fold in itertools.product(range(options.repeats), options.folds):
+        split = f"{fold}_{seed}"
+        name = f"own_{split}"
+        compute = partial(train_fold, items, fold, seed=seed, overrides=options.set)
+        yield Cell(part, f"{FOLDS_SET} cross-validated", name, split, compute)
+        if options.stardist_python is not None:
+
+            def peer(folder: Path, fold: int = fold, seed: int = seed, name: str = name) -> dict[str, Any]:
+                minutes = options.stardist_minutes or minutes_of(folder.parent / name / "run")
+                python = options.stardist_python
+                return stardist_fold(items, fold, folder, seed=seed, python=python, minutes=minutes)
+
+            yield Cell(part, f"{FOLDS_SET} cross-validated, StarDist", f"stardist_{split}", split, peer)
+
+
+def augmentation_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
+    """Yields short trainings with one augmentation left out."""
+    for seed, variant in itertools.product(range(options.repeats), options.variants or augmentation_variants()):
+        compute = partial(
+            lambda folder, variant, seed: train_variant(
+                options.data, variant, folder, seed=seed, sets=UNSEEN_SETS, overrides=options.set
+            ),
+            variant=variant,
+            seed=seed,
+        )
+        yield Cell(part, variant, f"{variant.replace(' ', '_')}_{seed}", str(seed), compute)
+
+
+CELLS: dict[str, Callable[[argparse.Namespace, str], Iterator[Cell]]] = {
+    "transfer": transfer_cells,
+    "scale": transfer_cells,
+    "floor": transfer_cells,
+    "few": few_cells,
+    "folds": fold_cells,
+    "augmentation": augmentation_cells,
 }
 
 
-class Item(NamedTuple):
-    """An image with its truth."""
+def run_cell(cell: Cell, options: argparse.Namespace) -> None:
+    """Computes a cell unless its scores are there.
 
-    path: Path
-    truth_path: Path
-    is_labelled: bool
-    """Whether the truth is a label map, and no mask."""
-    source: str
-
-    def image(self) -> np.ndarray:
-        """Returns uint8 RGB [h, w, 3]."""
-        return read_image(self.path)
-
-    def labels(self) -> np.ndarray:
-        """Returns the true labels, int32 [h, w]; connected components of a mask."""
-        if self.is_labelled:
-            return read_labels(self.truth_path)[0]
-        mask = read_mask(self.truth_path, rule="half_range").mask
-        return np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
-
-
-class Score(NamedTuple):
-    """Scores of one image."""
-
-    source: str
-    dice: float
-    pq: float
+    Raises:
+      SystemExit: if they were computed with other settings.
+    """
+    folder = options.out / cell.part / cell.name
+    path = folder / "scores.json"
+    weights = {path.name: sha256_of(path.read_bytes()) for path in sorted((FOLDER / "pap" / "best").iterdir())}
+    settings = {"set": list(options.set), "images": options.images, "weights": sha256_of(str(weights).encode())}
+    if path.exists():
+        known = read_json_object(path)["settings"]
+        if known != settings:
+            raise SystemExit(f"{path}: was computed with {known}, now {settings}; give another OUT")
+        return
+    scores = cell.compute(make_folder(folder))
+    write_json(path, {"row": cell.row, "split": cell.split, "settings": settings, **scores})
+    means = (f"{metric} {np.nanmean([image[metric] for image in scores['images']]):.3f}" for metric in METRICS)
+    print(f"{cell.part}: {cell.row} ({cell.name}): {', '.join(means)}", flush=True)
 
 
-def find_items(data: Path, name: str, *, limit: int | None = None) -> list[Item]:
-    """Returns the images of a set that the built-in weights were not trained on, spread evenly where limited."""
-    trained = {row["image_sha256"] for row in read_csv(FOLDER / "pap" / "data.csv", columns=("image_sha256",))}
-    is_labelled = (data / name / "labels").is_dir()
-    items = []
-    for path in sorted((data / name / "images").iterdir()):
-        if hashlib.sha256(path.read_bytes()).hexdigest() in trained:
-            continue
-        (truth,) = (data / name / ("labels" if is_labelled else "masks")).glob(f"{path.stem}.*")
-        items.append(Item(path, truth, is_labelled, path.stem.rsplit("_", 1)[-1]))
-    return items if limit is None else items[:: max(1, len(items) // limit)][:limit]
+def collect_rows(out: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Returns the finished cells of each row, in the order of the parts; a row of augmentation for each set."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for part in PARTS:
+        for path in sorted((out / part).glob("*/scores.json")):
+            cell = read_json_object(path)
+            for name in dict.fromkeys(image["set"] for image in cell["images"]):
+                row = f"{name} {cell['row']}" if part == "augmentation" else cell["row"]
+                images = [image for image in cell["images"] if image["set"] == name]
+                rows.setdefault((part, row), []).append(cell | {"images": images})
+    return rows
 
 
-def score(item: Item, labels: np.ndarray, truth: np.ndarray) -> Score:
-    """Compares predicted with true labels of an image."""
-    found, real = labels > 0, truth > 0
-    total = found.sum() + real.sum()
-    dice = 2 * (found & real).sum() / total if total else float("nan")
-    pq = float(panoptic_quality(join_counts([count_instances(truth, labels)]))[0])
-    return Score(item.source, float(dice), pq)
+def values_of(cells: Sequence[dict[str, Any]], metric: str) -> tuple[np.ndarray, list[str]]:
+    """Returns the scores of all images of a row and their sources."""
+    images = [image for cell in cells for image in cell["images"]]
+    return np.array([image[metric] for image in images], float), [image["source"] for image in images]
 
 
-def summarize(scores: Sequence[Score], *, samples: int = 2000) -> dict[str, Any]:
-    """Returns means with 95 % bootstrap intervals over sources."""
-    rng = np.random.default_rng(0)
-    sources = sorted({entry.source for entry in scores})
-    by_source = [[entry for entry in scores if entry.source == source] for source in sources]
-    summary: dict[str, Any] = {"images": len(scores), "sources": len(sources)}
-    for name in ("dice", "pq"):
-        values = [np.array([getattr(entry, name) for entry in group]) for group in by_source]
-        chosen = rng.integers(0, len(values), (samples, len(values)))
-        means = [np.nanmean(np.concatenate([values[index] for index in row])) for row in chosen]
-        low, high = np.percentile(means, (2.5, 97.5))
-        summary[name] = {
-            "mean": float(np.nanmean(np.concatenate(values))),
-            "low": float(low),
-            "high": float(high),
-        }
-    return summary
+def base_of(part: str, row: str) -> tuple[str, str] | None:
+    """Returns the row that another is compared with."""
+    if part == "scale":
+        return "transfer", row.rsplit(" x ", 1)[0]
+    if part == "few" and not row.endswith("from pap"):
+        return part, row.rsplit(" from ", 1)[0] + " from pap"
+    if part == "folds" and row.endswith(", StarDist"):
+        return part, row.removesuffix(", StarDist")
+    name, _, variant = row.partition(" ")
+    return (part, f"{name} all") if part == "augmentation" and variant != "all" else None
 
 
-def rescaled(item: Item, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns image and true labels at another size."""
-    image, labels = item.image(), item.labels()
-    if factor == 1:
-        return image, labels
-    size = scaled_size(labels.shape, factor)
-    return resize_image(image, size), resize_mask(labels, size)
-
-
-def classical(image: np.ndarray) -> np.ndarray:
-    """Returns labels by Otsu's threshold of haematoxylin and a watershed of the distance transform."""
-    from skimage import color, feature, filters, measure, morphology, segmentation
-
-    stain = filters.gaussian(color.rgb2hed(image)[..., 0], 1.0)
-    mask = morphology.remove_small_objects(stain > filters.threshold_otsu(stain), max_size=29)
-    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    peaks = feature.peak_local_max(distance, min_distance=4, labels=measure.label(mask))
-    markers = np.zeros(mask.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return np.asarray(segmentation.watershed(-distance, markers, mask=mask), np.int32)
-
-
-def overlay(path: Path, image: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> None:
-    """Writes the image with outlines of the truth (green) and of the prediction (magenta)."""
-    from cervseg_jax.plots import PREDICTION_COLOR, TRUTH_COLOR, draw_instance_outlines
-
-    picture = draw_instance_outlines(image, truth, color=TRUTH_COLOR)
-    write_png(path, draw_instance_outlines(picture, labels, color=PREDICTION_COLOR))
-
-
-def score_set(
-    items: Iterable[Item], segment: Callable[[np.ndarray], np.ndarray], *, factor: float = 1.0, pictures: Path | None
-) -> dict[str, Any]:
-    """Segments and scores images; writes overlays where a folder is given."""
-    scores, start = [], time.perf_counter()
-    for item in items:
-        image, truth = rescaled(item, factor)
-        labels = segment(image)
-        scores.append(score(item, labels, truth))
-        if pictures is not None:
-            overlay(make_folder(pictures) / f"{item.path.stem}.png", image, labels, truth)
-    return summarize(scores) | {"seconds_per_image": (time.perf_counter() - start) / max(1, len(scores))}
-
-
-def train_few(items: Sequence[Item], count: int, start: str, folder: Path, *, seed: int) -> dict[str, Any]:
-    """Trains with `train --data` on some sources and scores the others."""
-    rng = np.random.default_rng(seed)
-    sources = sorted({item.source for item in items})
-    chosen = set(rng.permutation(sources)[:count].tolist())
-    source = folder / "images_for_training"
-    for item in items:
-        if item.source in chosen:
-            kind = "labels" if item.is_labelled else "masks"
-            for name, path in (("images", item.path), (kind, item.truth_path)):
-                shutil.copyfile(path, make_folder(source / name) / path.name)
-    from cervseg_jax.console import Reporter
-    from cervseg_jax.training.own_data import planned_recipe
-
-    begun = time.perf_counter()
-    recipe = planned_recipe(source, folder / "run", reporter=Reporter(is_silent=True))
-    # Only weights that know the other heads can do without instance labels.
-    heads = () if items[0].is_labelled or start == "pap" else ("model.heads=[mask]", "train.touching_weight=0")
-    run = cervseg_jax.train(recipe, [f"train.seed={seed}", *STARTS[start], *heads], run_dir=folder / "run")
-    minutes = (time.perf_counter() - begun) / 60
-    segmenter = cervseg_jax.load(run)
-    rest = [item for item in items if item.source not in chosen]
-    scores = score_set(rest, lambda image: segmenter(image).labels, pictures=folder / "overlays")
-    return scores | {"minutes": minutes}
-
-
-def row(name: str, result: dict[str, Any]) -> str:
-    """Returns a line of the table."""
-    cells = [
-        f"{result[key]['mean']:.3f} ({result[key]['low']:.3f}-{result[key]['high']:.3f})" for key in ("dice", "pq")
+def difference(cells: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], metric: str) -> Interval:
+    """Returns the mean difference on the images that both rows have scored in the same split, with its interval."""
+    known = {(cell["split"], image["stem"]): image[metric] for cell in base for image in cell["images"]}
+    pairs = [
+        (image[metric], known[cell["split"], image["stem"]], image["source"])
+        for cell in cells
+        for image in cell["images"]
+        if (cell["split"], image["stem"]) in known
     ]
-    return f"| {name} | {result['images']} of {result['sources']} | {' | '.join(cells)} |"
+    values = np.array([pair[:2] for pair in pairs], float).reshape(-1, 2)
+    return compare_paired(values[:, 0], values[:, 1], [pair[2] for pair in pairs]).difference
+
+
+def _shown(interval: Interval, means: Sequence[float] = ()) -> str:
+    spread = f" [{min(means):.3f}-{max(means):.3f}]" if len(means) > 1 else ""
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f}){spread}"
+
+
+def write_table(out: Path) -> None:
+    """Writes the table of all finished cells."""
+    rows, results = collect_rows(out), []
+    lines = [
+        "| part | row | images, sources | trainings | Dice | AJI | PQ | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (part, row), cells in rows.items():
+        intervals = {metric: bootstrap_mean(*values_of(cells, metric)) for metric in METRICS}
+        means = {m: [float(np.nanmean(values_of([cell], m)[0])) for cell in cells] for m in METRICS}
+        sources = values_of(cells, "dice")[1]
+        minutes = [cell["minutes"] for cell in cells if "minutes" in cell]
+        cells_text = " | ".join(_shown(intervals[metric], means[metric]) for metric in METRICS)
+        spent = f"{statistics.mean(minutes):.0f}" if minutes else "-"
+        count = len(minutes) or "-"
+        lines.append(f"| {part} | {row} | {len(sources)}, {len(set(sources))} | {count} | {cells_text} | {spent} |")
+        results.append({"part": part, "row": row, **{m: intervals[m]._asdict() | {"means": means[m]} for m in METRICS}})
+        base = base_of(part, row)
+        if base in rows:
+            texts = [_shown(difference(cells, rows[base], metric)) for metric in METRICS]
+            lines.append(f"| {part} | {row} - {base[1]} | | | {' | '.join(texts)} | |")
+    write_json(out / "accuracy.json", {"rows": results})
+    write_text(out / "accuracy.md", "\n".join(lines) + "\n")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--parts", nargs="+", default=PARTS[:-1], choices=PARTS)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--counts", nargs="+", type=int, default=FEW_COUNTS)
+    parser.add_argument("--starts", nargs="+", default=tuple(STARTS), choices=tuple(STARTS))
+    parser.add_argument("--folds", nargs="+", type=int, default=tuple(range(NUM_FOLDS)), choices=range(NUM_FOLDS))
+    parser.add_argument("--variants", nargs="+", choices=tuple(augmentation_variants()))
+    parser.add_argument("--repeats", type=int, default=1, help="Splits of few images, seeds of folds and variants.")
+    parser.add_argument("--images", type=int, default=None, help="At most so many images of a set; not for few.")
+    parser.add_argument("--stardist-python", type=Path, help="Python of an environment with stardist.")
+    parser.add_argument("--stardist-minutes", type=float, help="CPU time instead of that of the training beside it.")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="For all trainings.")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parts = ("transfer", "scale", "floor", "few")
-    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
-    parser.add_argument("--counts", nargs="+", type=int, default=list(FEW_COUNTS))
-    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
-    parser.add_argument("--repeats", type=int, default=1, help="Splits of the few images.")
-    parser.add_argument("--images", type=int, default=None, help="At most so many images of a set.")
-    options = parser.parse_args(arguments)
-    segmenter = cervseg_jax.load("pap")
-    results: dict[str, Any] = {}
-
-    def note(name: str, result: dict[str, Any]) -> None:
-        results[name] = result
-        print(row(name, result), flush=True)
-        write_json(make_folder(options.out) / "accuracy.json", results)
-
-    print("| part | images of sources | Dice | PQ |\n|---|---|---|---|")
-    for part in options.parts:
-        if part == "few":
-            items = find_items(options.data, FEW_SET)
-            for count in options.counts:
-                for start in options.starts:
-                    for seed in range(options.repeats):
-                        name = f"few: {count} images of {FEW_SET} from {start}, split {seed}"
-                        folder = options.out / "few" / f"{count}_{start}_{seed}"
-                        note(name, train_few(items, count, start, folder, seed=seed))
-            continue
-        for name in options.sets:
-            items = find_items(options.data, name, limit=options.images)
-            for factor in (0.5, 2.0) if part == "scale" else (1.0,):
-                segment = classical if part == "floor" else lambda image: segmenter(image).labels
-                title = f"{part}: {name}" + (f" x {factor:g}" if part == "scale" else "")
-                note(
-                    title, score_set(items, segment, factor=factor, pictures=options.out / part / f"{name}_{factor:g}")
-                )
+    options = parse(arguments)
+    try:
+        for part in options.parts:
+            for cell in CELLS[part](options, part):
+                run_cell(cell, options)
+                write_table(options.out)
+    except CervsegError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print((options.out / "accuracy.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def plan(
     from cervseg_jax.files import write_text
     from cervseg_jax.training.plan import plan_training
 
-    text = plan_training(data, reporter=Reporter(quiet=quiet))
+    text, _ = plan_training(data, reporter=Reporter(quiet=quiet))
     if output is None:
         print(text, end="")
         return

@@ -20,6 +20,7 @@ from cervseg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from cervseg_jax.console import Reporter
+    from cervseg_jax.training.own_data import PlannedRecipe
 
 EXAMPLE = "cervseg-jax train quickstart --set train.epochs=5"
 
@@ -58,10 +59,12 @@ def train(
     reporter = Reporter(quiet=quiet)
     if data is not None:
         run_dir = run_dir or Path("runs") / data.absolute().name
+    recipe, known = _recipe(config, data, run_dir, reporter)
     request = TrainRequest(
-        _recipe(config, data, run_dir, reporter),
+        recipe,
         run_dir,
         tuple(overrides or ()),
+        known=known,
         processes=processes,
         num_seeds=seeds,
         fresh=fresh,
@@ -70,11 +73,11 @@ def train(
     train_runs(request, reporter=reporter)
 
 
-def _recipe(config: Path | None, data: Path | None, run_dir: Path | None, reporter: "Reporter") -> Path:
+def _recipe(config: Path | None, data: Path | None, run_dir: Path | None, reporter: "Reporter") -> "PlannedRecipe":
     """Returns the config, or the recipe that is planned for a folder of images."""
-    if config is not None:
-        return config
-    from cervseg_jax.training.own_data import planned_recipe
+    from cervseg_jax.training.own_data import PlannedRecipe, planned_recipe
 
+    if config is not None:
+        return PlannedRecipe(config, None)
     assert data is not None and run_dir is not None  # noqa: S101 (one of both arguments was given)
     return planned_recipe(data, run_dir, reporter=reporter)

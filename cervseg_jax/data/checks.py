@@ -7,11 +7,12 @@ from typing import NamedTuple, cast
 import cv2
 import numpy as np
 
-from cervseg_jax.choices import BitDepth
+from cervseg_jax.choices import BitDepth, MaskRule
 from cervseg_jax.data.decode import decode_mask, decode_raw, read_bytes, rgb_of
 from cervseg_jax.data.manifest import read_manifest
 from cervseg_jax.data.pairs import Pair
-from cervseg_jax.data.samples import require_same_size
+from cervseg_jax.data.samples import read_instances, require_same_size
+from cervseg_jax.data.scale import nucleus_diameters
 from cervseg_jax.errors import DataError, first_few
 from cervseg_jax.files import sha256_of
 from cervseg_jax.runtime.threads import map_files, num_threads
@@ -39,6 +40,10 @@ class PairStats(NamedTuple):
     """Bits that a 16-bit image uses; None for 8-bit files."""
     is_inverted: bool
     """See `looks_inverted`."""
+    saturation: float | None = None
+    """Mean saturation of the image, 0..255; None unless nuclei were measured, as the next."""
+    diameters_px: Sequence[float] | None = None
+    """Diameters of the annotated nuclei; see `measure_diameters`."""
 
 
 class CheckedPairs(NamedTuple):
@@ -61,6 +66,25 @@ class CheckedPairs(NamedTuple):
     def num_inverted_masks(self) -> int:
         """Masks that seem to mark the background."""
         return sum(item.is_inverted for item in self.stats)
+
+
+class ReadFiles(NamedTuple):
+    """What was learned from the files of a dataset, for a later step that would read them again."""
+
+    data: DataConfig
+    """How they were read."""
+    checked: Mapping[str, CheckedPairs]
+    """By split, with measured nuclei."""
+
+    def of_split(self, split: str, pairs: Sequence[Pair], data: DataConfig) -> CheckedPairs | None:
+        """Returns what is known of the files; None unless the very same files would be read in the same way."""
+        known = self.checked.get(split)
+        is_same = known is not None and known.pairs == list(pairs) and _reading(self.data) == _reading(data)
+        return known if is_same else None
+
+
+def _reading(data: DataConfig) -> tuple[MaskRule, BitDepth]:
+    return data.mask_rule, data.bit_depth
 
 
 def looks_inverted(image: np.ndarray, mask: np.ndarray) -> bool:
@@ -127,6 +151,7 @@ def check_pairs(
     pairs: Sequence[Pair],
     data: DataConfig,
     *,
+    measure: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> CheckedPairs:
     """Reads every file once and reports those that cannot be used.
@@ -134,6 +159,7 @@ def check_pairs(
     Args:
       pairs: pairs to read.
       data: the config's data section.
+      measure: also measure nuclei and saturation, for which instance labels are read as well.
       on_progress: called after each pair, for a progress bar.
 
     Returns:
@@ -142,18 +168,18 @@ def check_pairs(
     Raises:
       DataError: if files cannot be used and `data.on_bad_file` is "fail", or if no pair is usable.
     """
-    checked = read_stats(pairs, data, on_progress=on_progress)
+    checked = read_stats(pairs, data, measure=measure, on_progress=on_progress)
     require_usable(checked, data)
     return checked
 
 
 def read_stats(
-    pairs: Sequence[Pair], data: DataConfig, *, on_progress: Callable[[], None] = lambda: None
+    pairs: Sequence[Pair], data: DataConfig, *, measure: bool = False, on_progress: Callable[[], None] = lambda: None
 ) -> CheckedPairs:
     """Reads every file once, as `check_pairs` does, without an error for those that cannot be used."""
     problems: list[str] = []
     stats = map_files(
-        lambda pair: _read_stats(pair, data),
+        lambda pair: _read_stats(pair, data, measure=measure),
         pairs,
         on_progress=on_progress,
         problems=problems,
@@ -209,13 +235,18 @@ def _stated(pair: Pair, row: Mapping[str, str]) -> PairStats:
     )
 
 
-def _read_stats(pair: Pair, data: DataConfig) -> PairStats:
+def _read_stats(pair: Pair, data: DataConfig, *, measure: bool) -> PairStats:
     encoded = read_bytes(pair.image_path)
     raw = decode_raw(encoded, source=pair.image_path)
     image = rgb_of(raw, source=pair.image_path, bit_depth=data.bit_depth)
     mask, num_levels = decode_mask(read_bytes(pair.mask_path), source=pair.mask_path, rule=data.mask_rule)
     require_same_size(pair, image.shape, mask.shape)
     height, width = mask.shape
+    saturation, diameters_px = None, None
+    if measure:
+        instances = None if pair.instances_path is None else read_instances(pair, mask.shape)
+        diameters_px = nucleus_diameters(mask, instances).tolist()
+        saturation = float(cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1].mean())
     return PairStats(
         pair,
         height,
@@ -225,6 +256,8 @@ def _read_stats(pair: Pair, data: DataConfig) -> PairStats:
         image_sha256=sha256_of(encoded),
         bits=raw.bits,
         is_inverted=looks_inverted(image, mask),
+        saturation=saturation,
+        diameters_px=diameters_px,
     )
 
 

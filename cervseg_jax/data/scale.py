@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 
 from cervseg_jax.data.decode import read_mask
 from cervseg_jax.data.pairs import Pair
@@ -47,22 +47,38 @@ def diameters(labels: Integer[np.ndarray, "h w"]) -> np.ndarray:
 
 
 def measure_diameters(pair: Pair, data: DataConfig) -> np.ndarray:
-    """Returns the diameters of a pair's annotated nuclei.
-
-    A mask without labels is divided at its necks, because touching nuclei are one component.
+    """Reads a pair's annotations and returns the diameters of its nuclei, as `nucleus_diameters`.
 
     Raises:
       DataError: if a file is bad.
     """
     mask = read_mask(pair.mask_path, rule=data.mask_rule).mask
-    if pair.instances_path is not None:
-        return diameters(read_instances(pair, mask.shape))
+    return nucleus_diameters(mask, None if pair.instances_path is None else read_instances(pair, mask.shape))
+
+
+@typechecked
+def nucleus_diameters(mask: UInt8[np.ndarray, "h w"], instances: Integer[np.ndarray, "h w"] | None) -> np.ndarray:
+    """Returns the diameters of an image's annotated nuclei in pixels, float64 [n].
+
+    A mask without labels is divided at its necks, because touching nuclei are one component.
+
+    Args:
+      mask: 1 for nucleus.
+      instances: label map, 0 for background; None if there is none.
+    """
+    if instances is not None:
+        return diameters(instances)
     elevation = cv2.GaussianBlur(distance_to_border(mask > 0), (0, 0), 1.0)
     return diameters(watershed_labels(np.maximum(elevation, 1e-6), mask > 0, min_saddle_depth=NECK_DEPTH))
 
 
 def scale_pairs(
-    pairs: Sequence[Pair], data: DataConfig, *, nucleus_px: float, on_progress: Callable[[], None] = lambda: None
+    pairs: Sequence[Pair],
+    data: DataConfig,
+    *,
+    nucleus_px: float,
+    measured: Sequence[Sequence[float]] | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> tuple[list[Pair], list[float]]:
     """Sets the factor of each pair that brings the median diameter of its nuclei to a common size.
 
@@ -72,7 +88,8 @@ def scale_pairs(
       pairs: image and mask files.
       data: how they are read.
       nucleus_px: median diameter after scaling, in pixels.
-      on_progress: called after each pair.
+      measured: diameters of each pair's nuclei where they are known; None: the annotations are read.
+      on_progress: called after each pair that is read.
 
     Returns:
       Pairs with `scale`, and the diameter in pixels that was taken for each image.
@@ -80,15 +97,18 @@ def scale_pairs(
     Raises:
       DataError: if a file is bad.
     """
-    measured = map_files(
-        lambda pair: measure_diameters(pair, data), pairs, on_progress=on_progress, threads=num_threads(data)
-    )
-    of_all = np.concatenate([*measured, np.zeros(0)])
+    if measured is None:
+        sizes_of = map_files(
+            lambda pair: measure_diameters(pair, data), pairs, on_progress=on_progress, threads=num_threads(data)
+        )
+    else:
+        sizes_of = [np.asarray(sizes, np.float64) for sizes in measured]
+    of_all = np.concatenate([*sizes_of, np.zeros(0)])
     by_group: dict[str, list[np.ndarray]] = {}
-    for pair, found in zip(pairs, measured, strict=True):
+    for pair, found in zip(pairs, sizes_of, strict=True):
         by_group.setdefault(pair.group, []).append(found)
     chosen = []
-    for pair, found in zip(pairs, measured, strict=True):
+    for pair, found in zip(pairs, sizes_of, strict=True):
         for sizes in (found, np.concatenate(by_group[pair.group]), of_all):
             if len(sizes) >= MIN_NUCLEI or sizes is of_all:
                 break

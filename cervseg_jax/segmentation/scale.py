@@ -89,6 +89,29 @@ SIZE_TOLERANCE = 0.35
 """Standard deviation of the logarithm of sizes that a network recognizes well."""
 MIN_VOTES = 0.5
 """Weight below which nothing was found."""
+PART_RATIO, PART_SHARE = 2.0, 0.75
+"""A vote counts as a part of a nucleus, such as a granule of chromatin, if it lies in a vote that is so many times as
+large and has at least this share of its weight."""
+
+
+class _Votes(NamedTuple):
+    """Nuclei that were found at several scales, float64 [n] each."""
+
+    sizes: np.ndarray
+    """Diameters in the image's pixels."""
+    weights: np.ndarray
+    rows: np.ndarray
+    """Centers in the image's pixels."""
+    columns: np.ndarray
+
+
+class _Tile(NamedTuple):
+    """Where a window of the image was taken."""
+
+    factor: float
+    """Of the image's size."""
+    top: int
+    left: int
 
 
 def estimate_nucleus_px(
@@ -97,8 +120,8 @@ def estimate_nucleus_px(
     """Estimates the median diameter of nuclei from predictions at several scales.
 
     At each scale every nucleus that is found votes for its diameter in the image, with more weight the surer it is and
-    the closer its size at the network's input is to the size that the network was trained on. The estimate is the
-    densest place of the votes, refined by the nuclei found at that scale.
+    the closer its size at the network's input is to the size that the network was trained on; parts of larger nuclei
+    do not vote. The estimate is the densest place of the votes, refined by the nuclei found at that scale.
 
     Args:
       predictor: the network.
@@ -110,10 +133,10 @@ def estimate_nucleus_px(
       The diameter in the image's pixels, or None if no nuclei were found.
     """
     content = _Content(image)
-    first = _densest(*_votes(predictor, image, CANDIDATES_PX, scale, postprocessing, content))
+    first = _densest(_without_parts(_votes(predictor, image, CANDIDATES_PX, scale, postprocessing, content)))
     if first is None:
         return None
-    refined = _densest(*_votes(predictor, image, [first], scale, postprocessing, content))
+    refined = _densest(_votes(predictor, image, [first], scale, postprocessing, content))
     return first if refined is None else math.sqrt(first * refined)
 
 
@@ -124,8 +147,8 @@ def _votes(
     scale: Scale,
     postprocessing: Postprocessing,
     content: "_Content",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the diameters of the nuclei found if nuclei had some size, in image pixels, and their weights.
+) -> _Votes:
+    """Returns the nuclei found if nuclei had some size.
 
     Args:
       predictor: the network.
@@ -136,44 +159,60 @@ def _votes(
       content: where to look.
     """
 
-    def tiles() -> Iterator[tuple[float, np.ndarray]]:
+    def tiles() -> Iterator[tuple[_Tile, np.ndarray]]:
         for size_px in sizes_px:
             factor = scale.nucleus_px / size_px
             height, width = (max(1, round(length / factor)) for length in predictor.image_size)
             for window in content.windows((height, width), MAX_WINDOWS):
-                yield factor, _fitted(np.asarray(image[window]), factor, predictor.image_size)
+                place = _Tile(factor, window[0].start, window[1].start)
+                yield place, _fitted(np.asarray(image[window]), factor, predictor.image_size)
 
-    def batches() -> Iterator[tuple[list[float], np.ndarray]]:
+    def batches() -> Iterator[tuple[list[_Tile], np.ndarray]]:
         rest = tiles()
         while batch := list(itertools.islice(rest, predictor.batch_size)):
-            yield [factor for factor, _ in batch], np.stack([tile for _, tile in batch])
+            yield [place for place, _ in batch], np.stack([tile for _, tile in batch])
 
-    found, weights = [np.zeros(0)], [np.zeros(0)]
-    for factors, maps_of_tiles in predict_ahead(predictor, batches()):
-        for factor, maps in zip(factors, maps_of_tiles, strict=True):
+    found = [np.zeros((4, 0))]
+    for places, maps_of_tiles in predict_ahead(predictor, batches()):
+        for place, maps in zip(places, maps_of_tiles, strict=True):
             mask = make_mask(maps[..., 0], postprocessing.threshold, postprocessing.threshold_rule)
             labels = label_instances(maps, mask, predictor.heads, postprocessing.params)
-            sizes, certainty = _sizes_and_certainty(labels, maps[..., 0])
-            off = np.log(sizes / scale.nucleus_px) / SIZE_TOLERANCE
-            found.append(sizes / factor)
-            weights.append(certainty * np.exp(-0.5 * off**2))
-    return np.concatenate(found), np.concatenate(weights)
+            sizes, certainty, rows, columns = _nuclei(labels, maps[..., 0])
+            weights = certainty * np.exp(-0.5 * (np.log(sizes / scale.nucleus_px) / SIZE_TOLERANCE) ** 2)
+            rows, columns = place.top + rows / place.factor, place.left + columns / place.factor
+            found.append(np.stack([sizes / place.factor, weights, rows, columns]))
+    return _Votes(*np.concatenate(found, axis=1))
 
 
-def _sizes_and_certainty(labels: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns diameter and mean probability of each nucleus that does not touch the border."""
+def _nuclei(labels: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns diameter, certainty, and row and column of the center of each nucleus that does not touch the border."""
     count = int(labels.max(initial=0))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    means = np.bincount(labels.ravel(), probs.ravel(), minlength=count + 1)[1:] / np.maximum(areas, 1)
+    rows, columns, means = (
+        np.bincount(labels.ravel(), np.broadcast_to(values, labels.shape).ravel(), minlength=count + 1)[1:]
+        / np.maximum(areas, 1)
+        for values in (*np.ogrid[: labels.shape[0], : labels.shape[1]], probs)
+    )
     is_cut = np.zeros(count + 1, bool)
     for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         is_cut[border] = True
     whole = ~is_cut[1:]
-    return np.sqrt(4 * areas[whole] / math.pi), np.clip(2 * means[whole] - 1, 0, 1) ** 2
+    certainty = np.clip(2 * means[whole] - 1, 0, 1) ** 2
+    return np.sqrt(4 * areas[whole] / math.pi), certainty, rows[whole], columns[whole]
 
 
-def _densest(sizes: np.ndarray, weights: np.ndarray) -> float | None:
+def _without_parts(votes: _Votes) -> _Votes:
+    """Returns the votes that are not parts of larger ones, see `PART_RATIO`."""
+    is_part = np.zeros(len(votes.sizes), bool)
+    for size, weight, row, column in zip(*votes, strict=True):
+        is_inside = np.hypot(votes.rows - row, votes.columns - column) < size / 2
+        is_part |= is_inside & (PART_RATIO * votes.sizes < size) & (PART_SHARE * votes.weights < weight)
+    return _Votes(*(values[~is_part] for values in votes))
+
+
+def _densest(votes: _Votes) -> float | None:
     """Returns the weighted median of the votes around their densest place; None where there are too few."""
+    sizes, weights = votes.sizes, votes.weights
     if weights.sum() < MIN_VOTES:
         return None
     logs = np.log(sizes)

@@ -6,7 +6,7 @@ import numpy as np
 
 from cervseg_jax.choices import MaskRule
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import CheckedPairs, check_pairs, stats_of_manifest
+from cervseg_jax.data.checks import CheckedPairs, ReadFiles, check_pairs, stats_of_manifest
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.scale import DEFAULT_NUCLEUS_PX, scale_pairs, window_pairs
 from cervseg_jax.errors import ConfigError
@@ -37,15 +37,25 @@ _RULE_TEXTS: Mapping[MaskRule, str] = {
 """What becomes of masks with several levels, by mask rule."""
 
 
-def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
-    """Finds all files and reads each of them once; the manifest alone where a dataset in a bucket has one."""
+def read_data(config: Config, reporter: Reporter, *, known: ReadFiles | None = None) -> dict[str, CheckedPairs]:
+    """Finds all files and reads each of them once; the manifest alone where a dataset in a bucket has one.
+
+    Args:
+      config: the recipe.
+      reporter: for messages.
+      known: files that were read before, and are not read again.
+
+    Returns:
+      Usable pairs by split; with measured nuclei if the recipe scales images by them.
+    """
     found, problems = find_pairs(config.data)
     # Of many files in a bucket, each is read when its turn comes. Those that may have to be left out are read first.
     is_lazy = isinstance(config.data.root, Address) and config.data.on_bad_file == "fail"
-    checked = (stats_of_manifest(config.data.root, found) if is_lazy else None) or {}
-    for split, pairs in found.items() if not checked else ():
-        with reporter.progress(f"reading {split}", len(pairs)) as advance:
-            checked[split] = check_pairs(pairs, config.data, on_progress=advance)
+    stated = (stats_of_manifest(config.data.root, found) if is_lazy else None) or {}
+    checked = {}
+    for split, pairs in found.items():
+        read = known.of_split(split, pairs, config.data) if known is not None else None
+        checked[split] = read or stated.get(split) or _read_split(split, pairs, config, reporter)
         problems += checked[split].problems
     reporter.info(f"data: {config.data.root}")
     for split, result in checked.items():
@@ -67,6 +77,11 @@ def read_data(config: Config, reporter: Reporter) -> dict[str, CheckedPairs]:
             f"(data.mask_rule: {config.data.mask_rule})"
         )
     return checked
+
+
+def _read_split(split: str, pairs: Sequence[Pair], config: Config, reporter: Reporter) -> CheckedPairs:
+    with reporter.progress(f"reading {split}", len(pairs)) as advance:
+        return check_pairs(pairs, config.data, measure=config.data.nucleus_px is not None, on_progress=advance)
 
 
 def resolve_nucleus_px(config: Config) -> Config:
@@ -104,8 +119,12 @@ def scale_data(
         if split not in checked:
             continue
         files = checked[split].pairs
-        with reporter.progress(f"measuring nuclei, {split}", len(files)) as advance:
-            pairs[split], sizes = scale_pairs(files, config.data, nucleus_px=nucleus_px, on_progress=advance)
+        known = [item.diameters_px for item in checked[split].stats if item.diameters_px is not None]
+        measured = known if len(known) == len(files) else None
+        with reporter.progress(f"measuring nuclei, {split}", len(files) if measured is None else 0) as advance:
+            pairs[split], sizes = scale_pairs(
+                files, config.data, nucleus_px=nucleus_px, measured=measured, on_progress=advance
+            )
         least, median, most = np.percentile(sizes, (0, 50, 100))
         reporter.info(
             f"  {split}: nuclei are {median:.0f} px across ({least:.0f} to {most:.0f} by image), scaled to "

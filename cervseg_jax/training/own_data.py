@@ -1,10 +1,12 @@
 """From a folder of annotated images to a recipe, for `cervseg-jax train --data`."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from cervseg_jax.console import Reporter, short_path
 from cervseg_jax.curation.dataset import make_dataset
 from cervseg_jax.curation.recipe import Recipe
+from cervseg_jax.data.checks import ReadFiles
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_text
 from cervseg_jax.runs.bucket import is_address
@@ -15,7 +17,15 @@ VALID_SHARE = 0.25
 """Of the sources; none are kept for a test, which a user of few images cannot spare."""
 
 
-def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Path:
+class PlannedRecipe(NamedTuple):
+    """A recipe for a folder of images."""
+
+    path: Path
+    known: ReadFiles | None
+    """The files that were read for it; None if it was planned before."""
+
+
+def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> PlannedRecipe:
     """Prepares a folder and plans its training; an earlier call's dataset and plan are used again.
 
     Args:
@@ -24,7 +34,7 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Path:
       reporter: for messages.
 
     Returns:
-      Path of the recipe.
+      The recipe, and what was learned from the files.
 
     Raises:
       ConfigError: if there is no such folder, or `run_dir` is in a bucket.
@@ -38,13 +48,13 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Path:
     recipe = run_dir.with_name(f"{run_dir.name}.yaml")
     if recipe.exists():
         reporter.info(f"recipe: {short_path(recipe)}, as planned before")
-        return recipe
+        return PlannedRecipe(recipe, None)
     dataset = folder
     if not (folder / "train" / "images").is_dir():
         dataset = run_dir.with_name(f"{run_dir.name}-dataset")
         make_dataset(folder, dataset, Recipe(valid=VALID_SHARE, test=0.0), reporter=reporter)
-    text = plan_training(dataset, reporter=reporter)
+    text, known = plan_training(dataset, reporter=reporter)
     make_folder(recipe.parent)
     write_text(recipe, text)
     reporter.info(f"recipe: {short_path(recipe)}; it says why each value was chosen")
-    return recipe
+    return PlannedRecipe(recipe, known)

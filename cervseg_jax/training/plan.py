@@ -10,18 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import check_pairs
-from cervseg_jax.data.decode import read_image
-from cervseg_jax.data.pairs import Pair, find_pairs
-from cervseg_jax.data.scale import measure_diameters
+from cervseg_jax.data.checks import ReadFiles, check_pairs
+from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.pretrained_weights import FOLDER
 from cervseg_jax.runs.weights import read_contract
-from cervseg_jax.runtime.threads import map_files
 from cervseg_jax.schema import DataConfig
 from cervseg_jax.storage.address import as_path
 
@@ -65,8 +61,8 @@ class DataProperties(NamedTuple):
     """Share of the images without color."""
 
 
-def inspect_dataset(root: Path, *, reporter: Reporter) -> DataProperties:
-    """Reads a dataset and measures what a plan needs.
+def read_dataset(root: Path, *, reporter: Reporter) -> ReadFiles:
+    """Reads the files of a dataset once.
 
     Args:
       root: folder with `{train,valid}/{images,masks}`.
@@ -74,32 +70,37 @@ def inspect_dataset(root: Path, *, reporter: Reporter) -> DataProperties:
 
     Raises:
       ConfigError: if folders are missing.
-      DataError: if files are bad or there are no nuclei.
+      DataError: if files are bad.
     """
     data = DataConfig(root=root)
     found, _ = find_pairs(data)
-    pairs: dict[str, list[Pair]] = {}
+    checked = {}
     for split in ("train", "valid"):
         with reporter.progress(f"reading {split}", len(found[split])) as advance:
-            pairs[split] = check_pairs(found[split], data, on_progress=advance).pairs
-    measured = map_files(lambda pair: measure_diameters(pair, data), pairs["train"])
-    known = [sizes for sizes in measured if len(sizes)]
+            checked[split] = check_pairs(found[split], data, measure=True, on_progress=advance)
+    return ReadFiles(data, checked)
+
+
+def data_properties(read: ReadFiles) -> DataProperties:
+    """Returns what a plan needs of a dataset.
+
+    Raises:
+      DataError: if there are no nuclei.
+    """
+    stats = read.checked["train"].stats
+    known = [sizes for item in stats if (sizes := item.diameters_px)]
     if not known:
-        raise DataError(f"{root}: the training images have no annotated nuclei")
+        raise DataError(f"{read.data.root}: the training images have no annotated nuclei")
     ratios = [np.percentile(sizes, 84) / np.percentile(sizes, 16) for sizes in known]
     return DataProperties(
-        len(pairs["train"]),
-        len(pairs["valid"]),
-        len({pair.group for pair in pairs["train"]}),
-        sum(pair.instances_path is not None for pair in pairs["train"]),
+        len(stats),
+        len(read.checked["valid"].stats),
+        len({item.pair.group for item in stats}),
+        sum(item.pair.instances_path is not None for item in stats),
         np.array([np.median(sizes) for sizes in known]),
         float(np.mean(ratios)),
-        float(np.mean(map_files(_is_gray, pairs["train"]))),
+        float(np.mean([item.saturation is not None and item.saturation < GRAY_SATURATION for item in stats])),
     )
-
-
-def _is_gray(pair: Pair) -> bool:
-    return float(cv2.cvtColor(read_image(pair.image_path), cv2.COLOR_RGB2HSV)[..., 1].mean()) < GRAY_SATURATION
 
 
 def plan_values(data: DataProperties, root: Path) -> list[PlannedValue]:
@@ -210,8 +211,8 @@ def plan_text(values: Sequence[PlannedValue], *, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plan_training(root: Path, *, reporter: Reporter) -> str:
-    """Returns the planned recipe for a dataset, as YAML.
+def plan_training(root: Path, *, reporter: Reporter) -> tuple[str, ReadFiles]:
+    """Returns the planned recipe for a dataset as YAML, and the files that were read for it.
 
     Args:
       root: folder with `{train,valid}/{images,masks}`, as `prepare` makes it.
@@ -224,4 +225,5 @@ def plan_training(root: Path, *, reporter: Reporter) -> str:
     root = as_path(root).absolute()
     if not (root / "train" / "images").is_dir():
         raise ConfigError(f"{root}: is no dataset with train/images; `cervseg-jax prepare` makes one")
-    return plan_text(plan_values(inspect_dataset(root, reporter=reporter), root), title=f"Planned for {root.name}")
+    read = read_dataset(root, reporter=reporter)
+    return plan_text(plan_values(data_properties(read), root), title=f"Planned for {root.name}"), read

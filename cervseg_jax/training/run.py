@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cervseg_jax.config import dump_config, load_config
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import CheckedPairs, bit_depth_warning, common_bit_depth
+from cervseg_jax.data.checks import CheckedPairs, ReadFiles, bit_depth_warning, common_bit_depth
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import remove_stale_temporaries
@@ -39,6 +39,8 @@ class TrainRequest:
     """If the run folder exists, start a new run in a numbered folder beside it."""
     allow_changes: bool = False
     """Continue a run although its config or data have changed."""
+    known: ReadFiles | None = None
+    """Files that a plan has read; they are not read again."""
 
 
 class TrainedRun(NamedTuple):
@@ -109,7 +111,7 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
                 if is_primary() == turn:
                     generate_data(config, reporter)
         with sync_errors():
-            pairs = read_data(config, reporter)
+            pairs = read_data(config, reporter, known=request.known)
         bits = [item.bits for checked in pairs.values() for item in checked.stats]
         depth = common_bit_depth(bits, config.data.bit_depth)
         warning = bit_depth_warning(bits, depth, option="--set data.bit_depth=")

@@ -47,6 +47,34 @@ def test_the_diameter_is_estimated(diameter):
     assert estimate_nucleus_px(PREDICTOR, image, SCALE, Postprocessing()) == pytest.approx(diameter, rel=0.15)
 
 
+def granules_too(images):
+    """Finds blobs of about `NETWORK_PX` among the dark and, as if they were nuclei, among the darker areas."""
+    maps = []
+    for image in images:
+        found = np.zeros(image.shape[:2])
+        for level in (140, 60):
+            labels, stats = cv2.connectedComponentsWithStats(np.uint8(image[..., 0] < level))[1:3]
+            sizes = np.sqrt(4 * np.maximum(stats[:, cv2.CC_STAT_AREA], 1) / np.pi)
+            sure = np.exp(-0.5 * (np.log(sizes / NETWORK_PX) / 0.4) ** 2)
+            sure[0] = 0.0
+            found = np.maximum(found, sure[labels])
+        maps.append(found)
+    return np.float32(maps)[..., None]
+
+
+@pytest.mark.parametrize("has_nuclei, expected", [(True, 56), (False, 10)])
+def test_granules_of_nuclei_do_not_vote_against_the_nuclei(has_nuclei, expected):
+    image = np.full((280, 280, 3), 230, np.uint8)
+    for center in ((row, column) for row in (70, 210) for column in (70, 210)):
+        if has_nuclei:
+            cv2.circle(image, center, 28, (100, 100, 100), -1)
+        for angle in np.arange(6) * np.pi / 3:
+            place = np.round(np.array(center) + 17 * np.array([np.cos(angle), np.sin(angle)])).astype(int)
+            cv2.circle(image, place.tolist(), 5, (30, 30, 30), -1)
+    predictor = Predictor(granules_too, (96, 96), 2, ("mask",))
+    assert estimate_nucleus_px(predictor, image, SCALE, Postprocessing()) == pytest.approx(expected, rel=0.15)
+
+
 @pytest.mark.parametrize("image", [np.full((64, 80, 3), 255, np.uint8), np.full((3, 5, 3), 90, np.uint8)])
 def test_an_image_without_nuclei_keeps_the_size_of_the_network(image):
     result = SEGMENTER(image)

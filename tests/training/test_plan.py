@@ -1,7 +1,10 @@
 """Plans of trainings, and `train --data`."""
 
 import json
+import os
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import yaml
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset_folder import write_scenes
+from cervseg_jax.errors import CervsegError
 from cervseg_jax.training.own_data import planned_recipe
 from cervseg_jax.training.plan import DataProperties, plan_values
 from tests.helpers import SHARED, refused, rows_of, run
@@ -59,7 +63,7 @@ def source(tmp_path_factory):
 
 def test_a_folder_of_annotated_images_is_prepared_and_planned_once(source, tmp_path):
     reporter = Reporter(is_silent=True)
-    recipe = planned_recipe(source, tmp_path / "slides", reporter=reporter)
+    recipe = planned_recipe(source, tmp_path / "slides", reporter=reporter).path
     assert recipe == tmp_path / "slides.yaml"
     assert "#" in recipe.read_text()
     config = load_config(recipe)
@@ -68,7 +72,32 @@ def test_a_folder_of_annotated_images_is_prepared_and_planned_once(source, tmp_p
     assert len(list((config.data.root / "valid" / "images").iterdir())) in (1, 2)
     assert not (config.data.root / "test").exists()
     recipe.write_text(recipe.read_text().replace("selection_epochs: 3", "selection_epochs: 2"))
-    assert load_config(planned_recipe(source, tmp_path / "slides", reporter=reporter)).train.selection_epochs == 2
+    again = planned_recipe(source, tmp_path / "slides", reporter=reporter)
+    assert load_config(again.path).train.selection_epochs == 2 and again.known is None
+
+
+@pytest.mark.parametrize("overrides, num_reads", [((), 1), (("--set", "data.bit_depth=12"), 2)])
+def test_files_that_a_plan_has_read_are_read_again_only_if_differently(
+    source, tmp_path, monkeypatch, overrides, num_reads
+):
+    dataset = tmp_path / "dataset"
+    assert run("prepare", source, "--out", dataset, "--test", "0", "--valid", "0.3")[0] == 0
+    reads, open_file = Counter(), os.open
+
+    def counted(path, *arguments, **options):
+        if str(path).startswith(str(dataset)):
+            reads[Path(path).relative_to(dataset).parts[1]] += 1
+        return open_file(path, *arguments, **options)
+
+    def stop(config, run, data, **_):
+        assert data.scale.nucleus_px == 16 and len(data.pairs["valid"]) >= len(data.checked["valid"].pairs)
+        raise CervsegError("all is read")
+
+    monkeypatch.setattr(os, "open", counted)
+    monkeypatch.setattr("cervseg_jax.training.run._train_one", stop)
+    code, _, stderr = run("train", "--data", dataset, "--run-dir", tmp_path / "run", *SMALL, *overrides)
+    assert code and "all is read" in stderr
+    assert reads == dict.fromkeys(("images", "masks", "instances"), 6 * num_reads)
 
 
 @pytest.mark.slow
