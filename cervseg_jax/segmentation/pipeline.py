@@ -3,16 +3,17 @@
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cervseg_jax.console import Advance, Reporter
 from cervseg_jax.data.checks import bit_depth_warning
 from cervseg_jax.data.slides import Slide
 from cervseg_jax.errors import CervsegError, ConfigError, DataError, InterruptedRunError
 from cervseg_jax.runtime.signals import StopRequest
+from cervseg_jax.runtime.threads import map_ahead
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import ImageLike, close_image, open_image, plane_of
 from cervseg_jax.segmentation.jobs import Job, require_writable
@@ -175,7 +176,7 @@ class Pipeline:
         """Yields the images that could be opened."""
         height, width = self._segmenter.predictor.image_size
         has_warned = self._segmenter.is_tiled
-        for job, opened in _read_ahead(pool, self._read, fetch_ahead(jobs), ahead=ahead):
+        for job, opened in map_ahead(pool, lambda job: (job, self._read(job)), fetch_ahead(jobs), ahead=ahead):
             if isinstance(opened, Exception):
                 self._fail(job, opened)
                 continue
@@ -272,17 +273,3 @@ def _describe(job: Job, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"{job.path}: too little memory for this image"
     return f"{job.path}: {type(error).__name__}: {error}"
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Job], Any], jobs: Iterable[Job], *, ahead: int
-) -> Iterator[tuple[Job, Any]]:
-    """Calls `read` in threads, at most `ahead` jobs in advance, and yields jobs and results in order."""
-    pending: list[tuple[Job, Future]] = []
-    for job in jobs:
-        pending.append((job, pool.submit(read, job)))
-        if len(pending) > ahead:
-            first, result = pending.pop(0)
-            yield first, result.result()
-    for job, result in pending:
-        yield job, result.result()

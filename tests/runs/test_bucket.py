@@ -220,8 +220,7 @@ def test_two_processes_share_nothing_but_the_bucket(finished, alone, bucket, tmp
 def test_buckets_that_cannot_be_used(finished, bucket, call):
     code, _, stderr = call("train", finished[0], "--run-dir", "gs://other/runs/a")
     assert code == 2
-    assert stderr.startswith("error: gs://other/runs/a: cannot be read: ")
-    assert "does the bucket exist" in stderr
+    assert stderr.startswith("error: gs://other: no such bucket")
     assert "a run needs a folder in it" in refused(2, "train", finished[0], "--run-dir", "gs://mine")
     code, _, stderr = call("eval", "gs://mine/runs/none")
     assert code == 2
@@ -229,7 +228,7 @@ def test_buckets_that_cannot_be_used(finished, bucket, call):
     bucket.is_writable = False
     code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
     assert code == 2
-    assert stderr.startswith(f"error: {RUN}: cannot be written: ")
+    assert re.match(f"error: {RUN}/[a-z.]+: cannot be written: no permission", stderr)
     assert "epoch 1" not in stdout
 
 
@@ -245,10 +244,10 @@ def test_paths_of_a_run_in_a_bucket_are_shown_as_addresses(monkeypatch, tmp_path
     monkeypatch.setattr("cervseg_jax.runs.bucket._Copy.publish", lambda copy: None)
     monkeypatch.chdir(tmp_path)
     with local_copy(Path(RUN)) as run:
-        assert run.address == RUN
+        assert str(run.address) == RUN
         assert "mine" not in str(run.folder) and run.folder.name == "a"
         member = run.subrun("seed_1")
-        assert (member.folder, member.address) == (run.folder / "seed_1", f"{RUN}/seed_1")
+        assert (member.folder, str(member.address)) == (run.folder / "seed_1", f"{RUN}/seed_1")
         assert run.display_path(run.folder) == RUN
         assert member.display_path(member.folder / "best") == f"{RUN}/seed_1/best"
         assert run.display_path(tmp_path / "out") == "out"
