@@ -43,10 +43,10 @@ def kill_calls(
     Returns:
       A row per lineage, and how many differ.
     """
-    _prepare(out, options, hosts)
+    startup = _prepare(out, options, hosts)
     rows, failures = [], 0
     while sum(row["kills"] for row in rows) < options.kills:
-        lineage = _Lineage(out / f"lineage-{len(rows)}", options, hosts)
+        lineage = _Lineage(out / f"lineage-{len(rows)}", options, hosts, startup=startup)
         row = lineage.kill(rng)
         codes = lineage.finish()
         is_equal = set(codes) == {0} and _files(lineage.folder) == _files(out / "straight")
@@ -92,8 +92,9 @@ def measure_rates(
 class _Lineage:
     """An output folder that is filled by calls whose processes are killed."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace, hosts: Hosts) -> None:
+    def __init__(self, folder: Path, options: argparse.Namespace, hosts: Hosts, *, startup: float) -> None:
         self.folder = folder
+        self._startup = startup
         self._options = options
         self._hosts = hosts
         self._is_sharded = options.task == "shards"
@@ -109,7 +110,7 @@ class _Lineage:
             for victim, target in zip(victims, targets, strict=True):
                 while len(_done(self.folder)) < target and any(process.poll() is None for process in processes):
                     time.sleep(0.05)
-                time.sleep(rng.uniform(0, 10 if target == len(before) else 1))
+                time.sleep(rng.uniform(0, 1.5 * self._startup if target == len(before) else 1))
                 row["kills"] += victim.poll() is None
                 victim.kill()
             began = time.monotonic()
@@ -166,8 +167,8 @@ def _together(hosts: Hosts, folder: Path, count: int, *more: str) -> list[subpro
     ]
 
 
-def _prepare(out: Path, options: argparse.Namespace, hosts: Hosts) -> None:
-    """Makes weights and images, and runs one undisturbed process."""
+def _prepare(out: Path, options: argparse.Namespace, hosts: Hosts) -> float:
+    """Makes weights and images, runs one undisturbed process, and returns the seconds of one that finds all done."""
     if options.run is None:
         hosts.run(out, "train", "recipe.yaml", "--run-dir", "run", "--set", "train.epochs=2")
     else:
@@ -180,6 +181,9 @@ def _prepare(out: Path, options: argparse.Namespace, hosts: Hosts) -> None:
         tifffile.imwrite(path, slide, bigtiff=True, tile=(256, 256), photometric="rgb")
     if hosts.run(out, *INFER, "straight"):
         raise SystemExit(f"the undisturbed call failed; see {out}/infer.log")
+    begin = time.monotonic()
+    hosts.run(out, *INFER, "straight", "--resume")
+    return time.monotonic() - begin
 
 
 def _done(folder: Path) -> dict[str, int]:
