@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, Integer
 
 from cervseg_jax.heads import Head, channels
-from cervseg_jax.label_maps import STEPS, distinct, neighbors
+from cervseg_jax.label_maps import STEPS, distance_to_border, distinct, neighbors
 from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.typing import typechecked
-from cervseg_jax.watershed import distance_to_border, watershed_labels
+from cervseg_jax.watershed import watershed_labels
 
 
 @typechecked
