@@ -145,8 +145,7 @@ def _blocks(
     for (start, end, window), context in pool.map(labelled, windows((labels.shape[0], labels.shape[1]))):
         top, left = window[0].start, window[1].start
         # Nuclei of earlier blocks keep their pixels: clusters longer than the margin may differ here.
-        is_taken = labels[window] > 0
-        candidates = connect_at_sides(np.where(is_taken, 0, context)) if is_taken.any() else context
+        candidates = _free_parts(context, labels[window] > 0)
         centers = centroids(candidates) + (top, left)
         is_own = (centers >= start).all(axis=1) & (centers < end).all(axis=1)
         own = np.unique(candidates[candidates > 0])[is_own]
@@ -154,6 +153,16 @@ def _blocks(
         labels[window] = np.where(block_labels > 0, block_labels + num_before, labels[window])
         yield Block(window, block_labels, context, num_before)
         num_before += len(own)
+
+
+def _free_parts(labels: np.ndarray, is_taken: np.ndarray) -> np.ndarray:
+    """Leaves pixels out, and connects what is left of nuclei that lose a part of theirs."""
+    lost = np.bincount(labels[is_taken], minlength=int(labels.max(initial=0)) + 1)[1:]
+    if not lost.any():
+        return labels
+    free = np.where(is_taken, 0, labels)
+    is_cut = (lost > 0) & (np.bincount(free.ravel(), minlength=len(lost) + 1)[1:] > 0)
+    return connect_at_sides(free) if is_cut.any() else free
 
 
 def keep_nuclei(
