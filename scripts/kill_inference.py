@@ -105,8 +105,9 @@ class _Lineage:
         row = {"kills": 0, "calls": 0, "repeated_images": 0, "longest_exit_seconds": 0.0}
         while len(before := _done(self.folder)) < self._num_images:
             processes = self._start(self._options.processes + (0 if self._is_sharded else row["calls"] % 2))
-            victims = rng.sample(processes, rng.randint(1, len(processes)))
-            targets = sorted(rng.randrange(len(before), self._num_images) for _ in victims)
+            victims = rng.sample(processes, rng.choice((rng.randint(1, len(processes)), len(processes))))
+            num_left = self._num_images - len(before)
+            targets = sorted(len(before) + rng.randrange(1 + num_left // 3) for _ in victims)
             for victim, target in zip(victims, targets, strict=True):
                 while len(_done(self.folder)) < target and any(process.poll() is None for process in processes):
                     time.sleep(0.05)

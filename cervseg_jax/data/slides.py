@@ -15,6 +15,7 @@ from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES, TIFF_SUFFIXES, TiffSou
 from cervseg_jax.data.slide_zarr import ZarrSource, is_zarr
 from cervseg_jax.errors import CervsegError, ConfigError, DataError, first_line
 from cervseg_jax.extras import install_command
+from cervseg_jax.storage.retrying import StoreError
 
 _SOURCES: Mapping[str, tuple[Callable[[Path], SlideSource], str]] = {
     "dicom": (DicomSource, "dicom"),
@@ -156,6 +157,8 @@ class Slide:
         try:
             with self._lock:
                 values = self._source.read(top, left, height, width)
+        except StoreError:
+            raise  # what goes for one file at an address goes for all
         except Exception as error:  # the codecs' errors have no common base
             raise DataError(
                 f"{self.path}: is damaged and cannot be read at row {top}, column {left}: {first_line(error)}"
