@@ -66,7 +66,7 @@ PEER_LOST = 4
 def main(arguments: Sequence[str]) -> None:
     """Runs the campaign and prints one line per lineage; exits with 1 if any lineage differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("out", type=Path, help="a new folder, or that of another task of infer")
     parser.add_argument("--task", choices=("train", "infer", "shards", "rates"), default="train")
     parser.add_argument("--run", type=Path, help="weights for infer; default: small ones are trained")
     parser.add_argument("--images", type=int, default=200, help="small images for infer, beside two slides")
@@ -83,7 +83,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.task != "train" and (options.signal != "KILL" or options.all):
         parser.error("--task infer, shards and rates take no --all, and no --signal but KILL")
     out: Path = options.out.absolute()
-    out.mkdir(parents=True)
+    if out.exists() and (options.task == "train" or not (out / "straight" / "images.csv").exists()):
+        parser.error(f"{out} exists; choose a new folder, or that of another task of infer")
+    out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(CONFIG)
     rng = random.Random(options.seed)  # noqa: S311 (not used for security)
     run = {"train": _kill_trainings, "infer": kill_calls, "shards": kill_calls, "rates": measure_rates}[options.task]
@@ -95,7 +97,9 @@ def main(arguments: Sequence[str]) -> None:
         f"sent SIG{options.signal} {total} times, {options.processes} processes: "
         f"{failures} of {len(rows)} lineages failed"
     )
-    (out / "campaign.json").write_text(json.dumps({"options": vars(options), "rows": rows}, default=str, indent=2))
+    (out / f"{options.task}.json").write_text(
+        json.dumps({"options": vars(options), "rows": rows}, default=str, indent=2)
+    )
     if failures:
         sys.exit(1)
 

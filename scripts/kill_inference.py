@@ -46,7 +46,7 @@ def kill_calls(
     startup = _prepare(out, options, hosts)
     rows, failures = [], 0
     while sum(row["kills"] for row in rows) < options.kills:
-        lineage = _Lineage(out / f"lineage-{len(rows)}", options, hosts, startup=startup)
+        lineage = _Lineage(out / f"{options.task}-{len(rows)}", options, hosts, startup=startup)
         row = lineage.kill(rng)
         codes = lineage.finish()
         is_equal = set(codes) == {0} and _files(lineage.folder) == _files(out / "straight")
@@ -67,7 +67,7 @@ def measure_rates(
     _prepare(out, options, hosts)
     rows, failures = [], 0
     for count in RATES_OF:
-        folder = out / f"processes-{count}"
+        folder = out / f"rates-{count}"
         begin = time.monotonic()
         codes = end(_together(hosts, folder, count))
         seconds = time.monotonic() - begin
@@ -169,7 +169,13 @@ def _together(hosts: Hosts, folder: Path, count: int, *more: str) -> list[subpro
 
 
 def _prepare(out: Path, options: argparse.Namespace, hosts: Hosts) -> float:
-    """Makes weights and images, runs one undisturbed process, and returns the seconds of one that finds all done."""
+    """Makes weights and images, and runs one undisturbed process, unless an earlier task did so.
+
+    Returns:
+      The seconds of a call that finds everything done.
+    """
+    if (out / "straight" / "images.csv").exists():
+        return _seconds_of_nothing(out, hosts)
     if options.run is None:
         hosts.run(out, "train", "recipe.yaml", "--run-dir", "run", "--set", "train.epochs=2")
     else:
@@ -182,6 +188,11 @@ def _prepare(out: Path, options: argparse.Namespace, hosts: Hosts) -> float:
         tifffile.imwrite(path, slide, bigtiff=True, tile=(256, 256), photometric="rgb")
     if hosts.run(out, *INFER, "straight"):
         raise SystemExit(f"the undisturbed call failed; see {out}/infer.log")
+    return _seconds_of_nothing(out, hosts)
+
+
+def _seconds_of_nothing(out: Path, hosts: Hosts) -> float:
+    """Returns the seconds of a call that finds everything done."""
     begin = time.monotonic()
     hosts.run(out, *INFER, "straight", "--resume")
     return time.monotonic() - begin
