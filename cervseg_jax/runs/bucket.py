@@ -137,7 +137,9 @@ class _Copy:
         deleted = [name for name in self._published if name not in stamps]
         for is_last in (False, True):
             names = [name for name in changed if name.endswith(_UPLOADED_LAST) == is_last]
-            map_parallel(self._upload, names, is_remote=True)
+            for is_large in (False, True):  # a large file is held in memory while it is uploaded
+                chosen = [name for name in names if (stamps[name][1] > PIECE_BYTES) == is_large]
+                map_parallel(self._upload, chosen, is_remote=not is_large)
         map_parallel(lambda name: (self.address / name).unlink(missing_ok=True), deleted, is_remote=True)
         self._published = stamps
 
