@@ -17,29 +17,7 @@ def zarr_source(folder: Path) -> Any:
     """
     if not isinstance(folder, Address):
         return folder
-    from zarr.abc.store import (  # pyright: ignore[reportMissingImports]
-        OffsetByteRequest,
-        RangeByteRequest,
-        Store,
-        SuffixByteRequest,
-    )
-
-    def read(key: str, part: Any) -> bytes | None:
-        path = folder / key
-        try:
-            size = path.entry().size
-        except FileNotFoundError:
-            return None  # a chunk that is not there has the fill value
-        if part is None:
-            return read_file(path)
-        if isinstance(part, RangeByteRequest):
-            return path.read_range(part.start, part.end)
-        if size is None:
-            size = path.entry(refresh=True).size or 0
-        if isinstance(part, OffsetByteRequest):
-            return path.read_range(part.offset, size)
-        assert isinstance(part, SuffixByteRequest)  # noqa: S101 (Zarr has no other kind)
-        return path.read_range(max(0, size - part.suffix), size)
+    from zarr.abc.store import Store  # pyright: ignore[reportMissingImports]
 
     class AddressStore(Store):
         supports_writes = supports_deletes = supports_listing = False  # pyright: ignore
@@ -51,7 +29,7 @@ def zarr_source(folder: Path) -> Any:
             return self is other
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            data = await asyncio.to_thread(read, key, byte_range)
+            data = await asyncio.to_thread(_read, folder / key, byte_range)
             return None if data is None else prototype.buffer.from_bytes(data)
 
         async def get_partial_values(self, prototype: Any, key_ranges: Any) -> list[Any]:
@@ -76,3 +54,21 @@ def zarr_source(folder: Path) -> Any:
             raise NotImplementedError
 
     return AddressStore()
+
+
+def _read(path: Address, part: Any) -> bytes | None:
+    """Returns a file, or a part of it; None if there is none, as chunks that are not there have the fill value."""
+    from zarr.abc.store import OffsetByteRequest, RangeByteRequest  # pyright: ignore[reportMissingImports]
+
+    try:
+        size = path.entry().size
+    except FileNotFoundError:
+        return None
+    if part is None:
+        return read_file(path)
+    if isinstance(part, RangeByteRequest):
+        return path.read_range(part.start, part.end)
+    if size is None:
+        size = path.entry(refresh=True).size or 0
+    start = part.offset if isinstance(part, OffsetByteRequest) else max(0, size - part.suffix)
+    return path.read_range(start, size)
