@@ -81,7 +81,7 @@ class DataConfig(Section):
     and 16 that fits the values of all its images, and stores it for inference."""
     on_bad_file: OnBadFile = "fail"
     threads: PositiveInt | None = None
-    """Threads that read, augment and write images; None: one per CPU core available to the process, at most 16."""
+    """Threads that read, augment and write images, and find nuclei of slides; None: one per core, at most 16."""
     prefetch_batches: PositiveInt = 4
     """Batches that training prefetches; at least the number of threads."""
     nucleus_px: PositiveFloat | Literal["auto"] | None = None

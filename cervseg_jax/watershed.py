@@ -4,21 +4,11 @@ Every pixel joins the local peak that it reaches by moving to its highest neighb
 saddle between them is shallow.
 """
 
-import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Int32
 
 from cervseg_jax.label_maps import STEPS, distinct, neighbors
 from cervseg_jax.typing import typechecked
-
-
-@typechecked
-def distance_to_border(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """Returns the Euclidean distance of each pixel of a mask to the nearest pixel outside; 0 outside.
-
-    The edge of the image is no border.
-    """
-    return np.asarray(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
 
 
 @typechecked

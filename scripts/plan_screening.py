@@ -1,10 +1,11 @@
 """Plan for a screening programme: hours and cost of each stage, from rates measured on this machine.
 
-Draws a slide of sparse cells with JPEG tiles, measures the CPU seconds that one core takes for each stage of `infer`,
-and asks the TPU compiler for the cycles of the network (extra `tpu-compile`; else `--cycles-per-tile`). CPU seconds are
-those of the process, so that other programs on the machine change them little.
+Draws a slide of sparse cells with JPEG tiles, measures the CPU seconds that each stage of `infer` takes, and those of
+them that one thread takes after the other, and asks the TPU compiler for the cycles of the network (extra
+`tpu-compile`; else `--cycles-per-tile`). CPU seconds are those of the process, so that other programs on the machine
+change them little. With `--rounds`, elapsed seconds of the nuclei with one and two threads, in turns.
 
-Run: python scripts/plan_screening.py OUT [--run pap] [--side 3000] [--cycles-per-tile N]
+Run: python scripts/plan_screening.py OUT [--run pap] [--side 4096] [--cycles-per-tile N] [--rounds 3]
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -29,6 +30,7 @@ from cervseg_jax.files import make_folder, write_json
 from cervseg_jax.pretrained_weights import find_run
 from cervseg_jax.runs.weights import load_network
 from cervseg_jax.segmentation.outputs import compute_results, write_results
+from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.scale import without_flat_areas
 from cervseg_jax.segmentation.segmenter import Segmenter
 
@@ -42,6 +44,10 @@ EFFICIENCY = 0.5
 CHIPS_PER_HOST = 8
 DOLLARS_PER_CHIP_HOUR = 1.2
 """List price on demand, us-central1, 2025."""
+THREADS = {"reading": 1, "tiling": 4, "nuclei": 14, "writing": 1}
+"""Threads of a process for what is not serial in a stage: `ACCELERATOR_CALLS`, and half of the 28 vCPUs a chip of a
+v5e-8 host, as two share a core."""
+LANES = {"predicting a slide": ("reading", "tiling", "network"), "labelling the one before": ("nuclei", "writing")}
 OUTPUTS = ("nuclei", "geojson", "instance_pyramids")
 FIELD, NUM_FIELDS, CELLS_EVERY = 250, 8, 8
 """Side of a drawn field in pixels, different fields, and one in how many holds cells."""
@@ -53,21 +59,35 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--run", type=Path, default=Path("pap"))
-    parser.add_argument("--side", type=int, default=3000, help="side of the slide in pixels")
+    parser.add_argument("--side", type=int, default=4096, help="side of the slide in pixels")
+    parser.add_argument("--rounds", type=int, default=0, help="elapsed seconds of nuclei with 1 and 2 threads")
     parser.add_argument("--cycles-per-tile", type=float, help="cycles of a v5e chip; default: asks the TPU compiler")
     options = parser.parse_args(arguments)
     out = make_folder(options.out)
-    seconds, num_nuclei = measure(options.run, _draw(out / "slide.tif", options.side), out)
+    stages, result = measure(options.run, _draw(out / "slide.tif", options.side), out)
     cycles = options.cycles_per_tile or cycles_per_tile(options.run)
-    plan = {"nuclei_per_megapixel": num_nuclei / (options.side**2 / 1e6), "cycles_per_tile": cycles}
-    plan |= {"cpu_seconds_per_megapixel": seconds, "hours_per_process": hours(seconds, cycles, options.run)}
+    plan = {"nuclei_per_megapixel": result.labels.max() / (options.side**2 / 1e6), "cycles_per_tile": cycles}
+    plan |= {"cpu_seconds_per_megapixel": {stage: cost.cpu for stage, cost in stages.items()}}
+    plan |= {"serial_seconds_per_megapixel": {stage: cost.serial for stage, cost in stages.items()}}
+    plan |= {"hours_per_process": hours(stages, cycles, options.run)}
+    if options.rounds:
+        plan["nuclei_elapsed_seconds"] = elapsed_seconds(result, options.rounds)
     write_json(out / "plan.json", plan)
     print(json.dumps(plan, indent=2))
     print("\n".join(_table(plan["hours_per_process"])))
 
 
-def measure(run: Path, path: Path, out: Path) -> tuple[dict[str, float], int]:
-    """Returns the CPU seconds per megapixel of the host's stages, and the number of nuclei found.
+class Cost(NamedTuple):
+    """CPU seconds."""
+
+    cpu: float
+    """Of all threads."""
+    serial: float
+    """Of the thread that all others wait for."""
+
+
+def measure(run: Path, path: Path, out: Path) -> tuple[dict[str, Cost], Result]:
+    """Returns the cost per megapixel of the host's stages, and the result.
 
     "tiling" is what the host does around the network: cutting, resizing and blending tiles, and finding flat areas.
     """
@@ -84,13 +104,32 @@ def measure(run: Path, path: Path, out: Path) -> tuple[dict[str, float], int]:
 
     idle = segmenter.predictor._replace(predict=without_flat_areas(nothing, scale.nucleus_px))
     reading = _Timed(slide)
-    predicting = _cpu_seconds(lambda: _predict(dataclasses.replace(segmenter, predictor=idle), reading))
+    predicting = _cost(lambda: _predict(dataclasses.replace(segmenter, predictor=idle), reading))
     result = _predict(segmenter, slide)
     result.name = "slide"
-    nuclei = _cpu_seconds(lambda: compute_results(result, OUTPUTS))
-    writing = _cpu_seconds(lambda: write_results(out, result, OUTPUTS))
-    seconds = {"reading": reading.seconds, "tiling": predicting - reading.seconds, "nuclei": nuclei, "writing": writing}
-    return {stage: value / megapixels for stage, value in seconds.items()}, int(result.labels.max())
+    result.threads = max(2, THREADS["nuclei"])  # so that this thread does what is serial alone
+    nuclei = _cost(lambda: compute_results(result, OUTPUTS))
+    writing = _cost(lambda: write_results(out, result, OUTPUTS))
+    tiling = Cost(predicting.cpu - reading.cost.cpu, predicting.serial - reading.cost.serial)
+    # Reading is done by one thread after the other, whichever they are.
+    costs = {"reading": Cost(reading.cost.cpu, reading.cost.cpu), "tiling": tiling, "nuclei": nuclei}
+    costs["writing"] = Cost(writing.cpu, writing.cpu)
+    return {stage: Cost(cost.cpu / megapixels, cost.serial / megapixels) for stage, cost in costs.items()}, result
+
+
+def elapsed_seconds(result: Result, rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds that labels, outlines and measurements take with one and two threads, in turns."""
+    seconds: dict[str, list[float]] = {"1": [], "2": []}
+    for _ in range(rounds):
+        for threads, values in seconds.items():
+            again = result.with_postprocessing(result.postprocessing)
+            again.threads = int(threads)
+            begin = time.monotonic()
+            compute_results(again, OUTPUTS)
+            values.append(round(time.monotonic() - begin, 2))
+            if not np.array_equal(again.labels, result.labels):
+                raise SystemExit(f"{threads} threads give other labels")
+    return seconds
 
 
 def _predict(segmenter: Segmenter, image: Any) -> Any:
@@ -103,19 +142,19 @@ class _Timed:
     def __init__(self, slide: Slide) -> None:
         self._slide = slide
         self.shape = slide.shape
-        self.seconds = 0.0
+        self.cost = Cost(0.0, 0.0)
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-        start = time.process_time()
-        values = self._slide[window]
-        self.seconds += time.process_time() - start
-        return values
+        found: list[np.ndarray] = []
+        own = _cost(lambda: found.append(self._slide[window]))
+        self.cost = Cost(self.cost.cpu + own.cpu, self.cost.serial + own.serial)
+        return found[0]
 
 
-def _cpu_seconds(work: Callable[[], Any]) -> float:
-    start = time.process_time()
+def _cost(work: Callable[[], Any]) -> Cost:
+    process, thread = time.process_time(), time.thread_time()
     work()
-    return time.process_time() - start
+    return Cost(time.process_time() - process, time.thread_time() - thread)
 
 
 def cycles_per_tile(run: Path) -> float:
@@ -142,27 +181,30 @@ def cycles_per_tile(run: Path) -> float:
     return estimated_cycles(lowered.compile().as_text() or "", set()).total / BATCH
 
 
-def hours(seconds: dict[str, float], cycles: float, run: Path) -> dict[str, float]:
-    """Returns the hours that one process with one core and one chip takes for all slides, by stage."""
+def hours(stages: dict[str, Cost], cycles: float, run: Path) -> dict[str, float]:
+    """Returns the hours that one process with one chip and `THREADS` takes for all slides, by stage."""
     network = load_network(find_run(run) / "best", precision="float32")
     assert network.contract.scale is not None  # noqa: S101 (`measure` has checked it)
     step = [0.75 * length for length in network.contract.image_size]  # a quarter of a tile overlaps the next
     factor = network.contract.scale.nucleus_px / NUCLEUS_PX
     tiles = SLIDE_MEGAPIXELS * 1e6 * factor**2 / (step[0] * step[1])
-    per_slide = {stage: value * SLIDE_MEGAPIXELS for stage, value in seconds.items()}
+    per_slide = {
+        stage: (cost.serial + (cost.cpu - cost.serial) / THREADS[stage]) * SLIDE_MEGAPIXELS
+        for stage, cost in stages.items()
+    }
     per_slide["network"] = tiles * cycles / CHIP_HZ / EFFICIENCY
     order = ("reading", "tiling", "network", "nuclei", "writing")
     return {stage: per_slide[stage] * NUM_SLIDES / 3600 for stage in order}
 
 
 def _table(of_stages: dict[str, float]) -> list[str]:
-    """Returns the plan for one process per chip, all stages one after another, as Markdown."""
-    total = sum(of_stages.values())
-    rows = [*of_stages.items(), ("together", total)]
-    lines = ["| stage | process hours | share | v5e-8 host days | dollars |", "|---|---|---|---|---|"]
+    """Returns the plan for one process per chip as Markdown; a slide is predicted while the one before is labelled."""
+    lanes = {lane: sum(of_stages[stage] for stage in stages) for lane, stages in LANES.items()}
+    rows = [*of_stages.items(), *lanes.items(), ("both at once", max(lanes.values()))]
+    lines = ["| stage | process hours | v5e-8 host days | dollars |", "|---|---|---|---|"]
     for stage, value in rows:
         days, dollars = value / CHIPS_PER_HOST / 24, value * DOLLARS_PER_CHIP_HOUR
-        lines.append(f"| {stage} | {value:,.0f} | {value / total:.0%} | {days:,.1f} | {dollars:,.0f} |")
+        lines.append(f"| {stage} | {value:,.0f} | {days:,.1f} | {dollars:,.0f} |")
     return lines
 
 

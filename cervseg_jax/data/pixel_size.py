@@ -10,7 +10,7 @@ from pathlib import Path
 from cervseg_jax.data import tiff
 from cervseg_jax.data.ome import MICROMETERS, read_ome_xml
 from cervseg_jax.data.slide_dicom import DICOM_SUFFIX, dicom_files, dicom_pixel_size
-from cervseg_jax.data.slide_zarr import is_zarr, zarr_pixel_size
+from cervseg_jax.data.slide_zarr import is_slide_folder, is_zarr, zarr_pixel_size
 from cervseg_jax.data.tiff import Directory
 from cervseg_jax.errors import DataError
 from cervseg_jax.storage.address import Address
@@ -36,7 +36,7 @@ def pixel_size_um(path: Path) -> float | None:
       The size; None if it is missing, implausible, or not the same in both directions.
     """
     try:
-        if path.suffix.lower() == DICOM_SUFFIX or (not isinstance(path, Address) and path.is_dir()):
+        if path.suffix.lower() == DICOM_SUFFIX or is_slide_folder(path):
             size = _common(*_sizes_of_slide(path))
         else:
             size = _size_in_tiff(path)

@@ -9,12 +9,12 @@ Reference: Schmidt et al. 2018, arXiv:1806.03535, section 2.1, with whole instea
 import functools
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from cervseg_jax.extents import Extent, extents_of
 from cervseg_jax.heads import NUM_RAYS, RAY_UNIT_PX
+from cervseg_jax.label_maps import distance_to_border
 from cervseg_jax.typing import typechecked
 
 STRIDE = 2
@@ -94,8 +94,8 @@ def _relative_depth(extent: Extent, shape: tuple[int, ...]) -> np.ndarray:
         extent.left + width == shape[1],
     )
     pads = [0 if edge else 1 for edge in at_edge]
-    padded = np.pad(extent.inside.astype(np.uint8), (pads[:2], pads[2:]))
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    padded = np.pad(extent.inside, (pads[:2], pads[2:]))
+    depth = distance_to_border(padded)
     depth = depth[pads[0] : pads[0] + height, pads[2] : pads[2] + width]
     return depth / max(float(depth.max()), 1.0)
 

@@ -15,10 +15,11 @@ from cervseg_jax.data.decode import read_mask
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.resize import scaled_size
 from cervseg_jax.data.samples import read_instances
+from cervseg_jax.label_maps import distance_to_border
 from cervseg_jax.runtime.threads import map_files, num_threads
 from cervseg_jax.schema import DataConfig
 from cervseg_jax.typing import typechecked
-from cervseg_jax.watershed import distance_to_border, watershed_labels
+from cervseg_jax.watershed import watershed_labels
 
 DEFAULT_NUCLEUS_PX = 20.0
 """Diameter for `data.nucleus_px: auto`: large enough for the outline, and small enough for a tile to hold context."""

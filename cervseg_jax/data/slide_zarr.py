@@ -9,6 +9,8 @@ import numpy as np
 
 from cervseg_jax.data.ome import MICROMETERS, Channel, are_colors, color_of_hex, describe_channels
 from cervseg_jax.data.slide_source import SlideError, SlideInfo, middle, middle_plane
+from cervseg_jax.storage.address import Address
+from cervseg_jax.storage.zarr_store import zarr_source
 
 ZARR_SUFFIX = ".zarr"
 _METADATA = ("zarr.json", ".zattrs", ".zgroup")
@@ -18,8 +20,15 @@ _OLD_AXES = "tczyx"
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a path is a folder with the metadata of Zarr."""
+    """Whether a path is a folder with the metadata of Zarr; at an address, it must be called so as well."""
+    if isinstance(path, Address) and path.suffix.lower() != ZARR_SUFFIX:
+        return False  # without asking
     return path.is_dir() and any((path / name).is_file() for name in _METADATA)
+
+
+def is_slide_folder(path: Path) -> bool:
+    """Whether an image is a folder; at addresses those of Zarr alone are."""
+    return is_zarr(path) if isinstance(path, Address) else path.is_dir()
 
 
 def zarr_pixel_size(path: Path) -> tuple[float, float]:
@@ -55,7 +64,9 @@ class ZarrSource:
         import zarr  # pyright: ignore[reportMissingImports]
 
         image = _find_image(path)
-        self._levels: list[Any] = [zarr.open_array(image.folder / level, mode="r") for level in image.levels]
+        self._levels: list[Any] = [
+            zarr.open_array(zarr_source(image.folder / level), mode="r") for level in image.levels
+        ]
         self._axes = "".join(axis["name"] for axis in image.axes)
         if len(self._axes) != self._levels[0].ndim:
             raise SlideError(f"is damaged: {len(self._axes)} axes for an array of {self._levels[0].ndim} dimensions")

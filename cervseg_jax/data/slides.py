@@ -1,5 +1,6 @@
 """Large images that are read window by window."""
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES, TIFF_SUFFIXES, TiffSou
 from cervseg_jax.data.slide_zarr import ZarrSource, is_zarr
 from cervseg_jax.errors import CervsegError, ConfigError, DataError, first_line
 from cervseg_jax.extras import install_command
+from cervseg_jax.storage.retrying import StoreError
 
 _SOURCES: Mapping[str, tuple[Callable[[Path], SlideSource], str]] = {
     "dicom": (DicomSource, "dicom"),
@@ -84,7 +86,8 @@ class Slide:
 
     Gray images get three equal channels, and transparent pixels are blended with white. 16-bit values are scaled as in
     `decode_image`, all of a slide alike: by default, with the bits that the file states for its values, or else those
-    that the coarsest level uses; brighter values are clipped. Of a stack of planes the middle one is read.
+    that the coarsest level uses; brighter values are clipped. Of a stack of planes the middle one is read. Several
+    threads may read windows; the file is read for one of them at a time.
     """
 
     def __init__(self, path: Path, *, bit_depth: BitDepth = "auto") -> None:
@@ -99,6 +102,7 @@ class Slide:
           DataError: if it is not a slide, is truncated, or holds channels that are not colors.
         """
         self.path = path
+        self._lock = threading.Lock()
         make_source, extra = _SOURCES[_format_of(path) or "tiff"]
         try:
             self._source = make_source(path)
@@ -151,7 +155,10 @@ class Slide:
 
     def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         try:
-            values = self._source.read(top, left, height, width)
+            with self._lock:
+                values = self._source.read(top, left, height, width)
+        except StoreError:
+            raise  # what goes for one file at an address goes for all
         except Exception as error:  # the codecs' errors have no common base
             raise DataError(
                 f"{self.path}: is damaged and cannot be read at row {top}, column {left}: {first_line(error)}"

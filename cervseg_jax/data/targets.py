@@ -8,7 +8,7 @@ from jaxtyping import Float32, Integer, UInt8
 
 from cervseg_jax.data.rays import ray_targets
 from cervseg_jax.heads import Head
-from cervseg_jax.label_maps import inner_borders
+from cervseg_jax.label_maps import distance_to_border, inner_borders
 from cervseg_jax.typing import typechecked
 
 BOUNDARY_PX = 2
@@ -58,7 +58,7 @@ def touching_pixels(instances: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, 
 def _depth(labels: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     """Returns the distance of each nucleus pixel to the nearest pixel outside its nucleus, 1 along its border."""
     core = (labels > 0) & ~inner_borders(labels)
-    depth = cv2.distanceTransform(core.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    depth = distance_to_border(core)
     return np.where(labels > 0, depth + 1, 0).astype(np.float32)
 
 

@@ -18,7 +18,7 @@ from cervseg_jax.runs.history import rate_drops
 
 
 def write_report(
-    folder: Path, out: Path | None, *, num_layered: int, reporter: Reporter, address: str | None = None
+    folder: Path, out: Path | None, *, num_layered: int, reporter: Reporter, address: Path | None = None
 ) -> Path:
     """Writes `report.html`; for a run also `MODEL_CARD.md` and `DATA_CARD.md` beside it.
 
@@ -27,7 +27,7 @@ def write_report(
       out: the HTML file; None writes `report.html` into the folder.
       num_layered: number of images that open in layers; the others are thumbnails.
       reporter: shows progress.
-      address: address of a run in a bucket, if `folder` is its local copy.
+      address: address of the run, if `folder` is its local copy.
 
     Returns:
       The HTML file.

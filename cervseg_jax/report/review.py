@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from cervseg_jax.annotations.polygons import polygons_of, simplified
 from cervseg_jax.data.resize import resize_image
-from cervseg_jax.label_maps import bounding_boxes
+from cervseg_jax.label_maps import bounding_boxes, distance_to_border
 from cervseg_jax.report.pictures import LAYER_PX, fitting_size, jpeg_uri
 
 REVIEW_PX = 1600
@@ -58,7 +57,7 @@ def _nuclei(labels: np.ndarray) -> list[dict[str, Any]]:
 def _inner_point(labels: np.ndarray, label: int, box: list[int]) -> list[float]:
     """Returns x and y of the pixel center that is furthest from the border of a nucleus."""
     top, left, bottom, right = box
-    inside = np.pad((labels[top:bottom, left:right] == label).astype(np.uint8), 1)
-    depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    inside = np.pad(labels[top:bottom, left:right] == label, 1)
+    depth = distance_to_border(inside)
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return [left + int(column) - 0.5, top + int(row) - 0.5]

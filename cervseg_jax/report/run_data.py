@@ -54,7 +54,7 @@ class RunData(NamedTuple):
     """One row per image of the dataset: split, stem, group, paths and hash."""
     dataset: dict[str, Any]
     """Contents of the dataset's `dataset.json` and `audit.json`, by stem, where they exist."""
-    address: str | None = None
+    address: Path | None = None
     """Address of a run in a bucket."""
 
     @property

@@ -1,23 +1,23 @@
-"""Runs in a bucket of Cloud Storage.
+"""Runs at addresses.
 
-Commands work on local folders. `local_copy` downloads a run that is in a bucket and uploads the files that change:
+Commands work on local folders. `local_copy` downloads a run that is at an address and uploads the files that change:
 during training before each save, and at the end. Checkpoints are not copied: all processes write them to the bucket
 directly.
 """
 
-import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cervseg_jax.console import short_path
 from cervseg_jax.errors import CervsegError, ConfigError
-from cervseg_jax.extras import install_command
 from cervseg_jax.pretrained_weights import find_run
+from cervseg_jax.storage.address import Address, as_path
+from cervseg_jax.storage.cached import PIECE_BYTES, local_file, map_parallel
 
-SCHEME = "gs"
 STATES = "checkpoints"
 """Folder of the checkpoints in a run; never copied."""
 
@@ -32,90 +32,56 @@ def _nothing_to_publish() -> None:
 
 
 class LocalRun(NamedTuple):
-    """A run folder on this machine: the run itself, or a copy of one in a bucket."""
+    """A run folder on this machine: the run itself, or a copy of one at an address."""
 
     folder: Path
-    address: str | None = None
-    """Address of the run if it is in a bucket, such as `gs://mine/runs/a`."""
+    address: Address | None = None
+    """Address of the run if it has one, such as `gs://mine/runs/a`."""
     publish: Callable[[], None] = _nothing_to_publish
     """Uploads files that have changed."""
 
     def subrun(self, name: str) -> "LocalRun":
         """Returns a run in a folder of this one."""
-        address = None if self.address is None else f"{self.address}/{name}"
+        address = None if self.address is None else self.address / name
         return LocalRun(self.folder / name, address, self.publish)
 
     def display_path(self, path: Path) -> str:
-        """Returns a path as messages show it: an address for a file of a run in a bucket.
+        """Returns a path as messages show it: an address for a file of a run that has one.
 
         Example:
-          >>> LocalRun(Path("/tmp/copy/a"), "gs://mine/runs/a").display_path(Path("/tmp/copy/a/best"))
+          >>> LocalRun(Path("/tmp/copy/a"), Address("gs:/mine/runs/a")).display_path(Path("/tmp/copy/a/best"))
           'gs://mine/runs/a/best'
         """
         if self.address is None or not path.is_relative_to(self.folder):
             return short_path(path)
-        inside = path.relative_to(self.folder).as_posix()
-        return self.address if inside == "." else f"{self.address}/{inside}"
-
-
-def is_address(path: Path) -> bool:
-    """Returns whether a path is an address such as `gs://mine/runs/a`.
-
-    Example:
-      >>> is_address(Path("gs://mine/runs/a")), is_address(Path("runs/a"))
-      (True, False)
-    """
-    return path.parts[:1] == (f"{SCHEME}:",)
-
-
-def format_address(path: Path) -> str:
-    """Returns an address as text; `Path` drops one of its slashes.
-
-    Example:
-      >>> format_address(Path("gs://mine/runs/a"))
-      'gs://mine/runs/a'
-    """
-    return f"{SCHEME}://{'/'.join(path.parts[1:])}"
-
-
-def exists(path: Path) -> bool:
-    """Returns whether a folder or file exists, in a bucket or on this machine.
-
-    Raises:
-      ConfigError: if the bucket cannot be read.
-    """
-    if not is_address(path):
-        return path.exists()
-    address = format_address(path)
-    with _translate_errors(address, "read"):
-        return _file_system().exists(address)
+        return str(self.address / path.relative_to(self.folder))
 
 
 @contextmanager
 def local_copy(path: Path, *, is_primary: bool = True) -> Iterator[LocalRun]:
-    """Yields a local folder for a run, downloading it if it is in a bucket.
+    """Yields a local folder for a run, downloading it if it is at an address.
 
     Changed files are uploaded at the end of the block, also after a `CervsegError`, whose message then names the
     address instead of the folder.
 
     Args:
-      path: a folder, an address in a bucket, or the name of built-in weights.
+      path: a folder, an address, or the name of built-in weights.
       is_primary: whether this process copies files; all other processes get an empty folder to work in.
 
     Yields:
       The run.
 
     Raises:
-      ConfigError: if the bucket cannot be read or written.
+      ConfigError: if a bucket cannot be read or written.
     """
-    if not is_address(path):
+    address = as_path(path)
+    if not isinstance(address, Address):
         yield LocalRun(find_run(path))
         return
-    address = format_address(path)
-    if len(path.parts) < 3:
-        raise ConfigError(f"{address}: names a bucket; a run needs a folder in it, such as gs://mine/runs/a")
+    if len(address.parts) < 3:
+        raise ConfigError(f"{address}: names a bucket; a run needs a folder in it, such as {address}/runs/a")
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as parent:
-        copy = _Copy(Path(parent, path.name), address)
+        copy = _Copy(Path(parent, address.name), address)
         if not is_primary:
             yield LocalRun(copy.folder, address)
             return
@@ -125,7 +91,7 @@ def local_copy(path: Path, *, is_primary: bool = True) -> Iterator[LocalRun]:
         except CervsegError as error:
             with suppress(CervsegError):  # the first error is the one to report
                 copy.publish()
-            error.args = (str(error).replace(str(copy.folder), copy.address),)
+            error.args = (str(error).replace(str(copy.folder), str(address)),)
             raise
         copy.publish()
 
@@ -138,78 +104,58 @@ def local_copies(paths: Sequence[Path]) -> Iterator[list[LocalRun]]:
 
 
 class _Copy:
-    """A local folder and its state in the bucket."""
+    """A local folder and its state at the address."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: Address) -> None:
         self.folder = folder
         self.address = address
         self._published: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
         """Downloads all files."""
-        with _translate_errors(self.address, "read"):
-            system = _file_system()
-            root = self.address.removeprefix(f"{SCHEME}://")
-            names = [path.removeprefix(f"{root}/") for path in system.find(root)]
-            names = [name for name in names if _NOT_COPIED.isdisjoint(name.split("/"))]
-            if names:
-                self.folder.mkdir(parents=True)
-                system.get(self._remote(names), self._local(names))
+        try:
+            files = [path for path in self.address.files() if _is_copied(path.relative_to(self.address))]
+            map_parallel(self._fetch, files, is_remote=True)
+        except NotADirectoryError:
+            raise ConfigError(f"{self.address}: is a file; a run is a folder") from None
+        except FileNotFoundError as error:
+            raise ConfigError(f"{error.filename}: was deleted while the run was read; try again") from None
         self._published = self._stamps()
 
+    def _fetch(self, path: Address) -> None:
+        local = self.folder / path.relative_to(self.address)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if (path.entry().size or 0) > PIECE_BYTES:
+            shutil.copyfile(local_file(path), local)
+        else:
+            local.write_bytes(path.read_bytes())
+
     def publish(self) -> None:
-        """Uploads new and changed files, then deletes files from the bucket that were deleted here."""
+        """Uploads new and changed files, then deletes files at the address that were deleted here."""
         stamps = self._stamps()
         changed = [name for name, stamp in stamps.items() if self._published.get(name) != stamp]
         deleted = [name for name in self._published if name not in stamps]
-        with _translate_errors(self.address, "written"):
-            for is_last in (False, True):
-                names = [name for name in changed if name.endswith(_UPLOADED_LAST) == is_last]
-                if names:
-                    _file_system().put(self._local(names), self._remote(names))
-            if deleted:
-                _file_system().rm(self._remote(deleted))
+        for is_last in (False, True):
+            names = [name for name in changed if name.endswith(_UPLOADED_LAST) == is_last]
+            for is_large in (False, True):  # a large file is held in memory while it is uploaded
+                chosen = [name for name in names if (stamps[name][1] > PIECE_BYTES) == is_large]
+                map_parallel(self._upload, chosen, is_remote=not is_large)
+        map_parallel(lambda name: (self.address / name).unlink(missing_ok=True), deleted, is_remote=True)
         self._published = stamps
+
+    def _upload(self, name: str) -> None:
+        (self.address / name).write_bytes((self.folder / name).read_bytes())
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """Returns modification time and size of each file."""
         stamps = {}
         for path in self.folder.rglob("*"):
-            name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and _NOT_COPIED.isdisjoint(name.split("/")):
+            name = path.relative_to(self.folder)
+            if path.is_file() and _is_copied(name):
                 status = path.stat()
-                stamps[name] = status.st_mtime_ns, status.st_size
+                stamps[name.as_posix()] = status.st_mtime_ns, status.st_size
         return stamps
 
-    def _local(self, names: Sequence[str]) -> list[str]:
-        return [str(self.folder / name) for name in names]
 
-    def _remote(self, names: Sequence[str]) -> list[str]:
-        return [f"{self.address}/{name}" for name in names]
-
-
-def _file_system() -> Any:
-    """Returns fsspec's file system for buckets, without listing caches, because other machines write too."""
-    try:
-        import fsspec.config
-        import gcsfs  # pyright: ignore  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"runs in a bucket need an extra: {install_command('bucket')}") from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # failures are reported by one message
-    fsspec.config.conf["gcs"] = {"use_listings_cache": False}  # for the file system that Orbax makes
-    return fsspec.filesystem("gcs", use_listings_cache=False)
-
-
-@contextmanager
-def _translate_errors(address: str, verb: str) -> Iterator[None]:
-    """Translates errors of the client, which are of many types, into one message."""
-    try:
-        yield
-    except CervsegError:
-        raise
-    except Exception as error:  # noqa: BLE001
-        text = str(error).strip().splitlines()
-        raise ConfigError(
-            f"{address}: cannot be {verb}: {text[0] if text else type(error).__name__}; does the bucket exist, and may "
-            "this machine access it (gcloud auth application-default login)?"
-        ) from None
+def _is_copied(name: Path) -> bool:
+    return _NOT_COPIED.isdisjoint(name.parts)

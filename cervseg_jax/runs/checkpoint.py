@@ -35,6 +35,7 @@ from cervseg_jax.runs.checksums import (
 )
 from cervseg_jax.runs.retention import Retention
 from cervseg_jax.runtime.distributed import first_problem, is_primary, require_shared
+from cervseg_jax.storage.address import Address
 
 CHECKSUM, LEAVES = "sha256", "leaves"
 """Keys that are stored in addition to the caller's metadata."""
@@ -56,7 +57,7 @@ class Checkpoints:
         *,
         keep: int,
         keeps_forever: Callable[[dict[str, Any]], bool] | None = None,
-        address: str | None = None,
+        address: Address | None = None,
     ) -> None:
         """Opens the folder, creating it if it is missing.
 
@@ -73,7 +74,7 @@ class Checkpoints:
         _silence_orbax()
         self.folder = folder
         self._is_local = address is None
-        self._name = address or str(folder)
+        self._name = str(folder) if address is None else address.for_client()
         self._retention = Retention(keep, keeps_forever)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,

@@ -19,8 +19,8 @@ from cervseg_jax.config import config_differences, dump_config, load_config
 from cervseg_jax.data.checks import PairStats
 from cervseg_jax.errors import CervsegError, CheckpointError, ConfigError
 from cervseg_jax.files import make_folder, read_text, write_json, write_text
-from cervseg_jax.runs.bucket import exists, is_address
 from cervseg_jax.schema import Config
+from cervseg_jax.storage.address import Address, as_path
 from cervseg_jax.tables import csv_text
 
 REPORTED_PACKAGES = (
@@ -64,15 +64,15 @@ def choose_run_folder(config_path: Path, run_dir: Path | None, *, fresh: bool) -
       An absolute path, or an address in a bucket.
 
     Raises:
-      ConfigError: if a bucket cannot be read.
+      ConfigError: if a bucket cannot be read, or no training can write there.
     """
-    folder = run_dir or Path("runs") / config_path.stem
-    if not is_address(folder):
-        folder = folder.absolute()
-    if not fresh or not exists(folder):
+    folder = as_path(run_dir or Path("runs") / config_path.stem).absolute()
+    if isinstance(folder, Address) and folder.scheme != "gs":
+        raise ConfigError(f"--run-dir: {folder}: a training writes its run to gs:// or to a disk")
+    if not fresh or not folder.exists():
         return folder
     number = 2
-    while exists(sibling := folder.with_name(f"{folder.name}-{number}")):
+    while (sibling := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     return sibling
 

@@ -1,8 +1,9 @@
 """Thread pools for work on many files."""
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from cervseg_jax.errors import DataError
@@ -66,6 +67,26 @@ def map_files(
     if problems is not None:
         problems.extend(str(value) for is_good, value in outcomes if not is_good)
     return [value for is_good, value in outcomes if is_good]  # pyright: ignore[reportReturnType]
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Entry], Outcome], entries: Iterable[Entry], *, ahead: int
+) -> Iterator[Outcome]:
+    """Yields the results of `work` in the order of the entries, while a pool works on the next ones.
+
+    Args:
+      pool: where `work` runs.
+      work: the function; what it raises is raised in its turn.
+      entries: its arguments, taken one by one in the caller's thread.
+      ahead: how many entries are taken, at most, beyond the one whose result is yielded.
+    """
+    pending: deque[Future[Outcome]] = deque()
+    for entry in entries:
+        pending.append(pool.submit(work, entry))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def num_threads(data: DataConfig) -> int:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from cervseg_jax.extents import Extent, extent_overlaps
+from cervseg_jax.label_maps import distance_to_border
 from cervseg_jax.metrics.instance import match_above
 from cervseg_jax.runtime.distributed import allgather_rows
 from cervseg_jax.segmentation.confidence import COVERAGE, FEATURES, Confidence
@@ -58,11 +58,11 @@ def deviation(predicted: Extent, truth: Extent) -> float:
     top, left = min(predicted.top, truth.top) - 1, min(predicted.left, truth.left) - 1
     bottom = max(predicted.window[0].stop, truth.window[0].stop) + 1
     right = max(predicted.window[1].stop, truth.window[1].stop) + 1
-    own, its = np.zeros((bottom - top, right - left), np.uint8), np.zeros((bottom - top, right - left), np.uint8)
+    own, its = np.zeros((bottom - top, right - left), bool), np.zeros((bottom - top, right - left), bool)
     own[predicted.moved(-top, -left).window] = predicted.inside
     its[truth.moved(-top, -left).window] = truth.inside
-    depth = cv2.distanceTransform(own, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[(own > 0) & (its == 0)].max(initial=0)
-    height = cv2.distanceTransform(1 - own, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[(own == 0) & (its > 0)].max(initial=0)
+    depth = distance_to_border(own)[own & ~its].max(initial=0)
+    height = distance_to_border(~own)[its & ~own].max(initial=0)
     return float(max(depth, height)) / (2 * math.sqrt(predicted.area / math.pi))
 
 

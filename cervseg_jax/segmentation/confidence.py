@@ -13,13 +13,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pydantic import ValidationError
 
 from cervseg_jax.errors import CheckpointError, ConfigError
 from cervseg_jax.extents import Extent, trimmed
 from cervseg_jax.files import write_text
+from cervseg_jax.label_maps import distance_to_border
 from cervseg_jax.runs.weights import CONFIDENCE_FILE
 from cervseg_jax.schema import InferConfig, Section
 from cervseg_jax.segmentation.morphometry import Table
@@ -169,9 +169,9 @@ def outline_band(extent: Extent, margin_px: float, *, shape: tuple[int, int]) ->
       it than the margin, within the image.
     """
     pad = math.ceil(margin_px) + 1
-    own = np.pad(extent.inside, pad).astype(np.uint8)
-    inner = cv2.distanceTransform(own, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > margin_px
-    outer = cv2.distanceTransform(1 - own, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= margin_px
+    own = np.pad(extent.inside, pad)
+    inner = distance_to_border(own) > margin_px
+    outer = distance_to_border(~own) <= margin_px
     top, left = extent.top - pad, extent.left - pad
     rows, columns = slice(max(0, -top), shape[0] - top), slice(max(0, -left), shape[1] - left)
     cut = trimmed(outer[rows, columns], top=top + rows.start, left=left + columns.start)

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, Integer
 
 from cervseg_jax.heads import Head, channels
-from cervseg_jax.label_maps import STEPS, distinct, neighbors
+from cervseg_jax.label_maps import STEPS, distance_to_border, distinct, neighbors
 from cervseg_jax.schema import PostprocessingConfig
 from cervseg_jax.typing import typechecked
-from cervseg_jax.watershed import distance_to_border, watershed_labels
+from cervseg_jax.watershed import watershed_labels
 
 
 @typechecked
@@ -164,10 +164,12 @@ def relabel(labels: Integer[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w"]:
       >>> relabel(np.array([[0, 9], [4, 9]])).tolist()
       [[0, 1], [2, 1]]
     """
-    unique, position = distinct(labels)
+    places = np.flatnonzero(labels > 0)
+    unique, position = distinct(labels.ravel()[places])
     first = np.zeros(len(unique), np.int64)
-    first[position.ravel()[::-1]] = np.arange(labels.size)[::-1]  # the last value written is that of the first pixel
-    is_nucleus = unique > 0
+    first[position[::-1]] = places[::-1]  # the last value written is that of the first pixel
     new_labels = np.zeros(len(unique), np.int32)
-    new_labels[np.flatnonzero(is_nucleus)[np.argsort(first[is_nucleus])]] = np.arange(1, is_nucleus.sum() + 1)
-    return new_labels[position]
+    new_labels[np.argsort(first)] = np.arange(1, len(unique) + 1)
+    found = np.zeros(labels.shape, np.int32)
+    found.ravel()[places] = new_labels[position]
+    return found

@@ -11,7 +11,7 @@ from cervseg_jax.data.pairs import scan_folder
 from cervseg_jax.data.pixel_size import pixel_size_um
 from cervseg_jax.data.slide_dicom import DICOM_SUFFIX, is_dicom_readable
 from cervseg_jax.data.slide_tiff import SCANNER_SUFFIXES, TIFF_SUFFIXES
-from cervseg_jax.data.slide_zarr import ZARR_SUFFIX, is_zarr
+from cervseg_jax.data.slide_zarr import ZARR_SUFFIX, is_slide_folder, is_zarr
 from cervseg_jax.data.slides import slides_in
 from cervseg_jax.errors import ConfigError, first_few
 from cervseg_jax.extras import install_command
@@ -48,7 +48,7 @@ def plan_jobs(
     """
     paths: list[Path] = []
     for given in map(as_path, inputs):
-        if _is_local_folder(given) and is_zarr(given):
+        if is_zarr(given):
             paths.append(given)
         elif given.is_dir():
             paths += _images_in(given, with_slides=with_slides, on_left_out=on_left_out)
@@ -106,11 +106,6 @@ def _images_in(folder: Path, *, with_slides: bool, on_left_out: Callable[[str], 
     return scan.images
 
 
-def _is_local_folder(path: Path) -> bool:
-    """Whether a path is a folder on this machine; those at addresses hold images, and are no slides."""
-    return not isinstance(path, Address) and path.is_dir()
-
-
 def stated_pixel_sizes(jobs: Sequence[Job], reporter: Reporter) -> dict[Job, float]:
     """Returns the pixel sizes that TIFF files and slides state, and tells the user.
 
@@ -122,7 +117,7 @@ def stated_pixel_sizes(jobs: Sequence[Job], reporter: Reporter) -> dict[Job, flo
       Micrometers per pixel by image; empty unless all images state it, because tables need one unit.
     """
     suffixes = SCANNER_SUFFIXES | TIFF_SUFFIXES | {DICOM_SUFFIX}
-    able = [job for job in jobs if job.path.suffix.lower() in suffixes or _is_local_folder(job.path)]
+    able = [job for job in jobs if job.path.suffix.lower() in suffixes or is_slide_folder(job.path)]
     with ThreadPoolExecutor(MAX_REQUESTS if any(isinstance(job.path, Address) for job in able) else 1) as pool:
         sizes = pool.map(lambda job: pixel_size_um(job.path), able)
         stated = {job: size for job, size in zip(able, sizes, strict=True) if size is not None}

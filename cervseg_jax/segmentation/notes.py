@@ -10,6 +10,7 @@ from cervseg_jax.files import read_text
 from cervseg_jax.segmentation.jobs import Job
 from cervseg_jax.segmentation.outputs import IMAGE_COLUMNS
 from cervseg_jax.storage.address import Address, as_path
+from cervseg_jax.storage.cache import key_of
 from cervseg_jax.tables import parse_csv_row
 
 DONE, SETTINGS_FILE, PLAN_FILE = ".done", "made_with.json", "plan.json"
@@ -19,14 +20,17 @@ DONE, SETTINGS_FILE, PLAN_FILE = ".done", "made_with.json", "plan.json"
 def file_stamp(path: Path) -> list[str]:
     """Returns size in bytes and modification time in nanoseconds, by which a changed file is recognized.
 
-    Of a file at an address these are its size and the store's version of it, of a folder the sum and the latest of its
-    files.
+    Of a file at an address these are its size and the store's version of it; of a folder the sum and the latest of its
+    files, at an address the sum and a hash of all names, sizes and versions.
 
     Raises:
       OSError: if there is no such file.
     """
     if isinstance(path, Address):
         entry = path.entry()
+        if entry.is_folder:
+            found = sorted((str(file), file.entry()) for file in path.files())
+            return [str(sum(own.size or 0 for _, own in found)), key_of(*found)]
         return [str(entry.size), entry.version]
     if path.is_dir():
         found = [Path(folder, name).stat() for folder, _, names in os.walk(path) for name in names]

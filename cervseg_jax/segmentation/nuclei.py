@@ -5,6 +5,8 @@ by one block and counted once. Nuclei that are whole where they overlap are chos
 fitted to the mask block by block.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from cervseg_jax.extents import Extent
 from cervseg_jax.heads import Head
 from cervseg_jax.label_maps import centroids
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation.blocks import BLOCK_PX, Block, joined, label_table, measured, windows
+from cervseg_jax.segmentation.blocks import BLOCK_PX, Block, BlockPool, Place, joined, label_table, measured, windows
 from cervseg_jax.segmentation.candidates import Candidates
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.instances import connect_at_sides, label_instances, relabel
@@ -58,6 +60,7 @@ def label_nuclei(
     *,
     candidates: Candidates | None = None,
     labels: Int32[np.ndarray, "h w"] | None = None,
+    threads: int | None = None,
 ) -> Int32[np.ndarray, "h w"]:
     """Labels the nuclei of an image of any size.
 
@@ -68,16 +71,17 @@ def label_nuclei(
       params: parameters of the watershed.
       candidates: whole outlines that the network proposes; None: the mask is divided.
       labels: array of zeros to fill; None: a new one.
+      threads: as of `BlockPool`; results do not depend on it.
 
     Returns:
       Labels 1..n, 0 for background.
     """
     labels = np.zeros(mask.shape, np.int32) if labels is None else labels
     if candidates is not None:
-        find_whole(maps, mask, heads, params, candidates, labels=labels)
+        find_whole(maps, mask, heads, params, candidates, labels=labels, threads=threads)
         return labels
-    for _ in _blocks(maps, mask, heads, params, labels):
-        pass
+    with BlockPool(mask.shape, threads) as pool:
+        deque(_blocks(maps, mask, heads, params, labels, pool), maxlen=0)
     return labels
 
 
@@ -91,6 +95,7 @@ def find_nuclei(
     *,
     candidates: Candidates | None = None,
     labels: Int32[np.ndarray, "h w"] | None = None,
+    threads: int | None = None,
 ) -> Nuclei:
     """Labels, measures and outlines the nuclei of an image of any size.
 
@@ -102,34 +107,45 @@ def find_nuclei(
       params: parameters of the watershed.
       candidates: whole outlines that the network proposes; None: the mask is divided.
       labels: array of zeros to fill; None: a new one.
+      threads: as of `BlockPool`; results do not depend on it.
 
     Returns:
       The nuclei, with the labels of `label_nuclei`. Distances to the nearest neighbor are those in the whole image.
     """
     labels = np.zeros(mask.shape, np.int32) if labels is None else labels
     if candidates is not None:
-        whole = find_whole(maps, mask, heads, params, candidates, labels=labels)
-        return Nuclei(labels, whole_table(labels, maps, image, whole), whole_polygons(whole), whole)
-    tables: list[Table] = []
-    polygons: list[list[Polygon]] = []
-    for block in _blocks(maps, mask, heads, params, labels):
-        tables.append(measured(block, maps, image))
+        whole = find_whole(maps, mask, heads, params, candidates, labels=labels, threads=threads)
+        table = whole_table(labels, maps, image, whole, threads=threads)
+        return Nuclei(labels, table, whole_polygons(whole), whole)
+
+    def described(block: Block) -> tuple[Table, list[list[Polygon]]]:
         rows, columns = block.window
-        polygons += [[part.moved(columns.start, rows.start) for part in own] for own in polygons_of(block.labels)]
-    return Nuclei(labels, joined(tables), polygons)
+        polygons = [[part.moved(columns.start, rows.start) for part in own] for own in polygons_of(block.labels)]
+        return measured(block, maps, image), polygons
+
+    with BlockPool(mask.shape, threads) as pool:
+        tables, polygons = zip(*pool.map(described, _blocks(maps, mask, heads, params, labels, pool)), strict=True)
+    return Nuclei(labels, joined(tables), list(itertools.chain(*polygons)))
 
 
 def _blocks(
-    maps: np.ndarray, mask: np.ndarray, heads: Sequence[Head], params: PostprocessingConfig, labels: np.ndarray
+    maps: np.ndarray,
+    mask: np.ndarray,
+    heads: Sequence[Head],
+    params: PostprocessingConfig,
+    labels: np.ndarray,
+    pool: BlockPool,
 ) -> Iterator[Block]:
-    """Labels one block after the other and writes its nuclei into `labels`."""
+    """Labels blocks in threads, and writes the nuclei of one block after the other into `labels`."""
+
+    def labelled(place: Place) -> tuple[Place, np.ndarray]:
+        return place, label_instances(np.asarray(maps[place[2]]), mask[place[2]], heads, params)
+
     num_before = 0
-    for start, end, window in windows((labels.shape[0], labels.shape[1])):
+    for (start, end, window), context in pool.map(labelled, windows((labels.shape[0], labels.shape[1]))):
         top, left = window[0].start, window[1].start
-        context = label_instances(np.asarray(maps[window]), mask[window], heads, params)
         # Nuclei of earlier blocks keep their pixels: clusters longer than the margin may differ here.
-        is_taken = labels[window] > 0
-        candidates = connect_at_sides(np.where(is_taken, 0, context)) if is_taken.any() else context
+        candidates = _free_parts(context, labels[window] > 0)
         centers = centroids(candidates) + (top, left)
         is_own = (centers >= start).all(axis=1) & (centers < end).all(axis=1)
         own = np.unique(candidates[candidates > 0])[is_own]
@@ -139,7 +155,24 @@ def _blocks(
         num_before += len(own)
 
 
-def keep_nuclei(nuclei: Nuclei, keep: Bool[np.ndarray, " n"], maps: np.ndarray, image: ImageLike) -> Nuclei:
+def _free_parts(labels: np.ndarray, is_taken: np.ndarray) -> np.ndarray:
+    """Leaves pixels out, and connects what is left of nuclei that lose a part of theirs."""
+    lost = np.bincount(labels[is_taken], minlength=int(labels.max(initial=0)) + 1)[1:]
+    if not lost.any():
+        return labels
+    free = np.where(is_taken, 0, labels)
+    is_cut = (lost > 0) & (np.bincount(free.ravel(), minlength=len(lost) + 1)[1:] > 0)
+    return connect_at_sides(free) if is_cut.any() else free
+
+
+def keep_nuclei(
+    nuclei: Nuclei,
+    keep: Bool[np.ndarray, " n"],
+    maps: np.ndarray,
+    image: ImageLike,
+    *,
+    threads: int | None = None,
+) -> Nuclei:
     """Leaves nuclei out, and measures the rest again, of which more may be seen.
 
     Args:
@@ -147,6 +180,7 @@ def keep_nuclei(nuclei: Nuclei, keep: Bool[np.ndarray, " n"], maps: np.ndarray, 
       keep: nuclei that stay; they are renumbered in the same order.
       maps: as for `find_nuclei`.
       image: as for `find_nuclei`.
+      threads: as of `BlockPool`.
     """
     labels, polygons = nuclei.labels, [own for own, stays in zip(nuclei.polygons, keep, strict=True) if stays]
     if nuclei.whole is not None:
@@ -154,9 +188,9 @@ def keep_nuclei(nuclei: Nuclei, keep: Bool[np.ndarray, " n"], maps: np.ndarray, 
         for nucleus in nuclei.whole:
             labels[nucleus.extent.window] = 0
         paint_all(whole, labels)
-        return Nuclei(labels, whole_table(labels, maps, image, whole), polygons, whole)
+        return Nuclei(labels, whole_table(labels, maps, image, whole, threads=threads), polygons, whole)
     numbers = np.append(0, np.where(keep, np.cumsum(keep), 0)).astype(np.int32)
     for top in range(0, len(labels), BLOCK_PX):
         labels[top : top + BLOCK_PX] = numbers[labels[top : top + BLOCK_PX]]
     owners = np.stack([nuclei.table["row"], nuclei.table["column"]], axis=1)[keep]
-    return Nuclei(labels, label_table(labels, maps, image, owners), polygons)
+    return Nuclei(labels, label_table(labels, maps, image, owners, threads=threads), polygons)

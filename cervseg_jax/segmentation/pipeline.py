@@ -3,16 +3,20 @@
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cervseg_jax.console import Advance, Reporter
 from cervseg_jax.data.checks import bit_depth_warning
 from cervseg_jax.data.slides import Slide
 from cervseg_jax.errors import CervsegError, ConfigError, DataError, InterruptedRunError
 from cervseg_jax.runtime.signals import StopRequest
+from cervseg_jax.runtime.threads import map_ahead
 from cervseg_jax.segmentation.bands import Bands
 from cervseg_jax.segmentation.images import ImageLike, close_image, open_image, plane_of
 from cervseg_jax.segmentation.jobs import Job, require_writable
@@ -30,7 +34,10 @@ from cervseg_jax.storage.retrying import StoreError
 MUCH_LARGER = 4
 """A whole image whose side is this many times the network's is worth a warning: nuclei shrink too far."""
 MAX_PENDING_ELEMENTS = 50_000_000
-"""The results of larger maps are written before the next image is predicted."""
+"""The results of larger maps are labelled and written one at a time, while the next image is predicted."""
+SCRATCH_BYTES_PER_PIXEL = 32
+"""Disk space that two large images need at once: maps of three heads, labels and the levels of pyramids, and some
+more. Where there is less, an image waits until the one before it is written."""
 SYSTEMIC_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
 """Errors that the next image would meet as well."""
 
@@ -95,6 +102,7 @@ class Pipeline:
         self._failed: list[FailedJob] = []
         self._narrow: list[int] = []
         self._divided: frozenset[Job] = frozenset()
+        self._writes: deque[tuple[Job, Future[Exception | None]]] = deque()
 
     def process(self, share: Share) -> list[FailedJob]:
         """Reads, predicts and writes images.
@@ -116,7 +124,6 @@ class Pipeline:
         # Whole images are read ahead by a batch and more; of tiled ones, which may be large, by one.
         ahead = 1 if segmenter.is_tiled else max(2 * segmenter.predictor.batch_size, self._num_threads)
         with ThreadPoolExecutor(self._num_threads) as pool, ThreadPoolExecutor(self._num_writers) as writers:
-            writes: list[tuple[Job, Future[Exception | None]]] = []
             results = segmenter.predict(
                 self._readable(pool, jobs, ahead),
                 mpp_of=lambda opened: self._pixel_sizes.get(opened.job),
@@ -130,12 +137,11 @@ class Pipeline:
                 result.name, result.path = job.name, job.path
                 if job in self._pixel_sizes:
                     result.style = result.style._replace(mpp=self._pixel_sizes[job])
-                writes.append((job, writers.submit(self._write, opened, result)))
+                is_large = result.maps.size > MAX_PENDING_ELEMENTS
                 num_pending = max(ahead, min(self._num_writers, MAX_PENDING_ELEMENTS // result.maps.size))
-                while len(writes) > (0 if result.maps.size > MAX_PENDING_ELEMENTS else num_pending):
-                    self._finish(*writes.pop(0))
-            for job, write in writes:
-                self._finish(job, write)
+                self._finish_until(0 if is_large else num_pending - 1)
+                self._writes.append((job, writers.submit(self._write, opened, result)))
+            self._finish_until(0)
         warning = bit_depth_warning(self._narrow, segmenter.bit_depth, option="--set data.bit_depth=")
         if warning:
             self._reporter.warn(warning)
@@ -175,7 +181,7 @@ class Pipeline:
         """Yields the images that could be opened."""
         height, width = self._segmenter.predictor.image_size
         has_warned = self._segmenter.is_tiled
-        for job, opened in _read_ahead(pool, self._read, fetch_ahead(jobs), ahead=ahead):
+        for job, opened in map_ahead(pool, lambda job: (job, self._read(job)), fetch_ahead(jobs), ahead=ahead):
             if isinstance(opened, Exception):
                 self._fail(job, opened)
                 continue
@@ -188,7 +194,14 @@ class Pipeline:
                     f"{job.path}: is resized from {image.shape[0]}x{image.shape[1]} to the network's {height}x{width}; "
                     "--tiled keeps the scale"
                 )
+            if self._writes and not self._has_room(image):
+                self._finish_until(0)
             yield _Opened(job, stamp), image
+
+    def _has_room(self, image: ImageLike) -> bool:
+        """Whether the disk holds the maps of an image beside those of one that is being written."""
+        scratch = tempfile.gettempdir() if isinstance(self._out, Address) else self._out
+        return shutil.disk_usage(scratch).free > SCRATCH_BYTES_PER_PIXEL * image.shape[0] * image.shape[1]
 
     def _read(self, job: Job) -> tuple[list[str], ImageLike] | Exception:
         """Opens an image, or returns what is wrong with it."""
@@ -223,6 +236,11 @@ class Pipeline:
         finally:
             result.close()
         return None
+
+    def _finish_until(self, num_pending: int) -> None:
+        """Waits for the oldest results until no more than `num_pending` are being written."""
+        while len(self._writes) > num_pending:
+            self._finish(*self._writes.popleft())
 
     def _finish(self, job: Job, write: Future[Exception | None]) -> None:
         error = write.result()
@@ -272,17 +290,3 @@ def _describe(job: Job, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"{job.path}: too little memory for this image"
     return f"{job.path}: {type(error).__name__}: {error}"
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Job], Any], jobs: Iterable[Job], *, ahead: int
-) -> Iterator[tuple[Job, Any]]:
-    """Calls `read` in threads, at most `ahead` jobs in advance, and yields jobs and results in order."""
-    pending: list[tuple[Job, Future]] = []
-    for job in jobs:
-        pending.append((job, pool.submit(read, job)))
-        if len(pending) > ahead:
-            first, result = pending.pop(0)
-            yield first, result.result()
-    for job, result in pending:
-        yield job, result.result()

@@ -80,6 +80,7 @@ class Result:
         name: str = "image",
         path: Path | None = None,
         scratch: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         """Keeps image and probabilities.
 
@@ -96,6 +97,7 @@ class Result:
           name: stem of the files that `save` writes.
           path: file of the image; None for an array.
           scratch: folder for temporary files of large label maps; None: the system's.
+          threads: threads for the blocks of a large image; None: one per CPU core.
         """
         self.image = image
         self.maps = maps
@@ -109,6 +111,7 @@ class Result:
         self.name = name
         self.path = path
         self.scratch = scratch
+        self.threads = threads
 
     def __repr__(self) -> str:
         """Returns name and size."""
@@ -130,14 +133,21 @@ class Result:
         """Labels, measurements and outlines of all nuclei."""
         params = self.postprocessing.params
         found = find_nuclei(
-            self.maps, self.mask, self.image, self.heads, params, candidates=self.candidates, labels=self._zeros()
+            self.maps,
+            self.mask,
+            self.image,
+            self.heads,
+            params,
+            candidates=self.candidates,
+            labels=self._zeros(),
+            threads=self.threads,
         )
         if self.confidence is None:
             return found
         probs = self.confidence.probabilities(features_of(found.table, found.whole))
         keep = probs >= self.min_probability
         if not keep.all():
-            found = keep_nuclei(found, keep, self.maps, self.image)
+            found = keep_nuclei(found, keep, self.maps, self.image, threads=self.threads)
         found.table["probability"] = probs[keep]
         found.table["margin_px"] = self.confidence.margin * found.diameters
         return found
@@ -148,7 +158,15 @@ class Result:
         if "nuclei" in self.__dict__ or self.min_probability > 0:
             return self.nuclei.labels
         params = self.postprocessing.params
-        return label_nuclei(self.maps, self.mask, self.heads, params, candidates=self.candidates, labels=self._zeros())
+        return label_nuclei(
+            self.maps,
+            self.mask,
+            self.heads,
+            params,
+            candidates=self.candidates,
+            labels=self._zeros(),
+            threads=self.threads,
+        )
 
     @property
     def outlines(self) -> list[list[Polygon]]:
@@ -194,6 +212,7 @@ class Result:
             name=self.name,
             path=self.path,
             scratch=self.scratch,
+            threads=self.threads,
         )
 
     @property

@@ -68,6 +68,8 @@ class Segmenter:
     """Model of the probability of nuclei; None: none was fitted."""
     min_probability: float = 0.0
     """Nuclei of a lower probability are left out."""
+    threads: int | None = None
+    """Threads for the blocks of a large image; None: one per CPU core."""
 
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload] (strings and arrays are iterable)
@@ -155,6 +157,7 @@ class Segmenter:
                 confidence=self.confidence,
                 min_probability=self.min_probability,
                 scratch=scratch,
+                threads=self.threads,
             )
             yield tag, result
 
@@ -262,6 +265,7 @@ def load_segmenter(runs: Sequence[Path], config: Config, *, mpp: float | None = 
         tuple(networks),
         confidence,
         min_probability(config.infer, confidence),
+        config.data.threads,
     )
 
 

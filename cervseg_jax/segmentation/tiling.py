@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Float32
 
@@ -159,8 +160,12 @@ def _band(image: ImageLike, top: int, height: int, left: int, width: int) -> np.
         _reflected(start, count, length)
         for start, count, length in ((top, height, image.shape[0]), (left, width, image.shape[1]))
     )
-    window = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    return np.asarray(window)[np.ix_(rows - rows.min(), columns - columns.min())]
+    window = np.asarray(image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+    above, below = max(0, -top), max(0, top + height - image.shape[0])
+    before, after = max(0, -left), max(0, left + width - image.shape[1])
+    padded = np.asarray(cv2.copyMakeBorder(window, above, below, before, after, cv2.BORDER_REFLECT_101))
+    first_row, first_column = top - rows.min() + above, left - columns.min() + before
+    return padded[first_row : first_row + height, first_column : first_column + width]
 
 
 def _reflected(start: int, count: int, length: int) -> np.ndarray:

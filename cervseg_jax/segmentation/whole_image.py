@@ -3,6 +3,7 @@
 Outlines are chosen in the whole image at once, so that there are no seams, and fitted to the mask block by block.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from cervseg_jax.annotations.polygons import Polygon, polygons_of
 from cervseg_jax.extents import Extent, paint
 from cervseg_jax.heads import Head
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation.blocks import label_table, windows
+from cervseg_jax.segmentation.blocks import BlockPool, Place, label_table, windows
 from cervseg_jax.segmentation.candidates import Candidates
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.morphometry import Table
@@ -30,6 +31,7 @@ def find_whole(
     candidates: Candidates,
     *,
     labels: Int32[np.ndarray, "h w"],
+    threads: int | None = None,
 ) -> list[WholeNucleus]:
     """Finds whole nuclei in an image of any size, and paints their parts of the mask into its label map.
 
@@ -42,6 +44,7 @@ def find_whole(
       params: parameters of suppression and watershed.
       candidates: whole outlines that the network proposes.
       labels: array of zeros to fill.
+      threads: as of `BlockPool`.
 
     Returns:
       The nuclei in the order of their labels 1..n, which is the reading order of their first pixels that are seen.
@@ -49,8 +52,10 @@ def find_whole(
     shape = (mask.shape[0], mask.shape[1])
     proposals = Proposals(candidates, shape=shape, min_score=params.min_score)
     detections = suppress(proposals, min_score=params.min_score, max_iou=params.max_iou)
-    found: list[WholeNucleus] = []
-    for start, end, window in windows(shape):
+
+    def found_in(place: Place) -> list[WholeNucleus]:
+        start, end, window = place
+        found = []
         top, left = window[0].start, window[1].start
         local = [
             detection._replace(extent=_cut(detection.extent, window))
@@ -62,6 +67,10 @@ def find_whole(
             center = _middle(placed.extent)
             if (center >= start).all() and (center < end).all():
                 found.append(placed)
+        return found
+
+    with BlockPool(shape, threads) as pool:
+        found = list(itertools.chain.from_iterable(pool.map(found_in, windows(shape))))
     found.sort(key=lambda nucleus: (nucleus.extent.top, nucleus.extent.left, nucleus.extent.area))
     seen = paint_all(found, labels)
     for nucleus in found:
@@ -108,7 +117,14 @@ def _cut(extent: Extent, window: tuple[slice, slice]) -> Extent:
     return Extent(top - window[0].start, left - window[1].start, inside)
 
 
-def whole_table(labels: np.ndarray, maps: np.ndarray, image: ImageLike, whole: Sequence[WholeNucleus]) -> Table:
+def whole_table(
+    labels: np.ndarray,
+    maps: np.ndarray,
+    image: ImageLike,
+    whole: Sequence[WholeNucleus],
+    *,
+    threads: int | None = None,
+) -> Table:
     """Measures what is seen of whole nuclei, and adds their whole areas.
 
     Args:
@@ -116,8 +132,10 @@ def whole_table(labels: np.ndarray, maps: np.ndarray, image: ImageLike, whole: S
       maps: probabilities, the mask first; may be memory-mapped.
       image: uint8 RGB of the same height and width.
       whole: the nuclei in the order of their labels.
+      threads: as of `BlockPool`.
     """
-    table = label_table(labels, maps, image, np.array([_middle(nucleus.extent) for nucleus in whole]).reshape(-1, 2))
+    owners = np.array([_middle(nucleus.extent) for nucleus in whole]).reshape(-1, 2)
+    table = label_table(labels, maps, image, owners, threads=threads)
     table["whole_area_px"] = np.array([nucleus.extent.area for nucleus in whole], np.int64)
     return table
 

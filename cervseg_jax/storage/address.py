@@ -131,6 +131,25 @@ class Address(PosixPath):
             if path.is_dir():
                 yield from path.rglob(pattern)
 
+    def files(self) -> list["Address"]:
+        """Returns all files below a folder, of one list where the store makes one; none if there is no folder.
+
+        Raises:
+          NotADirectoryError: if it is a file.
+          StoreError: if there is no such bucket, it refuses or cannot be reached.
+        """
+        found = []
+        for name, entry in store.list_tree(self.scheme, self.key).items():
+            path = self / name
+            path._listed = entry
+            found.append(path)
+        return found
+
+    def for_client(self) -> str:
+        """Returns the address as text, for a library that reads and writes there through fsspec by itself."""
+        store.share_file_system(self.scheme)
+        return str(self)
+
     def read_bytes(self) -> bytes:
         """Reads the file as it is now; see `cached.read_file` for images, which do not change."""
         return store.read(self.scheme, self.key)

@@ -77,6 +77,18 @@ def file_system(scheme: str) -> Any:
     return system
 
 
+def share_file_system(scheme: str) -> None:
+    """Lets file systems that other libraries make for a scheme see what other machines write.
+
+    Raises:
+      ConfigError: if a package is missing.
+    """
+    file_system(scheme)
+    import fsspec.config
+
+    fsspec.config.conf[SCHEMES[scheme].protocol] = {"use_listings_cache": False}
+
+
 def describe(scheme: str, key: str) -> Entry:
     """Asks about a file or folder.
 
@@ -115,6 +127,39 @@ def list_folder(scheme: str, key: str) -> dict[str, Entry]:
             entries[name.rpartition("/")[2]] = _entry(info)
         elif info["type"] == "file" and info.get("size"):
             raise NotADirectoryError(errno.ENOTDIR, "is a file", f"{scheme}://{key}")
+    return entries
+
+
+def list_tree(scheme: str, key: str) -> dict[str, Entry]:
+    """Lists all files below a folder.
+
+    Returns:
+      Entries of files by their path below the folder; none if there is no such folder.
+
+    Raises:
+      NotADirectoryError: if it is a file.
+      StoreError: if there is no such bucket, it refuses or cannot be reached.
+    """
+    try:
+        if SCHEMES[scheme].is_web:
+            return _list_pages(scheme, key)
+        listed = _request(scheme, key, "read", "_find", key, detail=True)
+    except FileNotFoundError:
+        listed = {}
+    if not listed:
+        require_bucket(scheme, key.partition("/")[0])
+    if key in listed:
+        raise NotADirectoryError(errno.ENOTDIR, "is a file", f"{scheme}://{key}")
+    entries = {name.removeprefix(f"{key}/"): _entry(info) for name, info in listed.items() if not name.endswith("/")}
+    return {name: entry for name, entry in entries.items() if not entry.is_folder}
+
+
+def _list_pages(scheme: str, key: str) -> dict[str, Entry]:
+    """Returns the files of a page and of the pages below it."""
+    entries = {}
+    for name, entry in _list_page(scheme, key).items():
+        below = _list_pages(scheme, f"{key}/{name}") if entry.is_folder else {}
+        entries |= {f"{name}/{inner}": found for inner, found in below.items()} if entry.is_folder else {name: entry}
     return entries
 
 

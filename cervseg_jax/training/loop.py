@@ -76,7 +76,7 @@ def train(
     check_lr_multipliers(config.train.lr_multipliers, experiment.params)
     checkpoints = Checkpoints(
         run.folder / STATES,
-        address=None if run.address is None else f"{run.address}/{STATES}",
+        address=None if run.address is None else run.address / STATES,
         keep=config.train.keep_checkpoints,
         keeps_forever=_kept_epochs(config.train.keep_every_epochs),
     )

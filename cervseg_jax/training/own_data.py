@@ -9,8 +9,7 @@ from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.data.checks import ReadFiles
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_text
-from cervseg_jax.runs.bucket import is_address
-from cervseg_jax.storage.address import as_path
+from cervseg_jax.storage.address import Address, as_path
 from cervseg_jax.training.plan import plan_training
 
 VALID_SHARE = 0.25
@@ -43,7 +42,7 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Planne
     folder = as_path(folder)
     if not folder.is_dir():
         raise ConfigError(f"--data: no such folder: {folder}")
-    if is_address(run_dir):
+    if isinstance(as_path(run_dir), Address):
         raise ConfigError("--data: needs a --run-dir on this machine; plan a config for runs in a bucket")
     recipe = run_dir.with_name(f"{run_dir.name}.yaml")
     if recipe.exists():

@@ -1,5 +1,7 @@
 """A slide on disk is read window by window and gives what the image in memory gives."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -28,6 +30,15 @@ def test_windows_equal_the_image(slide_and_image):
     assert slide.shape == image.shape
     np.testing.assert_array_equal(slide[10:200, 63:130], image[10:200, 63:130])
     np.testing.assert_array_equal(slide[:, 400:], image[:, 400:])
+
+
+def test_threads_may_read_windows_at_the_same_time(slide_and_image, rng):
+    slide, image = slide_and_image
+    starts = rng.integers(0, 200, (200, 2)).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        windows = list(pool.map(lambda start: slide[start[0] : start[0] + 90, start[1] : start[1] + 70], starts))
+    for (top, left), window in zip(starts, windows, strict=True):
+        np.testing.assert_array_equal(window, image[top : top + 90, left : left + 70])
 
 
 def test_tiles_of_a_slide_equal_those_of_the_image(slide_and_image):

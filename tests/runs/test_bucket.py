@@ -1,5 +1,6 @@
 """Runs in a bucket: a server on this machine stands for it, with the real clients in front."""
 
+import itertools
 import json
 import os
 import re
@@ -9,11 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.extras import install_command
 from cervseg_jax.runs.bucket import local_copy
+from cervseg_jax.runs.folder import choose_run_folder
+from cervseg_jax.storage.cached import PIECE_BYTES
 from tests.helpers import COMMAND, assert_same_run, refused, rows_of, run
 from tests.runtime.test_distributed import COMPARED, end_of, start
 
@@ -220,8 +224,7 @@ def test_two_processes_share_nothing_but_the_bucket(finished, alone, bucket, tmp
 def test_buckets_that_cannot_be_used(finished, bucket, call):
     code, _, stderr = call("train", finished[0], "--run-dir", "gs://other/runs/a")
     assert code == 2
-    assert stderr.startswith("error: gs://other/runs/a: cannot be read: ")
-    assert "does the bucket exist" in stderr
+    assert stderr.startswith("error: gs://other: no such bucket")
     assert "a run needs a folder in it" in refused(2, "train", finished[0], "--run-dir", "gs://mine")
     code, _, stderr = call("eval", "gs://mine/runs/none")
     assert code == 2
@@ -229,8 +232,49 @@ def test_buckets_that_cannot_be_used(finished, bucket, call):
     bucket.is_writable = False
     code, stdout, stderr = call("train", finished[0], "--run-dir", RUN)
     assert code == 2
-    assert stderr.startswith(f"error: {RUN}: cannot be written: ")
+    assert re.match(f"error: {RUN}/[a-z.]+: cannot be written: no permission", stderr)
     assert "epoch 1" not in stdout
+
+
+def test_a_copy_loses_nothing_when_requests_fail(store):
+    """Read back from the server's own memory."""
+    rng = np.random.default_rng(0)
+    names = [f"best/w{index}.npz" for index in range(12)] + ["best/contract.json", "log.jsonl", "previews/1/a.png"]
+    for name in [*names, "checkpoints/5/x", "run.lock"]:
+        store.put(f"runs/a/{name}", rng.bytes(500), {})
+    store.put("runs/a/best/large.npz", rng.bytes(PIECE_BYTES + 1), {})
+    before = dict(store.objects)
+    number, written = itertools.count(), []
+    kinds = itertools.cycle(("503", "cut", "reset", "429"))
+    store.fault = lambda method, target: next(kinds) if next(number) % 4 == 0 else ""
+    with local_copy(Path(RUN)) as run:
+        copied = {f"runs/a/{path.relative_to(run.folder)}": path for path in run.folder.rglob("*") if path.is_file()}
+        assert copied.keys() == before.keys() - {"runs/a/checkpoints/5/x", "runs/a/run.lock"}
+        assert all(path.read_bytes() == before[name].data for name, path in copied.items())
+        store.watch = lambda method, request: written.append(request) if method != "GET" else None
+        run.publish()
+        assert written == []  # nothing has changed
+        for index in range(12):
+            (run.folder / f"best/w{index}.npz").write_bytes(b"new %d" % index)
+        (run.folder / "best" / "contract.json").write_bytes(b"refers to the new ones")
+        (run.folder / "previews" / "1" / "a.png").unlink()
+    after = {name: stored.data for name, stored in store.objects.items()}
+    changed = {f"runs/a/best/w{index}.npz": b"new %d" % index for index in range(12)}
+    changed["runs/a/best/contract.json"] = b"refers to the new ones"
+    expected = {name: stored.data for name, stored in before.items()} | changed
+    assert after == {name: data for name, data in expected.items() if name != "runs/a/previews/1/a.png"}
+    uploads = [b"contract.json" in request for request in written if b"a.png" not in request]
+    assert uploads.index(True) >= 12 and all(uploads[uploads.index(True) :])
+
+
+def test_where_no_training_can_write(store, tmp_path):
+    for address in ("https://example.org/runs/a", "s3://mine/runs/a"):
+        with pytest.raises(ConfigError, match=f"--run-dir: {address}: a training writes its run to gs://"):
+            choose_run_folder(tmp_path / "a.yaml", Path(address), fresh=False)
+    store.put("runs/a/config.yaml", b"", {})
+    assert str(choose_run_folder(tmp_path / "a.yaml", Path(RUN), fresh=True)) == f"{RUN}-2"
+    with pytest.raises(ConfigError, match="is a file; a run is a folder"), local_copy(Path(RUN) / "config.yaml"):
+        pass
 
 
 def test_without_the_client_the_message_says_what_to_install(monkeypatch):
@@ -245,10 +289,10 @@ def test_paths_of_a_run_in_a_bucket_are_shown_as_addresses(monkeypatch, tmp_path
     monkeypatch.setattr("cervseg_jax.runs.bucket._Copy.publish", lambda copy: None)
     monkeypatch.chdir(tmp_path)
     with local_copy(Path(RUN)) as run:
-        assert run.address == RUN
+        assert str(run.address) == RUN
         assert "mine" not in str(run.folder) and run.folder.name == "a"
         member = run.subrun("seed_1")
-        assert (member.folder, member.address) == (run.folder / "seed_1", f"{RUN}/seed_1")
+        assert (member.folder, str(member.address)) == (run.folder / "seed_1", f"{RUN}/seed_1")
         assert run.display_path(run.folder) == RUN
         assert member.display_path(member.folder / "best") == f"{RUN}/seed_1/best"
         assert run.display_path(tmp_path / "out") == "out"

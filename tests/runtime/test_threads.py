@@ -1,9 +1,10 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from cervseg_jax.errors import DataError
-from cervseg_jax.runtime.threads import map_files
+from cervseg_jax.runtime.threads import map_ahead, map_files
 
 
 def halved(number):
@@ -38,3 +39,19 @@ def test_other_errors_cancel_what_has_not_begun():
     with pytest.raises(KeyError):
         map_files(work, range(1000), problems=[], threads=2)
     assert len(begun) < 1000
+
+
+def test_entries_are_taken_as_their_results_are_used():
+    taken = []
+
+    def entries():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_ahead(pool, lambda number: number**2, entries(), ahead=3)
+        for number in range(20):
+            assert next(results) == number**2
+            assert len(taken) <= number + 4
+        assert list(results) == []

@@ -1,11 +1,14 @@
 """Blocks: an image in many blocks has the nuclei that it has in one."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from cervseg_jax.schema import PostprocessingConfig
-from cervseg_jax.segmentation import blocks
-from cervseg_jax.segmentation.nuclei import find_nuclei, label_nuclei
+from cervseg_jax.segmentation import blocks, nuclei
+from cervseg_jax.segmentation.instances import label_instances
+from cervseg_jax.segmentation.nuclei import find_nuclei, keep_nuclei, label_nuclei
 
 PARAMS = PostprocessingConfig(min_area_px=10)
 
@@ -40,6 +43,54 @@ def test_blocks_give_the_nuclei_of_the_whole(image_and_maps, monkeypatch):
     for row, other in enumerate(order):
         got, want = parted.polygons[other], whole.polygons[row]
         assert {tuple(map(tuple, part.outer)) for part in got} == {tuple(map(tuple, part.outer)) for part in want}
+
+
+def same_nuclei(got, expected):
+    """Whether labels, measurements and outlines are the same bytes."""
+    np.testing.assert_array_equal(got.labels, expected.labels)
+    for name, values in expected.table.items():
+        np.testing.assert_array_equal(got.table[name], values, err_msg=name)
+    rings = [
+        [ring.tobytes() for own in found.polygons for part in own for ring in (part.outer, *part.holes)]
+        for found in (got, expected)
+    ]
+    assert rings[0] == rings[1]
+
+
+@pytest.mark.parametrize("threads", [2, 5, None])
+def test_any_number_of_threads_gives_the_same_nuclei(image_and_maps, monkeypatch, threads):
+    image, maps = image_and_maps
+    monkeypatch.setattr(blocks, "BLOCK_PX", 40)
+    monkeypatch.setattr(blocks, "HALO_PX", 30)
+    args = (maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS)
+    alone = find_nuclei(*args, threads=1)
+    found = find_nuclei(*args, threads=threads)
+    same_nuclei(found, alone)
+    keep = np.arange(len(alone.polygons)) % 3 > 0
+    kept = [keep_nuclei(own, keep, maps, image, threads=count) for own, count in ((found, threads), (alone, 1))]
+    same_nuclei(*kept)
+
+
+def test_blocks_are_labelled_at_the_same_time_and_few_ahead(image_and_maps, monkeypatch):
+    image, maps = image_and_maps
+    monkeypatch.setattr(blocks, "BLOCK_PX", 40)
+    monkeypatch.setattr(blocks, "HALO_PX", 30)
+    together, lock, under_way, most = threading.Barrier(2), threading.Lock(), set(), []
+
+    def label(*args):
+        with lock:
+            under_way.add(threading.get_ident())
+            most.append(len(under_way))
+        if len(most) <= 2:
+            together.wait(timeout=30)  # breaks if one block waits for the other
+        labels = label_instances(*args)
+        with lock:
+            under_way.discard(threading.get_ident())
+        return labels
+
+    monkeypatch.setattr(nuclei, "label_instances", label)
+    assert len(find_nuclei(maps, maps[..., 0] >= 0.5, image, ("mask",), PARAMS, threads=2).polygons) > 15
+    assert max(most) == 2 and len(most) == 24
 
 
 def test_labels_may_lie_on_disk(image_and_maps, tmp_path):

@@ -1,7 +1,9 @@
 """Images that fail alone, and errors that end the whole call."""
 
+import dataclasses
 import errno
 import os
+import threading
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,9 @@ from cervseg_jax.segmentation.postprocess import Postprocessing
 from cervseg_jax.segmentation.predict import Predictor
 from cervseg_jax.segmentation.segmenter import Segmenter
 from cervseg_jax.segmentation.shares import Share
+
+CALLS_PER_IMAGE = 2
+"""Batches of two tiles of 32x32 pixels of an image of 48x40, in tiles."""
 
 
 def darkness(images):
@@ -258,3 +263,37 @@ def test_a_part_of_a_slide_that_cannot_be_read_is_left_to_the_process_that_write
     failed = call.run(share=Share(call.jobs[:1], call.jobs[:1], process=0, num_processes=2), resume=True)
     assert list(failed) == ["a"]
     assert call.ledger.read_failure("a") == [str(call.jobs[0].path), failed["a"]]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_large_images_are_written_one_at_a_time_while_the_next_one_is_predicted(tmp_path, monkeypatch, has_room):
+    monkeypatch.setattr(pipeline_module, "MAX_PENDING_ELEMENTS", 1)
+    monkeypatch.setattr(pipeline_module, "SCRATCH_BYTES_PER_PIXEL", 0 if has_room else 2**60)
+    call = Call(tmp_path, tiled=TiledConfig())
+    writing, most, is_predicted = [], [], threading.Condition()
+    num_predicted = 0
+
+    def predict(images):
+        nonlocal num_predicted
+        assert has_room or not writing
+        with is_predicted:
+            num_predicted += 1
+            is_predicted.notify_all()
+        return darkness(images)
+
+    def write(folder, result):
+        writing.append(result.name)
+        most.append(len(writing))
+        if has_room and result.name != "d":  # ends only if the next image is predicted meanwhile
+            place = "abcd".index(result.name)
+            with is_predicted:
+                assert is_predicted.wait_for(lambda: num_predicted > CALLS_PER_IMAGE * (place + 1), timeout=30)
+        OUTPUTS["nuclei"].write(folder, result)
+        writing.remove(result.name)
+
+    monkeypatch.setattr(output_module, "OUTPUTS", {**OUTPUTS, "nuclei": OUTPUTS["nuclei"]._replace(write=write)})
+    call.segmenter = dataclasses.replace(call.segmenter, predictor=Predictor(predict, (32, 32), 2, ("mask",)))
+    assert call.run() == {}
+    assert call.done() == ["a", "b", "c", "d"]
+    assert most == [1, 1, 1, 1]
+    assert num_predicted == 4 * CALLS_PER_IMAGE

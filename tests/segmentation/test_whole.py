@@ -130,7 +130,7 @@ def test_blocks_and_memory_maps_give_the_nuclei_of_the_whole(scene, maps, result
     monkeypatch.setattr(blocks, "HALO_PX", 80)
     store = np.lib.format.open_memmap(tmp_path / "labels.npy", "w+", np.int32, (SIDE, SIDE))
     args = (result.maps, result.mask, scene.image, result.heads, result.postprocessing.params)
-    parted = find_nuclei(*args, candidates=result.candidates, labels=store)
+    parted = find_nuclei(*args, candidates=result.candidates, labels=store, threads=3)
     np.testing.assert_array_equal(store, result.labels)
     for name, values in result.nuclei.table.items():
         np.testing.assert_allclose(parted.table[name], values, err_msg=name)

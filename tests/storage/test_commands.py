@@ -11,6 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cervseg_jax.data.pixel_size import pixel_size_um
+from cervseg_jax.data.slides import Slide
+from cervseg_jax.segmentation.notes import file_stamp
+from cervseg_jax.storage.address import as_path
+from cervseg_jax.storage.retrying import StoreError
 from tests.helpers import (
     COMMAND,
     ENVIRONMENT,
@@ -22,6 +27,7 @@ from tests.helpers import (
     run_process,
 )
 from tests.runtime.test_distributed import end_of, start
+from tests.slide_files import write_ome_zarr
 
 OUTPUTS = "masks,overlays,instances,nuclei,geojson,coco,labelme,rois,probabilities"
 
@@ -118,6 +124,53 @@ def test_infer_from_a_bucket_to_a_bucket(finished, images, local, store, tmp_pat
     store.put("slides/disc_002.png", (images / "disc_002.png").read_bytes(), {})
     assert run(*given, "--resume")[0] == 0
     assert without_places(files_in(store, "out"), "gs://mine/slides") == expected
+
+
+def test_zarr_in_a_bucket_is_that_of_a_folder(store, tmp_path, rng):
+    """Whole chunks, parts of shards, and chunks that are not there; a tenth of the requests fails."""
+    zarr = pytest.importorskip("zarr", reason="the extra `slides` is not installed")
+    image = rng.integers(0, 256, (3, 300, 260), np.uint8)
+    image[:, :130, :130] = 0  # chunks that only have the fill value are not stored
+    write_ome_zarr(tmp_path / "slides" / "a.zarr", image, mpp=0.5)
+    write_ome_zarr(tmp_path / "slides" / "b.zarr", image, version="0.4")
+    write_ome_zarr(tmp_path / "slides" / "s.zarr", image, num_levels=1)
+    group = zarr.open_group(tmp_path / "slides" / "s.zarr", mode="r+")
+    options = {"shape": image.shape, "dtype": image.dtype, "overwrite": True}
+    group.create_array("0", chunks=(1, 64, 64), shards=(3, 128, 128), **options)[...] = image
+    upload(store, tmp_path / "slides", "slides")
+    failing(store, every=10)
+    for name in "abs":
+        address, folder = as_path(f"gs://mine/slides/{name}.zarr"), tmp_path / "slides" / f"{name}.zarr"
+        there, here = Slide(address), Slide(folder)
+        for window in (np.s_[10:200, 63:130], np.s_[0:300, 0:260], np.s_[299:300, 5:6]):
+            np.testing.assert_array_equal(there[window], here[window])
+            np.testing.assert_array_equal(there[window], image[:, *window].transpose(1, 2, 0))
+        assert pixel_size_um(address) == pixel_size_um(folder)
+        stamp = file_stamp(address)
+        assert file_stamp(address) == stamp
+        chunk = next(key for key in store.objects if key.startswith(f"slides/{name}.zarr/0/") and "json" not in key)
+        store.put(chunk, store.objects[chunk].data, {})
+        assert file_stamp(as_path(f"gs://mine/slides/{name}.zarr")) != stamp
+    store.fault = lambda method, target: "403" if "zarr%2F0" in target else ""
+    with pytest.raises(StoreError, match="no permission"):
+        Slide(as_path("gs://mine/slides/b.zarr"))
+
+
+@pytest.mark.slow
+def test_infer_reads_zarr_from_a_bucket(finished, store, tmp_path, rng):
+    pytest.importorskip("zarr", reason="the extra `slides` is not installed")
+    image = rng.integers(0, 256, (3, 200, 180), np.uint8)
+    write_ome_zarr(tmp_path / "slides" / "a.zarr", image)
+    upload(store, tmp_path / "slides", "slides")
+    for images, out in ((tmp_path / "slides", tmp_path / "out"), ("gs://mine/slides", "gs://mine/out")):
+        code, stdout, stderr = run("infer", finished[1], "--images", images, "--out", out, "--tiled")
+        assert code == 0, stderr
+        assert "pixel size: 0.25 micrometers" in stdout
+    expected = without_places(results_in(tmp_path / "out"), str(tmp_path / "slides"))
+    assert without_places(files_in(store, "out"), "gs://mine/slides") == expected
+    given = ("--images", "gs://mine/slides/a.zarr", "--out", tmp_path / "again", "--tiled")
+    assert run("infer", finished[1], *given)[0] == 0
+    assert (tmp_path / "again" / "masks" / "a.png").read_bytes() == expected["masks/a.png"]
 
 
 @pytest.mark.slow

@@ -88,6 +88,20 @@ def test_what_is_written_is_there_and_what_is_deleted_is_not(store):
     assert not folder.exists()
 
 
+def test_all_files_below_a_folder_are_one_list(store):
+    files = filled(store, 5) | filled(store, 5, folder="d/a/b") | filled(store, 1, folder="dd")
+    seen = requests_of(store)
+    found = as_path("gs://mine/d").files()
+    assert {f"d/{path.relative_to('gs://mine/d')}" for path in found} == {name for name in files if name[:2] == "d/"}
+    assert all(path.is_file() and path.stat().st_size == 1000 for path in found)
+    assert len(seen) == 1
+    assert as_path("gs://mine/none").files() == []
+    with pytest.raises(StoreError, match="gs://other: no such bucket"):
+        as_path("gs://other/d").files()
+    with pytest.raises(NotADirectoryError):
+        as_path("gs://mine/d/000.png").files()
+
+
 def test_one_of_three_requests_fails(store):
     """Each fault that a network has; nothing is lost, and nothing damaged is taken for good."""
     files = filled(store, 60)
@@ -325,8 +339,10 @@ def web(tmp_path):
     server.server_close()
 
 
-def test_a_web_server(store, web):
+def test_a_web_server(store, web, tmp_path):
     assert web.is_dir() and (web / "sub folder").is_dir() and not (web / "none").exists()
+    (tmp_path / "site" / "top.txt").write_text("top")
+    assert sorted(path.name for path in web.files()) == ["100%.png", "a.png", "b c.png", "top.txt"]
     paths = sorted((web / "sub folder").iterdir())
     assert [path.name for path in paths] == ["100%.png", "a.png", "b c.png"]
     for path in paths:
