@@ -25,8 +25,8 @@ MIN_FIT = 0.5
 """Share of a part that its detection must cover to add anything to it."""
 MIN_NEW = 0.35
 """Share of a part that a further detection must explain alone to be a nucleus of its own."""
-MIN_PROPOSALS = 2
-"""Proposals that a further detection must have."""
+MIN_PROPOSALS, MIN_AGREEMENT = 8, 0.75
+"""Proposals that a further detection must have, and their mean IoU with the best one."""
 
 
 class WholeNucleus(NamedTuple):
@@ -85,7 +85,8 @@ def _chosen(detections: Sequence[Detection], part: Extent) -> list[Detection]:
     for detection in detections[1:]:
         rest = _without(unexplained, part, detection.extent)
         num_new = np.count_nonzero(unexplained) - np.count_nonzero(rest)
-        if detection.num_proposals >= MIN_PROPOSALS and num_new >= MIN_NEW * part.area:
+        is_sure = detection.num_proposals >= MIN_PROPOSALS and detection.agreement >= MIN_AGREEMENT
+        if is_sure and num_new >= MIN_NEW * part.area:
             chosen.append(detection)
             unexplained = rest
     return chosen
