@@ -109,7 +109,8 @@ class _Lineage:
             num_left = self._num_images - len(before)
             targets = sorted(len(before) + rng.randrange(1 + num_left // 3) for _ in victims)
             for victim, target in zip(victims, targets, strict=True):
-                while len(_done(self.folder)) < target and any(process.poll() is None for process in processes):
+                latest = time.monotonic() + PATIENCE_SECONDS  # the others may wait for one that was killed
+                while len(_done(self.folder)) < target and time.monotonic() < latest and _is_running(processes):
                     time.sleep(0.05)
                 time.sleep(rng.uniform(0, 1.5 * self._startup if target == len(before) else 1))
                 row["kills"] += victim.poll() is None
@@ -157,6 +158,10 @@ class _Lineage:
         return [
             self._hosts.launch(self.folder.parent, self.folder.name, part, host=host) for host, part in enumerate(parts)
         ]
+
+
+def _is_running(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+    return any(process.poll() is None for process in processes)
 
 
 def _together(hosts: Hosts, folder: Path, count: int, *more: str) -> list[subprocess.Popen[bytes]]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 import re
+import signal
 import sys
 import threading
 import time
@@ -199,6 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serves a folder; prints the variable that sends clients here, and at the end the requests of each kind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let their background jobs ignore it
     folder, share = Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     server = Bucket()
     for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file()), start=1):

@@ -120,8 +120,12 @@ class Address(PosixPath):
             yield path
 
     def glob(self, pattern: str, **_: Any) -> Iterator["Address"]:  # pyright: ignore
-        """Yields those of `iterdir` whose names fit a pattern."""
-        return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+        """Yields those of `iterdir` whose names fit a pattern; none if there is no folder."""
+        try:
+            listed = list(self.iterdir())
+        except FileNotFoundError:
+            listed = []
+        return (path for path in listed if fnmatch.fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str, **_: Any) -> Iterator["Address"]:  # pyright: ignore
         """Yields files and folders whose names fit a pattern, at any depth."""

@@ -96,6 +96,8 @@ def test_all_files_below_a_folder_are_one_list(store):
     assert all(path.is_file() and path.stat().st_size == 1000 for path in found)
     assert len(seen) == 1
     assert as_path("gs://mine/none").files() == []
+    assert list(as_path("gs://mine/none").glob("*")) == []
+    assert [path.name for path in as_path("gs://mine/d").glob("00[01]*")] == ["000.png", "001.png"]
     with pytest.raises(StoreError, match="gs://other: no such bucket"):
         as_path("gs://other/d").files()
     with pytest.raises(NotADirectoryError):
