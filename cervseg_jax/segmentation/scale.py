@@ -90,8 +90,11 @@ SIZE_TOLERANCE = 0.35
 MIN_VOTES = 0.5
 """Weight below which nothing was found."""
 PART_RATIO, PART_SHARE = 2.0, 0.75
-"""A vote counts as a part of a nucleus, such as a granule of chromatin, if it lies in a vote that is so many times as
+"""A vote may be for a part of a nucleus, such as a granule of chromatin, if it lies in a vote that is so many times as
 large and has at least this share of its weight."""
+MIN_PARTS, MIN_PART_WEIGHT = 3, 0.05
+"""Votes of this weight, apart from each other, that a larger one must have in it: nuclei have many granules, but cells
+one nucleus."""
 
 
 class _Votes(NamedTuple):
@@ -202,12 +205,25 @@ def _nuclei(labels: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _without_parts(votes: _Votes) -> _Votes:
-    """Returns the votes that are not parts of larger ones, see `PART_RATIO`."""
+    """Returns the votes that are not parts of larger ones, see `PART_RATIO` and `MIN_PARTS`."""
     is_part = np.zeros(len(votes.sizes), bool)
     for size, weight, row, column in zip(*votes, strict=True):
-        is_inside = np.hypot(votes.rows - row, votes.columns - column) < size / 2
-        is_part |= is_inside & (PART_RATIO * votes.sizes < size) & (PART_SHARE * votes.weights < weight)
+        is_inside = (np.hypot(votes.rows - row, votes.columns - column) < size / 2) & (PART_RATIO * votes.sizes < size)
+        if _num_apart(votes, np.flatnonzero(is_inside)) >= MIN_PARTS:
+            is_part |= is_inside & (PART_SHARE * votes.weights < weight)
     return _Votes(*(values[~is_part] for values in votes))
+
+
+def _num_apart(votes: _Votes, indices: np.ndarray) -> int:
+    """Counts votes that do not lie on each other, the surest first; the same place votes at several scales."""
+    sizes, weights, rows, columns = (values[indices] for values in votes)
+    is_left, count = weights > MIN_PART_WEIGHT, 0
+    for index in np.argsort(-weights, kind="stable"):
+        if is_left[index]:
+            distances = np.hypot(rows - rows[index], columns - columns[index])
+            is_left &= distances > np.maximum(sizes, sizes[index])
+            count += 1
+    return count
 
 
 def _densest(votes: _Votes) -> float | None:

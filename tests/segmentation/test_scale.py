@@ -75,6 +75,17 @@ def test_granules_of_nuclei_do_not_vote_against_the_nuclei(has_nuclei, expected)
     assert estimate_nucleus_px(predictor, image, SCALE, Postprocessing()) == pytest.approx(expected, rel=0.15)
 
 
+def test_nuclei_vote_against_the_cells_that_they_lie_in():
+    image = np.full((200, 200, 3), 230, np.uint8)
+    for center in ((50, 50), (50, 150), (150, 50), (150, 150)):
+        cv2.circle(image, center, 36, (100, 100, 100), -1)
+        cv2.circle(image, center, 8, (30, 30, 30), -1)
+    for center in ((100, 20), (100, 100), (100, 180), (20, 100), (180, 100)):
+        cv2.circle(image, center, 8, (30, 30, 30), -1)
+    predictor = Predictor(granules_too, (96, 96), 2, ("mask",))
+    assert estimate_nucleus_px(predictor, image, SCALE, Postprocessing()) == pytest.approx(17, rel=0.15)
+
+
 @pytest.mark.parametrize("image", [np.full((64, 80, 3), 255, np.uint8), np.full((3, 5, 3), 90, np.uint8)])
 def test_an_image_without_nuclei_keeps_the_size_of_the_network(image):
     result = SEGMENTER(image)
