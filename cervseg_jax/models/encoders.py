@@ -177,7 +177,7 @@ def _prepared(images: Any, kind: str) -> Any:
     if images.shape[-1] != 3 and kind != "inside":
         return images / 255.0
     if kind == "caffe":
-        return ops.flip(images, axis=-1) - np.array([103.939, 116.779, 123.68], np.float32)
+        return ops.subtract(ops.flip(images, axis=-1), np.array([103.939, 116.779, 123.68], np.float32))
     if kind == "torch":
         return (images / 255.0 - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     return images
