@@ -76,8 +76,8 @@ def distance_to_border(mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, "h 
     above some 1,000 pixels may differ in the last bits.
 
     Example:
-      >>> distance_to_border(np.array([[1, 1, 1], [1, 1, 0]], bool)).round(3).tolist()
-      [[2.236, 1.414, 1.0], [2.0, 1.0, 0.0]]
+      >>> np.square(distance_to_border(np.array([[1, 1, 1], [1, 1, 0]], bool))).round().tolist()
+      [[5.0, 2.0, 1.0], [4.0, 1.0, 0.0]]
     """
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.sqrt(np.rint(np.square(np.asarray(distance, np.float64)))).astype(np.float32)

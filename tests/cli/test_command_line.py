@@ -626,7 +626,7 @@ def test_no_folder_is_named_after_an_address(finished, tmp_path, monkeypatch):
     config, folder, _ = finished
     monkeypatch.chdir(tmp_path)
     message = refused(2, "train", config, "--run-dir", "s3://bucket/runs/a", "--quiet")
-    assert "s3://bucket/runs/a: is not on this machine; here a folder is needed (runs may be at gs://" in message
+    assert "s3://bucket/runs/a: a training writes its run to gs:// or to a disk" in message
     for arguments in (("synth", "gs://bucket/new", "--images", "1"), ("prepare", tmp_path, "--out", "gs://bucket/new")):
         assert "is not on this machine" in refused(2, *arguments, "--quiet")
     assert "az:// addresses are not read" in refused(
