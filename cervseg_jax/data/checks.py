@@ -43,7 +43,7 @@ class PairStats(NamedTuple):
     saturation: float | None = None
     """Mean saturation of the image, 0..255; None unless nuclei were measured, as the next."""
     diameters_px: Sequence[float] | None = None
-    """Diameters of the annotated nuclei; see `measure_diameters`."""
+    """Diameters of the annotated nuclei; see `nucleus_diameters`."""
 
 
 class CheckedPairs(NamedTuple):

@@ -148,7 +148,10 @@ def tune_segmenter(
     Returns:
       The best settings, as of `tune`; with the head "rays" the parameters of whole outlines as well.
     """
-    share, own, results = _predict_share(segmenter, pairs, is_shared=is_shared)
+    share = _Share.of(len(pairs), is_shared=is_shared)
+    own = [pairs[index] for index in share.indices]
+    with share.guard():
+        results = predict_pairs(segmenter, own)
     postprocessing, quality = _tune_results(segmenter, results, own, share, thresholds=thresholds)
     with share.guard():
         tuned = [result.with_postprocessing(postprocessing.at_scale(_factor(result))) for result in results]
@@ -175,16 +178,6 @@ class _Share(NamedTuple):
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Returns the rows of all images, one each. Collective if divided."""
         return allgather_rows(self.indices, rows) if self.is_divided else rows
-
-
-def _predict_share(
-    segmenter: Segmenter, pairs: Sequence[Pair], *, is_shared: bool
-) -> tuple[_Share, list[Pair], list[Result]]:
-    """Predicts the images of this process, or all; returns the share, its pairs and their results."""
-    share = _Share.of(len(pairs), is_shared=is_shared)
-    own = [pairs[index] for index in share.indices]
-    with share.guard():
-        return share, own, predict_pairs(segmenter, own)
 
 
 def _tune_results(

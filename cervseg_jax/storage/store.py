@@ -156,10 +156,13 @@ def list_tree(scheme: str, key: str) -> dict[str, Entry]:
 
 def _list_pages(scheme: str, key: str) -> dict[str, Entry]:
     """Returns the files of a page and of the pages below it."""
-    entries = {}
+    entries: dict[str, Entry] = {}
     for name, entry in _list_page(scheme, key).items():
-        below = _list_pages(scheme, f"{key}/{name}") if entry.is_folder else {}
-        entries |= {f"{name}/{inner}": found for inner, found in below.items()} if entry.is_folder else {name: entry}
+        if entry.is_folder:
+            below = _list_pages(scheme, f"{key}/{name}")
+            entries |= {f"{name}/{inner}": found for inner, found in below.items()}
+        else:
+            entries[name] = entry
     return entries
 
 
