@@ -76,9 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (error, coverage), (error_std, coverage_std) = scores.mean(axis=0), scores.std(axis=0)
     print(f"cross-validated: error {error:.3f} +- {error_std:.3f}, coverage {coverage:.3f} +- {coverage_std:.3f}")
     probs, is_within = apply(load_confidence(options.run / "best"), every)
-    print(
-        f"of the run:      error {reliability_of(probs, every.is_matched)['error']:.3f}, coverage {is_within.mean():.3f}"
-    )
+    error = reliability_of(probs, every.is_matched)["error"]
+    print(f"of the run:      error {error:.3f}, coverage {is_within.mean():.3f}")
 
 
 if __name__ == "__main__":

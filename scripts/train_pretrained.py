@@ -3,8 +3,8 @@
     python scripts/train_pretrained.py DATA OUT [--set train.epochs=11 ...]
 
 DATA holds `bttfa_lbc/{images,masks}` (Zhang 2019, Mendeley Data jks43dkjj7, CC BY 4.0) and
-`dsb2018_stained/{images,labels}` (2018 Data Science Bowl, Broad Institute, CC0). Drawn cells are added to them. A fifth
-of the images of each kind is held out; its scores, and those of nothing else, are in the model card. The same command
+`dsb2018_stained/{images,labels}` (2018 Data Science Bowl, Broad Institute, CC0). Drawn clusters are added to them, a fifth
+of the images of each kind is held out, and drawn smears are added to the training images. The same command
 continues an interrupted call. About half an hour on two CPU cores.
 """
 
@@ -33,6 +33,7 @@ from cervseg_jax.runs.half_precision import save_half_precision
 from cervseg_jax.tables import csv_text, read_csv
 
 NUM_DRAWN, DRAWN_SEED, DRAWN_SIZE = 80, 11, (384, 384)
+NUM_SMEARS, SMEAR_SEED = 120, 21
 RECIPE = "pap"
 
 
@@ -70,6 +71,20 @@ def collect_source(data: Path, out: Path) -> Path:
     return folder
 
 
+def make_data(data: Path, out: Path, reporter: Reporter) -> Path:
+    """Makes the dataset of all images; drawn smears are in its training split alone."""
+    source, dataset, smears = collect_source(data, out), out / "dataset", out / "smears"
+    if not (dataset / "overview.html").exists():
+        recipe = Recipe(annotations="labels", valid=0.1, test=0.2, seed=1)
+        make_dataset(source, dataset, recipe, reporter=reporter)
+    if not (out / "smears_added").exists():
+        shutil.rmtree(smears, ignore_errors=True)
+        write_scenes(smears, num_images=NUM_SMEARS, seed=SMEAR_SEED, size=DRAWN_SIZE, kind="smear")
+        run_command("prepare", smears, "--add-to", dataset, "--annotations", "instances")
+        (out / "smears_added").touch()
+    return dataset
+
+
 def run_command(*arguments: object) -> None:
     """Runs a `cervseg-jax` command in a process of its own."""
     code = "from cervseg_jax.cli import main; main()"
@@ -103,7 +118,8 @@ def pack(run: Path, folder: Path) -> None:
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     save_half_precision(run / "best", folder / "best")
     # The hashes are those of the published files, so that `eval` refuses to score them.
-    originals = {path.stem: sha256_of(path.read_bytes()) for path in (run.parent / "source" / "images").iterdir()}
+    paths = [path for name in ("source", "smears") for path in (run.parent / name / "images").iterdir()]
+    originals = {path.stem: sha256_of(path.read_bytes()) for path in paths}
     rows = read_csv(run / "data.csv", columns=("split", "stem"))
     files = [[entry["split"], entry["stem"], originals[entry["stem"]]] for entry in rows if entry["split"] != "test"]
     (folder / "data.csv").write_text(csv_text(["split", "stem", "image_sha256"], files), encoding="utf-8")
@@ -117,12 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args(arguments)
     out, reporter = options.out.absolute(), Reporter()
-    source = collect_source(options.data, out)
-    if not (out / "dataset" / "overview.html").exists():
-        recipe = Recipe(annotations="labels", valid=0.1, test=0.2, seed=1)
-        make_dataset(source, out / "dataset", recipe, reporter=reporter)
+    dataset = make_data(options.data, out, reporter)
     overrides = [item for setting in options.set for item in ("--set", setting)]
-    root = ("--set", f"data.root={out / 'dataset'}")
+    root = ("--set", f"data.root={dataset}")
     run_command("train", RECIPE, "--run-dir", out / "first", *root, *overrides)
     run = out / "run"
     second = [item for setting in second_stage(out / "first") for item in ("--set", setting)]

@@ -1,12 +1,13 @@
 """`cervseg-jax synth`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, Quiet
 
+Kind = Literal["clusters", "smear"]
 EXAMPLE = "cervseg-jax synth cells --images 20 --seed 1"
 
 
@@ -17,17 +18,20 @@ def synth(
     size: Annotated[
         tuple[int, int], typer.Option(min=64, max=MAX_SIDE_PX, metavar="HEIGHT WIDTH", help="Image size in pixels.")
     ] = (512, 512),
+    kind: Annotated[
+        Kind, typer.Option(help="clusters: overlapping nuclei. smear: single cells of several kinds, with debris.")
+    ] = "clusters",
     quiet: Quiet = False,
 ) -> None:
     """Generate synthetic annotated images.
 
-    They show clustered, overlapping nuclei and come with exact annotations.
+    They show clustered, overlapping nuclei, or single cells among debris, and come with exact annotations.
     """
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.curation.dataset_folder import write_scenes
 
     reporter = Reporter(quiet=quiet)
     with reporter.progress("generating", images) as advance:
-        write_scenes(out.absolute(), num_images=images, seed=seed, size=size, on_progress=advance)
+        write_scenes(out.absolute(), num_images=images, seed=seed, size=size, kind=kind, on_progress=advance)
     folder = short_path(out)
     reporter.info(f"{images} images written to {folder}; next: cervseg-jax prepare {folder} --out DATASET")

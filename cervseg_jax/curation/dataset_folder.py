@@ -10,7 +10,7 @@ import numpy as np
 
 from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document
 from cervseg_jax.annotations.outlines import draw_instances, rasterize
-from cervseg_jax.curation.synthetic import Scene, draw_scene
+from cervseg_jax.curation.synthetic import Scene, SceneKind, draw_scene
 from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.manifest import DATASET_FILE
 from cervseg_jax.errors import ConfigError
@@ -21,7 +21,13 @@ from cervseg_jax.schema import SyntheticConfig
 
 
 def write_scenes(
-    folder: Path, *, num_images: int, seed: int, size: tuple[int, int], on_progress: Callable[[], None] = lambda: None
+    folder: Path,
+    *,
+    num_images: int,
+    seed: int,
+    size: tuple[int, int],
+    kind: SceneKind = "clusters",
+    on_progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Draws images and writes them with LabelMe polygons and instance labels.
 
@@ -30,6 +36,7 @@ def write_scenes(
       num_images: number of images.
       seed: seed of the images.
       size: height and width.
+      kind: what they show, as of `draw_scene`.
       on_progress: called after each image.
 
     Raises:
@@ -40,8 +47,8 @@ def write_scenes(
         make_folder(folder / name)
 
     def write(index: int) -> None:
-        stem = f"synthetic_{seed:03d}_{index:05d}"
-        scene = draw_scene(shape=size, seed=seed, index=index)
+        stem = f"{'synthetic' if kind == 'clusters' else kind}_{seed:03d}_{index:05d}"
+        scene = draw_scene(shape=size, seed=seed, index=index, kind=kind)
         write_png(folder / "images" / f"{stem}.png", scene.image)
         nuclei = [LabeledOutline(rings) for rings in scene.outlines]
         document = labelme_document(nuclei, image_path=f"../images/{stem}.png", shape=size)

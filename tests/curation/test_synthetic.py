@@ -48,8 +48,34 @@ def test_rectangles_and_the_smallest_size():
         draw_scene(shape=(40, 64), seed=0)
 
 
-def test_written_truth_agrees(tmp_path):
-    write_scenes(tmp_path / "s", num_images=3, seed=4, size=(96, 128))
+def test_smears_have_dark_nuclei_at_their_outlines_and_no_others():
+    scenes = [draw_scene(shape=(192, 256), seed=0, index=index, kind="smear") for index in range(16)]
+    again = draw_scene(shape=(192, 256), seed=0, index=3, kind="smear")
+    np.testing.assert_array_equal(again.image, scenes[3].image)
+    contrast, counts = [], []
+    for scene in scenes:
+        labels = draw_instances(scene.outlines, shape=(192, 256))
+        assert set(np.unique(labels[labels > 0])) == set(range(1, len(scene.outlines) + 1))
+        gray = scene.image.mean(axis=2)
+        for number in range(1, len(scene.outlines) + 1):
+            ring = ndimage.binary_dilation(labels == number, iterations=5) & (labels == 0)
+            contrast.append(gray[ring].mean() - gray[labels == number].mean())
+        counts.append(len(scene.outlines))
+    assert np.mean(np.array(contrast) > 10) > 0.95  # beside cytoplasm that may be as dark, and granules
+    assert max(counts) > 4 * max(1, min(counts))
+    lights = np.array([np.percentile(scene.image, 95, axis=(0, 1)) for scene in scenes])
+    assert np.ptp(lights, axis=0).min() > 20  # slides of many colors
+
+
+def test_a_smear_may_show_no_nucleus():
+    scene = draw_scene(shape=(64, 64), seed=1, index=85, kind="smear")
+    assert scene.outlines == []
+    assert not draw_instances(scene.outlines, shape=(64, 64)).any()
+
+
+@pytest.mark.parametrize("kind", ["clusters", "smear"])
+def test_written_truth_agrees(tmp_path, kind):
+    write_scenes(tmp_path / "s", num_images=3, seed=4, size=(96, 128), kind=kind)
     names = sorted(path.stem for path in (tmp_path / "s" / "images").iterdir())
     assert len(names) == 3
     for name in names:

@@ -1,0 +1,274 @@
+"""Synthetic fields of Pap smears: single cells of several kinds among debris, with exact outlines of their nuclei.
+
+Squamous cells are large and flat, with folds and granules; round ones have a dense cytoplasm, which may be as dark as a
+pale nucleus. Colors, light, size of nuclei, crowding and focus differ from field to field more than between
+laboratories, so that a network learns what all of them have in common.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from cervseg_jax.annotations.outlines import rasterize
+from cervseg_jax.curation.synthetic_layers import (
+    Scene,
+    Stain,
+    add_debris,
+    add_leucocytes,
+    add_nucleus,
+    develop,
+    soft_shape,
+)
+from cervseg_jax.curation.synthetic_layout import make_outline
+from cervseg_jax.curation.synthetic_noise import NoiseBank
+
+LIGHTS = ((250, 250, 252), (252, 226, 250), (228, 224, 218), (214, 216, 226), (240, 236, 226))
+"""Colors of empty slides, 0..255."""
+NUCLEUS_DYES = ((1.50, 1.40, 0.75), (1.25, 1.50, 0.80), (1.60, 1.25, 0.75), (1.35, 1.35, 1.05))
+"""Absorbances of haematoxylin, R, G, B."""
+CYTOPLASM_DYES = (
+    (0.10, 0.60, 0.25),
+    (0.06, 0.38, 0.60),
+    (0.65, 0.20, 0.22),
+    (0.55, 0.38, 0.14),
+    (0.35, 0.48, 0.20),
+    (0.12, 0.42, 0.12),
+)
+"""Absorbances of eosin, orange G, light green, blue, purple, pale pink."""
+RED_CELL_DYE = (0.06, 0.35, 0.30)
+RADIUS_PX = (4.5, 15.0)
+"""Range of the typical nucleus radius in fields of `FIELD_PX`."""
+FIELD_PX = 384
+KINDS = ("squamous", "round", "naked", "anucleate")
+KIND_WEIGHTS = (1.2, 0.8, 0.4, 0.4)
+"""Concentrations of the kinds' shares, which differ between fields."""
+MAX_CELLS = 150
+_SUBPIXELS = 3
+"""Bits of the fraction in OpenCV's coordinates."""
+
+
+class _Slide(NamedTuple):
+    """What all cells of a field have in common."""
+
+    light: np.ndarray
+    nucleus: np.ndarray
+    cytoplasms: list[np.ndarray]
+    radius: float
+    """Typical radius of nuclei, in pixels."""
+    reach: float
+    """Radius of squamous cells, in radii of nuclei."""
+    shares: np.ndarray
+    """Share of each of `KINDS`."""
+    coverage: float
+    """Share of the field that cells cover, where they overlap counted twice."""
+
+
+class _Cell(NamedTuple):
+    """One cell."""
+
+    kind: str
+    center: np.ndarray
+    radius: float
+    """Radius of the nucleus, in pixels."""
+    body_radius: float
+    """Radius of the cytoplasm, in pixels; 0 without one."""
+    dye: np.ndarray
+    thickness: float
+    blur_px: float
+
+
+def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
+    """Draws one field of a smear.
+
+    Args:
+      shape: height and width in pixels, at least 64.
+      seed: seed of the dataset.
+      index: index of the image in the dataset.
+
+    Returns:
+      Image and outlines of the nuclei, possibly none. Leucocytes are not annotated.
+    """
+    rng = np.random.default_rng([seed, index])
+    slide = _make_slide(shape, rng)
+    noise = NoiseBank(shape, rng)
+    density = np.zeros((*shape, 3), np.float32)
+    cells = _place_cells(shape, slide, rng)
+    for cell in cells:
+        if cell.body_radius:
+            _add_body(density, cell, slide, noise, rng)
+    drawn = [_nucleus_outline(cell, rng) for cell in cells if cell.kind != "anucleate"]
+    outlines = [outline for outline in drawn if rasterize([outline], shape=shape)[2].any()]
+    stain = _stain(slide, slide.nucleus)
+    _add_bacteria(density, slide, noise, rng)
+    add_debris(density, stain, noise, rng)
+    sizes = outlines or [make_outline(np.full(2, -10 * slide.radius), slide.radius, 1, 0, rng)]
+    for _ in range(int(rng.integers(0, 5))):
+        add_leucocytes(density, sizes, stain, noise, rng)
+    _add_red_cells(density, slide, rng)
+    for outline in outlines:
+        add_nucleus(density, outline, _stain(slide, slide.nucleus * rng.uniform(0.75, 1.2)), noise, rng)
+    return Scene(_photograph(density, slide, noise, rng), [[outline] for outline in outlines], "smear")
+
+
+def _make_slide(shape: tuple[int, int], rng: np.random.Generator) -> _Slide:
+    depth = rng.uniform(0.4, 1.3)
+    chosen = rng.permutation(len(CYTOPLASM_DYES))[: int(rng.integers(1, 4))]
+    return _Slide(
+        light=np.clip(np.array(LIGHTS[rng.integers(len(LIGHTS))]) + rng.normal(0, 4, 3), 170, 255),
+        nucleus=_varied(NUCLEUS_DYES[rng.integers(len(NUCLEUS_DYES))], 0.06, rng) * rng.uniform(0.6, 1.15),
+        cytoplasms=[_varied(CYTOPLASM_DYES[index], 0.15, rng) * depth for index in chosen],
+        radius=float(np.exp(rng.uniform(*np.log(RADIUS_PX)))) * min(shape) / FIELD_PX,
+        reach=rng.uniform(3.5, 8.0),
+        shares=rng.dirichlet(KIND_WEIGHTS),
+        coverage=rng.uniform(0.08, 0.9),
+    )
+
+
+def _varied(dye: Sequence[float], spread: float, rng: np.random.Generator) -> np.ndarray:
+    return np.array(dye) * np.exp(spread * rng.standard_normal(3))
+
+
+def _stain(slide: _Slide, nucleus: np.ndarray) -> Stain:
+    light, dye, cytoplasm = (tuple(values.tolist()) for values in (slide.light, nucleus, slide.cytoplasms[0]))
+    return Stain(light, dye, cytoplasm)
+
+
+def _place_cells(shape: tuple[int, int], slide: _Slide, rng: np.random.Generator) -> list[_Cell]:
+    """Places cells until the field is as crowded as it shall be; nuclei may touch, but hardly overlap."""
+    height, width = shape
+    cells: list[_Cell] = []
+    covered = 0.0
+    for _ in range(MAX_CELLS):
+        if covered > slide.coverage * height * width:
+            break
+        cell = _make_cell(rng.uniform(-0.05, 1.05, 2) * (width, height), slide, rng)
+        others = [other for other in cells if "anucleate" not in (cell.kind, other.kind)]
+        if any(np.hypot(*(cell.center - other.center)) < 0.95 * (cell.radius + other.radius) for other in others):
+            continue
+        cells.append(cell)
+        covered += 0.8 * np.pi * max(cell.body_radius, cell.radius) ** 2
+    return cells
+
+
+def _make_cell(center: np.ndarray, slide: _Slide, rng: np.random.Generator) -> _Cell:
+    kind = KINDS[int(rng.choice(len(KINDS), p=slide.shares))]
+    radius = slide.radius * float(np.exp(rng.normal(0, 0.2)))
+    body_radius, thickness = 0.0, 0.0
+    if kind in ("squamous", "anucleate"):
+        radius *= rng.uniform(0.7, 1.0)
+        body_radius, thickness = slide.radius * slide.reach * rng.uniform(0.7, 1.3), rng.uniform(0.25, 1.0)
+    elif kind == "round":
+        body_radius, thickness = radius * rng.uniform(1.4, 2.6), rng.uniform(0.5, 1.9)
+    dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))]
+    return _Cell(kind, center, radius, body_radius, dye, thickness, slide.radius * rng.gamma(1.5, 0.06))
+
+
+def _nucleus_outline(cell: _Cell, rng: np.random.Generator) -> np.ndarray:
+    offset = rng.normal(0, 0.12 * max(cell.body_radius - cell.radius, 0), 2)
+    return make_outline(cell.center + offset, cell.radius, rng.uniform(1, 1.7), rng.uniform(0, np.pi), rng)
+
+
+def _add_body(density: np.ndarray, cell: _Cell, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
+    """Adds cytoplasm: uneven, sometimes with a dark rim, a halo around the nucleus, folds and granules."""
+    if cell.kind == "round":
+        outline = make_outline(cell.center, cell.body_radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), rng)
+    else:
+        outline = _polygon(cell.center, cell.body_radius, rng)
+    placed = soft_shape(outline, density.shape[:2], max(0.5, cell.blur_px + rng.uniform(0.3, 1.2)))
+    if placed is None:
+        return
+    window, coverage = placed
+    texture = 1 + sum(
+        rng.uniform(0, most) * noise.read(scale, window, rng) for scale, most in ((8.0, 0.3), (2.5, 0.2), (1.0, 0.1))
+    )
+    rim = coverage - cv2.GaussianBlur(coverage, (0, 0), max(1.0, 0.08 * cell.body_radius))
+    layer = coverage * np.clip(texture + rng.uniform(0, 1.5) * np.clip(rim, 0, 1), 0.1, 3) * cell.thickness
+    if rng.random() < 0.25:
+        rows, columns = np.mgrid[window]
+        squared = (columns - cell.center[0]) ** 2 + (rows - cell.center[1]) ** 2
+        layer *= 1 - rng.uniform(0.3, 0.8) * np.exp(-squared / (2 * (cell.radius * rng.uniform(1.2, 1.8)) ** 2))
+    origin = np.array((window[1].start, window[0].start))
+    if cell.kind != "round" and rng.random() < 0.5:
+        for _ in range(int(rng.integers(1, 5))):
+            layer += coverage * _fold(cell, coverage.shape, origin, slide.radius, rng)
+    density[window] += layer[..., None] * cell.dye.astype(np.float32)
+    if rng.random() < 0.3:
+        dye = slide.nucleus if rng.random() < 0.5 else 2 * cell.dye
+        density[window] += (coverage * _granules(coverage.shape, slide.radius, rng))[..., None] * dye.astype(np.float32)
+
+
+def _polygon(center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns the outline of a flat cell: five to nine rounded corners, as corners [n, 2]."""
+    count = int(rng.integers(5, 10))
+    angles = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count + rng.uniform(0, 2 * np.pi)
+    radii, stretch, turn = radius * rng.uniform(0.65, 1.15, count), np.sqrt(rng.uniform(1, 1.6)), rng.uniform(0, np.pi)
+    points = np.stack([np.cos(angles) * radii * stretch, np.sin(angles) * radii / stretch], axis=1)
+    points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    for _ in range(3):  # corner cutting: Chaikin 1974
+        following = np.roll(points, -1, axis=0)
+        points = np.stack([0.8 * points + 0.2 * following, 0.2 * points + 0.8 * following], axis=1).reshape(-1, 2)
+    return center + points
+
+
+def _fold(
+    cell: _Cell, shape: tuple[int, ...], origin: np.ndarray, nucleus_radius: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns a dark, slightly bent line across a cell, float32 of `shape`."""
+    middle, angle = cell.center + rng.normal(0, 0.45 * cell.body_radius, 2) - origin, rng.uniform(0, 2 * np.pi)
+    along = cell.body_radius * rng.uniform(0.3, 1.0) * np.linspace(-1, 1, 12)
+    across = rng.normal(0, 0.25) * along**2 / cell.body_radius
+    direction = np.array([np.cos(angle), np.sin(angle)])
+    line = middle + along[:, None] * direction + across[:, None] * np.array([-direction[1], direction[0]])
+    drawn = np.zeros(shape, np.float32)
+    corners = np.round(line * 2**_SUBPIXELS).astype(np.int32)
+    cv2.polylines(drawn, [corners], False, 1.0, int(rng.integers(1, 4)), cv2.LINE_8, _SUBPIXELS)
+    return cv2.GaussianBlur(drawn, (0, 0), rng.uniform(0.7, 0.25 * nucleus_radius + 0.8)) * rng.uniform(0.4, 1.6)
+
+
+def _granules(shape: tuple[int, ...], nucleus_radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns small dark specks, float32 of `shape`."""
+    drawn = np.zeros(shape, np.float32)
+    for place in rng.uniform(0, 1, (int(rng.integers(10, 90)), 2)) * (shape[1], shape[0]):
+        radius = 0.5 + nucleus_radius * rng.uniform(0.05, 0.16)
+        at = np.round(place * 2**_SUBPIXELS).astype(int).tolist()
+        cv2.circle(drawn, at, int(radius * 2**_SUBPIXELS), 1.0, -1, cv2.LINE_8, _SUBPIXELS)
+    return cv2.GaussianBlur(drawn, (0, 0), 0.7) * rng.uniform(0.15, 0.6)
+
+
+def _add_bacteria(density: np.ndarray, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
+    """Adds patches of granular matter to some fields."""
+    if rng.random() > 0.4:
+        return
+    place = np.clip(noise.whole(40.0) * rng.choice((-1, 1)) - rng.uniform(0.4, 1.2), 0, 1)
+    grains = np.clip(noise.whole(2.5) - rng.uniform(-0.3, 0.6), 0, 1)
+    dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))] + 0.3 * slide.nucleus
+    density += (rng.uniform(0.2, 0.8) * place * grains)[..., None] * dye.astype(np.float32)
+
+
+def _add_red_cells(density: np.ndarray, slide: _Slide, rng: np.random.Generator) -> None:
+    """Adds pale erythrocytes, thinner in the middle, to some fields."""
+    height, width = density.shape[:2]
+    if rng.random() > 0.25:
+        return
+    for _ in range(int(rng.integers(5, 40))):
+        center, radius = rng.uniform(0, 1, 2) * (width, height), slide.radius * rng.uniform(0.5, 0.8)
+        placed = soft_shape(make_outline(center, radius, 1.1, 0, rng), (height, width), 0.8)
+        if placed is not None:
+            window, coverage = placed
+            layer = coverage - 0.5 * cv2.GaussianBlur(coverage, (0, 0), 0.25 * slide.radius)
+            density[window] += (0.5 * layer)[..., None] * np.array(RED_CELL_DYE, np.float32)
+
+
+def _photograph(density: np.ndarray, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> np.ndarray:
+    """Converts absorbance to an image: uneven light, focus, sometimes a camera's contrast, noise, often JPEG."""
+    height, width = density.shape[:2]
+    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    slope = rng.normal(0, 0.03, 2)
+    light = 1 + slope[0] * rows + slope[1] * columns + 0.012 * noise.whole(40.0)
+    picture = 10 + slide.light.astype(np.float32) * light[..., None] * np.exp(-density) * (245 / 255)
+    picture = cv2.GaussianBlur(picture, (0, 0), 0.4 + slide.radius * rng.gamma(1.5, 0.06))
+    if rng.random() < 0.3:
+        picture = 128 + (picture - 128) * rng.uniform(1.1, 1.5) + rng.uniform(0, 25)
+    return develop(picture, rng, max_noise=3.0, min_quality=60)
