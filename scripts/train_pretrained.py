@@ -33,7 +33,7 @@ from cervseg_jax.runs.half_precision import save_half_precision
 from cervseg_jax.tables import csv_text, read_csv
 
 NUM_DRAWN, DRAWN_SEED, DRAWN_SIZE = 80, 11, (384, 384)
-NUM_SMEARS, SMEAR_SEED = 120, 21
+NUM_SMEARS, SMEAR_SEED = 160, 21
 RECIPE = "pap"
 
 

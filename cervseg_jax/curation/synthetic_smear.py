@@ -103,6 +103,7 @@ def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     stain = _stain(slide, slide.nucleus)
     _add_bacteria(density, slide, noise, rng)
     add_debris(density, stain, noise, rng)
+    _add_specks(density, slide, rng)
     sizes = outlines or [make_outline(np.full(2, -10 * slide.radius), slide.radius, 1, 0, rng)]
     for _ in range(int(rng.integers(0, 5))):
         add_leucocytes(density, sizes, stain, noise, rng)
@@ -184,7 +185,7 @@ def _add_body(density: np.ndarray, cell: _Cell, slide: _Slide, noise: NoiseBank,
         rng.uniform(0, most) * noise.read(scale, window, rng) for scale, most in ((8.0, 0.3), (2.5, 0.2), (1.0, 0.1))
     )
     rim = coverage - cv2.GaussianBlur(coverage, (0, 0), max(1.0, 0.08 * cell.body_radius))
-    layer = coverage * np.clip(texture + rng.uniform(0, 1.5) * np.clip(rim, 0, 1), 0.1, 3) * cell.thickness
+    layer = coverage * np.clip(texture + rng.gamma(1.0, 1.0) * np.clip(rim, 0, 1), 0.1, 4) * cell.thickness
     if rng.random() < 0.25:
         rows, columns = np.mgrid[window]
         squared = (columns - cell.center[0]) ** 2 + (rows - cell.center[1]) ** 2
@@ -238,13 +239,38 @@ def _granules(shape: tuple[int, ...], nucleus_radius: float, rng: np.random.Gene
 
 
 def _add_bacteria(density: np.ndarray, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
-    """Adds patches of granular matter to some fields."""
-    if rng.random() > 0.4:
+    """Adds mats of bacteria or mucus to many fields: cloudy or granular, pale or nearly as dark as nuclei."""
+    if rng.random() > 0.6:
         return
-    place = np.clip(noise.whole(40.0) * rng.choice((-1, 1)) - rng.uniform(0.4, 1.2), 0, 1)
-    grains = np.clip(noise.whole(2.5) - rng.uniform(-0.3, 0.6), 0, 1)
-    dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))] + 0.3 * slide.nucleus
-    density += (rng.uniform(0.2, 0.8) * place * grains)[..., None] * dye.astype(np.float32)
+    place = np.clip(noise.whole(40.0) * rng.choice((-1, 1)) - rng.uniform(0.2, 1.2), 0, 1)
+    if rng.random() < 0.6:
+        coarse, fine = rng.uniform(0.1, 0.5, 2)
+        grains = np.clip(0.6 + coarse * noise.whole(8.0) + fine * noise.whole(2.5), 0, 1.5)
+    else:
+        grains = np.clip(noise.whole(2.5) - rng.uniform(-0.3, 0.6), 0, 1)
+    grains = cv2.GaussianBlur(place * grains, (0, 0), 0.3 + slide.radius * rng.gamma(1.5, 0.06))
+    dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))] + rng.uniform(0.0, 0.5) * slide.nucleus
+    density += (rng.uniform(0.2, 0.9) * grains)[..., None] * dye.astype(np.float32)
+
+
+def _add_specks(density: np.ndarray, slide: _Slide, rng: np.random.Generator) -> None:
+    """Adds fragments, smaller than nuclei or paler and irregular, in and out of focus, to many fields."""
+    height, width = density.shape[:2]
+    if rng.random() > 0.6:
+        return
+    for _ in range(int(rng.integers(3, 40))):
+        center = rng.uniform(0, 1, 2) * (width, height)
+        if rng.random() < 0.7:
+            outline = make_outline(
+                center, slide.radius * rng.uniform(0.1, 0.4), rng.uniform(1, 2.5), rng.uniform(0, 3), rng
+            )
+            dye = slide.nucleus * rng.uniform(0.2, 1.0)
+        else:
+            outline = _polygon(center, slide.radius * rng.uniform(0.4, 2.0), rng)
+            dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))] * rng.uniform(0.2, 0.8)
+        placed = soft_shape(outline, (height, width), 0.4 + slide.radius * rng.gamma(1.5, 0.08))
+        if placed is not None:
+            density[placed[0]] += placed[1][..., None] * dye.astype(np.float32)
 
 
 def _add_red_cells(density: np.ndarray, slide: _Slide, rng: np.random.Generator) -> None:
