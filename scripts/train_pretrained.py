@@ -3,9 +3,9 @@
     python scripts/train_pretrained.py DATA OUT [--set train.epochs=11 ...]
 
 DATA holds `bttfa_lbc/{images,masks}` (Zhang 2019, Mendeley Data jks43dkjj7, CC BY 4.0) and
-`dsb2018_stained/{images,labels}` (2018 Data Science Bowl, Broad Institute, CC0). Drawn clusters are added to them, a fifth
-of the images of each kind is held out, and drawn smears are added to the training images. The same command
-continues an interrupted call. About half an hour on two CPU cores.
+`dsb2018_stained/{images,labels}` (2018 Data Science Bowl, Broad Institute, CC0). Drawn clusters are added to them, and
+a fifth of the images of each kind is held out. Drawn smears are added to the training images. The same command
+continues an interrupted call. About an hour on two CPU cores.
 """
 
 import argparse

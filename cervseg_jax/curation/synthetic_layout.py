@@ -52,11 +52,8 @@ def place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.nd
                 center = centers[0]
             angle = main_angle + rng.normal(0, 0.6)
             outline = make_outline(center, radius, rng.uniform(1.0, 1.9), angle, rng)
-            if not _fits(outline, labels, outlines):
+            if not add_outline(outline, labels, outlines):
                 continue
-            top, left, inside = rasterize([outline], shape=shape)
-            outlines.append(outline)
-            labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = len(outlines)
             centers = [*centers, center] if radii else [center]
             radii.append(radius)
             if len(radii) >= per_cluster:
@@ -64,16 +61,27 @@ def place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.nd
     return outlines
 
 
-def _fits(outline: np.ndarray, labels: np.ndarray, outlines: list[np.ndarray]) -> bool:
-    """Whether a nucleus lies mostly inside the image and hides little of any other one."""
+def add_outline(outline: np.ndarray, labels: np.ndarray, outlines: list[np.ndarray]) -> bool:
+    """Adds a nucleus on top of the others if it lies mostly inside the image and hides little of any other one.
+
+    Args:
+      outline: corners [n, 2].
+      labels: numbers of the uppermost nuclei, int32 [h, w]; changed.
+      outlines: those of all nuclei; changed.
+
+    Returns:
+      Whether it was added.
+    """
     top, left, inside = rasterize([outline], shape=labels.shape)
     if inside.sum() < 0.6 * enclosed_area([outline]):
         return False
-    covered = labels[top : top + inside.shape[0], left : left + inside.shape[1]][inside]
-    hidden_labels, pixels = np.unique(covered[covered > 0], return_counts=True)
+    window = labels[top : top + inside.shape[0], left : left + inside.shape[1]]
+    hidden_labels, pixels = np.unique(window[inside & (window > 0)], return_counts=True)
     if pixels.sum() > MAX_HIDDEN * inside.sum():
         return False
-    return all(
-        (labels == label).sum() - hidden > (1 - MAX_HIDDEN) * enclosed_area([outlines[label - 1]])
-        for label, hidden in zip(hidden_labels, pixels, strict=True)
-    )
+    for label, hidden in zip(hidden_labels, pixels, strict=True):
+        if (labels == label).sum() - hidden <= (1 - MAX_HIDDEN) * enclosed_area([outlines[label - 1]]):
+            return False
+    outlines.append(outline)
+    window[inside] = len(outlines)
+    return True

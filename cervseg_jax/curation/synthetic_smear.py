@@ -11,17 +11,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cervseg_jax.annotations.outlines import rasterize
 from cervseg_jax.curation.synthetic_layers import (
     Scene,
     Stain,
     add_debris,
-    add_leucocytes,
     add_nucleus,
     develop,
     soft_shape,
 )
-from cervseg_jax.curation.synthetic_layout import make_outline
+from cervseg_jax.curation.synthetic_layout import add_outline, make_outline
 from cervseg_jax.curation.synthetic_noise import NoiseBank
 
 LIGHTS = ((250, 250, 252), (252, 226, 250), (228, 224, 218), (214, 216, 226), (240, 236, 226))
@@ -41,8 +39,8 @@ RED_CELL_DYE = (0.06, 0.35, 0.30)
 RADIUS_PX = (4.5, 15.0)
 """Range of the typical nucleus radius in fields of `FIELD_PX`."""
 FIELD_PX = 384
-KINDS = ("squamous", "round", "naked", "anucleate")
-KIND_WEIGHTS = (1.2, 0.8, 0.4, 0.4)
+KINDS = ("squamous", "round", "naked", "anucleate", "leucocyte")
+KIND_WEIGHTS = (1.2, 0.8, 0.4, 0.4, 0.5)
 """Concentrations of the kinds' shares, which differ between fields."""
 MAX_CELLS = 150
 _SUBPIXELS = 3
@@ -88,7 +86,7 @@ def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
       index: index of the image in the dataset.
 
     Returns:
-      Image and outlines of the nuclei, possibly none. Leucocytes are not annotated.
+      Image and outlines of the nuclei, possibly none. Those of leucocytes are annotated, as most laboratories do.
     """
     rng = np.random.default_rng([seed, index])
     slide = _make_slide(shape, rng)
@@ -98,15 +96,14 @@ def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     for cell in cells:
         if cell.body_radius:
             _add_body(density, cell, slide, noise, rng)
-    drawn = [_nucleus_outline(cell, rng) for cell in cells if cell.kind != "anucleate"]
-    outlines = [outline for outline in drawn if rasterize([outline], shape=shape)[2].any()]
+    labels, outlines = np.zeros(shape, np.int32), list[np.ndarray]()
+    for cell in cells:
+        if cell.kind != "anucleate":
+            add_outline(_nucleus_outline(cell, rng), labels, outlines)
     stain = _stain(slide, slide.nucleus)
     _add_bacteria(density, slide, noise, rng)
     add_debris(density, stain, noise, rng)
     _add_specks(density, slide, rng)
-    sizes = outlines or [make_outline(np.full(2, -10 * slide.radius), slide.radius, 1, 0, rng)]
-    for _ in range(int(rng.integers(0, 5))):
-        add_leucocytes(density, sizes, stain, noise, rng)
     _add_red_cells(density, slide, rng)
     for outline in outlines:
         add_nucleus(density, outline, _stain(slide, slide.nucleus * rng.uniform(0.75, 1.2)), noise, rng)
@@ -162,18 +159,27 @@ def _make_cell(center: np.ndarray, slide: _Slide, rng: np.random.Generator) -> _
         body_radius, thickness = slide.radius * slide.reach * rng.uniform(0.7, 1.3), rng.uniform(0.25, 1.0)
     elif kind == "round":
         body_radius, thickness = radius * rng.uniform(1.4, 2.6), rng.uniform(0.5, 1.9)
+    elif kind == "leucocyte":
+        radius *= rng.uniform(0.5, 0.9)
+        body_radius, thickness = radius * rng.uniform(1.3, 1.8), rng.uniform(0.0, 0.3)
     dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))]
     return _Cell(kind, center, radius, body_radius, dye, thickness, slide.radius * rng.gamma(1.5, 0.06))
 
 
 def _nucleus_outline(cell: _Cell, rng: np.random.Generator) -> np.ndarray:
-    offset = rng.normal(0, 0.12 * max(cell.body_radius - cell.radius, 0), 2)
-    return make_outline(cell.center + offset, cell.radius, rng.uniform(1, 1.7), rng.uniform(0, np.pi), rng)
+    center = cell.center + rng.normal(0, 0.12 * max(cell.body_radius - cell.radius, 0), 2)
+    outline = make_outline(center, cell.radius, rng.uniform(1, 1.7), rng.uniform(0, np.pi), rng)
+    if cell.kind != "leucocyte":
+        return outline
+    # Two or three lobes.
+    angles = np.arctan2(*(outline - center).T[::-1])
+    lobes = 1 + rng.uniform(0.1, 0.3) * np.cos(int(rng.integers(2, 4)) * angles + rng.uniform(0, 2 * np.pi))
+    return center + (outline - center) * lobes[:, None]
 
 
 def _add_body(density: np.ndarray, cell: _Cell, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
     """Adds cytoplasm: uneven, sometimes with a dark rim, a halo around the nucleus, folds and granules."""
-    if cell.kind == "round":
+    if cell.kind in ("round", "leucocyte"):
         outline = make_outline(cell.center, cell.body_radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), rng)
     else:
         outline = _polygon(cell.center, cell.body_radius, rng)
@@ -191,7 +197,7 @@ def _add_body(density: np.ndarray, cell: _Cell, slide: _Slide, noise: NoiseBank,
         squared = (columns - cell.center[0]) ** 2 + (rows - cell.center[1]) ** 2
         layer *= 1 - rng.uniform(0.3, 0.8) * np.exp(-squared / (2 * (cell.radius * rng.uniform(1.2, 1.8)) ** 2))
     origin = np.array((window[1].start, window[0].start))
-    if cell.kind != "round" and rng.random() < 0.5:
+    if cell.kind in ("squamous", "anucleate") and rng.random() < 0.5:
         for _ in range(int(rng.integers(1, 5))):
             layer += coverage * _fold(cell, coverage.shape, origin, slide.radius, rng)
     density[window] += layer[..., None] * cell.dye.astype(np.float32)
