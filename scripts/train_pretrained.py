@@ -71,18 +71,20 @@ def collect_source(data: Path, out: Path) -> Path:
     return folder
 
 
-def make_data(data: Path, out: Path, reporter: Reporter) -> Path:
-    """Makes the dataset of all images; drawn smears are in its training split alone."""
-    source, dataset, smears = collect_source(data, out), out / "dataset", out / "smears"
+def make_data(data: Path, out: Path, reporter: Reporter) -> tuple[Path, Path]:
+    """Makes the dataset of all images, and a copy that has drawn smears in its training split besides."""
+    source, dataset, with_smears = collect_source(data, out), out / "dataset", out / "dataset_with_smears"
     if not (dataset / "overview.html").exists():
         recipe = Recipe(annotations="labels", valid=0.1, test=0.2, seed=1)
         make_dataset(source, dataset, recipe, reporter=reporter)
-    if not (out / "smears_added").exists():
-        shutil.rmtree(smears, ignore_errors=True)
-        write_scenes(smears, num_images=NUM_SMEARS, seed=SMEAR_SEED, size=DRAWN_SIZE, kind="smear")
-        run_command("prepare", smears, "--add-to", dataset, "--annotations", "instances")
-        (out / "smears_added").touch()
-    return dataset
+    if not (out / "smears" / "added").exists():
+        for folder in (out / "smears", with_smears):
+            shutil.rmtree(folder, ignore_errors=True)
+        write_scenes(out / "smears", num_images=NUM_SMEARS, seed=SMEAR_SEED, size=DRAWN_SIZE, kind="smear")
+        shutil.copytree(dataset, with_smears)
+        run_command("prepare", out / "smears", "--add-to", with_smears, "--annotations", "instances")
+        (out / "smears" / "added").touch()
+    return dataset, with_smears
 
 
 def run_command(*arguments: object) -> None:
@@ -91,18 +93,18 @@ def run_command(*arguments: object) -> None:
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
 
 
-def second_stage(first: Path) -> list[str]:
-    """Returns the settings of the second training: it goes on from the first and also sees much smaller images.
+def later_stage(before: Path, *, epochs: int) -> list[str]:
+    """Returns the settings of a training that goes on from another and also sees much smaller images.
 
     Otherwise whole cells are taken for nuclei where the scale of an image is not known.
     """
     operations = [{"name": "shrink", "probability": 0.3}]
     operations += [entry.model_dump() for entry in load_config(RECIPE).augment.operations]
     return [
-        f"train.init_from={first}",
+        f"train.init_from={before}",
         "model.args={}",
         f"augment.operations={json.dumps(operations)}",
-        "train.epochs=4",
+        f"train.epochs={epochs}",
         "train.learning_rate=5e-4",
     ]
 
@@ -133,13 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args(arguments)
     out, reporter = options.out.absolute(), Reporter()
-    dataset = make_data(options.data, out, reporter)
-    overrides = [item for setting in options.set for item in ("--set", setting)]
-    root = ("--set", f"data.root={dataset}")
-    run_command("train", RECIPE, "--run-dir", out / "first", *root, *overrides)
+    dataset, with_smears = make_data(options.data, out, reporter)
     run = out / "run"
-    second = [item for setting in second_stage(out / "first") for item in ("--set", setting)]
-    run_command("train", RECIPE, "--run-dir", run, *root, *second, *overrides)
+    stages: list[tuple[Path, Path, list[str]]] = [
+        (out / "first", dataset, []),
+        (out / "second", dataset, later_stage(out / "first", epochs=4)),
+        (run, with_smears, later_stage(out / "second", epochs=8)),
+    ]
+    for folder, root, settings in stages:
+        overrides = [item for setting in [f"data.root={root}", *settings, *options.set] for item in ("--set", setting)]
+        run_command("train", RECIPE, "--run-dir", folder, *overrides)
     run_command("eval", run)
     pack(run, out / "pap")
     summary = json.loads((run / "eval" / "test" / "summary.json").read_text(encoding="utf-8"))
