@@ -26,6 +26,19 @@ def make_outline(
     return center + local @ turn
 
 
+def make_polygon(center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns the outline of a flat cell: five to nine rounded corners, as corners [n, 2]."""
+    count = int(rng.integers(5, 10))
+    angles = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count + rng.uniform(0, 2 * np.pi)
+    radii, stretch, turn = radius * rng.uniform(0.65, 1.15, count), np.sqrt(rng.uniform(1, 1.6)), rng.uniform(0, np.pi)
+    points = np.stack([np.cos(angles) * radii * stretch, np.sin(angles) * radii / stretch], axis=1)
+    points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    for _ in range(3):  # corner cutting: Chaikin 1974
+        following = np.roll(points, -1, axis=0)
+        points = np.stack([0.8 * points + 0.2 * following, 0.2 * points + 0.8 * following], axis=1).reshape(-1, 2)
+    return center + points
+
+
 def place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
     """Grows clusters nucleus by nucleus: each one touches, overlaps or nearly touches an earlier one."""
     height, width = shape

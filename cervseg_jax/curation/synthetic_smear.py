@@ -5,62 +5,26 @@ pale nucleus. Colors, light, size of nuclei, crowding and focus differ from fiel
 laboratories, so that a network learns what all of them have in common.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from cervseg_jax.curation.synthetic_debris import add_bacteria, add_red_cells, add_specks
 from cervseg_jax.curation.synthetic_layers import (
     Scene,
-    Stain,
     add_debris,
     add_nucleus,
     develop,
     soft_shape,
 )
-from cervseg_jax.curation.synthetic_layout import add_outline, make_outline
+from cervseg_jax.curation.synthetic_layout import add_outline, make_outline, make_polygon
 from cervseg_jax.curation.synthetic_noise import NoiseBank
+from cervseg_jax.curation.synthetic_slide import KINDS, Slide, make_slide, stain_of
 
-LIGHTS = ((250, 250, 252), (252, 226, 250), (228, 224, 218), (214, 216, 226), (240, 236, 226))
-"""Colors of empty slides, 0..255."""
-NUCLEUS_DYES = ((1.50, 1.40, 0.75), (1.25, 1.50, 0.80), (1.60, 1.25, 0.75), (1.35, 1.35, 1.05))
-"""Absorbances of haematoxylin, R, G, B."""
-CYTOPLASM_DYES = (
-    (0.10, 0.60, 0.25),
-    (0.06, 0.38, 0.60),
-    (0.65, 0.20, 0.22),
-    (0.55, 0.38, 0.14),
-    (0.35, 0.48, 0.20),
-    (0.12, 0.42, 0.12),
-)
-"""Absorbances of eosin, orange G, light green, blue, purple, pale pink."""
-RED_CELL_DYE = (0.06, 0.35, 0.30)
-RADIUS_PX = (4.5, 15.0)
-"""Range of the typical nucleus radius in fields of `FIELD_PX`."""
-FIELD_PX = 384
-KINDS = ("squamous", "round", "naked", "anucleate", "leucocyte")
-KIND_WEIGHTS = (1.2, 0.8, 0.4, 0.4, 0.5)
-"""Concentrations of the kinds' shares, which differ between fields."""
 MAX_CELLS = 150
 _SUBPIXELS = 3
 """Bits of the fraction in OpenCV's coordinates."""
-
-
-class _Slide(NamedTuple):
-    """What all cells of a field have in common."""
-
-    light: np.ndarray
-    nucleus: np.ndarray
-    cytoplasms: list[np.ndarray]
-    radius: float
-    """Typical radius of nuclei, in pixels."""
-    reach: float
-    """Radius of squamous cells, in radii of nuclei."""
-    shares: np.ndarray
-    """Share of each of `KINDS`."""
-    coverage: float
-    """Share of the field that cells cover, where they overlap counted twice."""
 
 
 class _Cell(NamedTuple):
@@ -89,7 +53,7 @@ def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
       Image and outlines of the nuclei, possibly none. Those of leucocytes are annotated, as most laboratories do.
     """
     rng = np.random.default_rng([seed, index])
-    slide = _make_slide(shape, rng)
+    slide = make_slide(shape, rng)
     noise = NoiseBank(shape, rng)
     density = np.zeros((*shape, 3), np.float32)
     cells = _place_cells(shape, slide, rng)
@@ -100,40 +64,17 @@ def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
     for cell in cells:
         if cell.kind != "anucleate":
             add_outline(_nucleus_outline(cell, rng), labels, outlines)
-    stain = _stain(slide, slide.nucleus)
-    _add_bacteria(density, slide, noise, rng)
+    stain = stain_of(slide, slide.nucleus)
+    add_bacteria(density, slide, noise, rng)
     add_debris(density, stain, noise, rng)
-    _add_specks(density, slide, rng)
-    _add_red_cells(density, slide, rng)
+    add_specks(density, slide, rng)
+    add_red_cells(density, slide, rng)
     for outline in outlines:
-        add_nucleus(density, outline, _stain(slide, slide.nucleus * rng.uniform(0.75, 1.2)), noise, rng)
+        add_nucleus(density, outline, stain_of(slide, slide.nucleus * rng.uniform(0.75, 1.2)), noise, rng)
     return Scene(_photograph(density, slide, noise, rng), [[outline] for outline in outlines], "smear")
 
 
-def _make_slide(shape: tuple[int, int], rng: np.random.Generator) -> _Slide:
-    depth = rng.uniform(0.4, 1.3)
-    chosen = rng.permutation(len(CYTOPLASM_DYES))[: int(rng.integers(1, 4))]
-    return _Slide(
-        light=np.clip(np.array(LIGHTS[rng.integers(len(LIGHTS))]) + rng.normal(0, 4, 3), 170, 255),
-        nucleus=_varied(NUCLEUS_DYES[rng.integers(len(NUCLEUS_DYES))], 0.06, rng) * rng.uniform(0.6, 1.15),
-        cytoplasms=[_varied(CYTOPLASM_DYES[index], 0.15, rng) * depth for index in chosen],
-        radius=float(np.exp(rng.uniform(*np.log(RADIUS_PX)))) * min(shape) / FIELD_PX,
-        reach=rng.uniform(3.5, 8.0),
-        shares=rng.dirichlet(KIND_WEIGHTS),
-        coverage=rng.uniform(0.08, 0.9),
-    )
-
-
-def _varied(dye: Sequence[float], spread: float, rng: np.random.Generator) -> np.ndarray:
-    return np.array(dye) * np.exp(spread * rng.standard_normal(3))
-
-
-def _stain(slide: _Slide, nucleus: np.ndarray) -> Stain:
-    light, dye, cytoplasm = (tuple(values.tolist()) for values in (slide.light, nucleus, slide.cytoplasms[0]))
-    return Stain(light, dye, cytoplasm)
-
-
-def _place_cells(shape: tuple[int, int], slide: _Slide, rng: np.random.Generator) -> list[_Cell]:
+def _place_cells(shape: tuple[int, int], slide: Slide, rng: np.random.Generator) -> list[_Cell]:
     """Places cells until the field is as crowded as it shall be; nuclei may touch, but hardly overlap."""
     height, width = shape
     cells: list[_Cell] = []
@@ -150,7 +91,7 @@ def _place_cells(shape: tuple[int, int], slide: _Slide, rng: np.random.Generator
     return cells
 
 
-def _make_cell(center: np.ndarray, slide: _Slide, rng: np.random.Generator) -> _Cell:
+def _make_cell(center: np.ndarray, slide: Slide, rng: np.random.Generator) -> _Cell:
     kind = KINDS[int(rng.choice(len(KINDS), p=slide.shares))]
     radius = slide.radius * float(np.exp(rng.normal(0, 0.2)))
     body_radius, thickness = 0.0, 0.0
@@ -177,12 +118,12 @@ def _nucleus_outline(cell: _Cell, rng: np.random.Generator) -> np.ndarray:
     return center + (outline - center) * lobes[:, None]
 
 
-def _add_body(density: np.ndarray, cell: _Cell, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
+def _add_body(density: np.ndarray, cell: _Cell, slide: Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
     """Adds cytoplasm: uneven, sometimes with a dark rim, a halo around the nucleus, folds and granules."""
     if cell.kind in ("round", "leucocyte"):
         outline = make_outline(cell.center, cell.body_radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), rng)
     else:
-        outline = _polygon(cell.center, cell.body_radius, rng)
+        outline = make_polygon(cell.center, cell.body_radius, rng)
     placed = soft_shape(outline, density.shape[:2], max(0.5, cell.blur_px + rng.uniform(0.3, 1.2)))
     if placed is None:
         return
@@ -204,19 +145,6 @@ def _add_body(density: np.ndarray, cell: _Cell, slide: _Slide, noise: NoiseBank,
     if rng.random() < 0.3:
         dye = slide.nucleus if rng.random() < 0.5 else 2 * cell.dye
         density[window] += (coverage * _granules(coverage.shape, slide.radius, rng))[..., None] * dye.astype(np.float32)
-
-
-def _polygon(center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns the outline of a flat cell: five to nine rounded corners, as corners [n, 2]."""
-    count = int(rng.integers(5, 10))
-    angles = (np.arange(count) + rng.uniform(-0.3, 0.3, count)) * 2 * np.pi / count + rng.uniform(0, 2 * np.pi)
-    radii, stretch, turn = radius * rng.uniform(0.65, 1.15, count), np.sqrt(rng.uniform(1, 1.6)), rng.uniform(0, np.pi)
-    points = np.stack([np.cos(angles) * radii * stretch, np.sin(angles) * radii / stretch], axis=1)
-    points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    for _ in range(3):  # corner cutting: Chaikin 1974
-        following = np.roll(points, -1, axis=0)
-        points = np.stack([0.8 * points + 0.2 * following, 0.2 * points + 0.8 * following], axis=1).reshape(-1, 2)
-    return center + points
 
 
 def _fold(
@@ -244,56 +172,7 @@ def _granules(shape: tuple[int, ...], nucleus_radius: float, rng: np.random.Gene
     return cv2.GaussianBlur(drawn, (0, 0), 0.7) * rng.uniform(0.15, 0.6)
 
 
-def _add_bacteria(density: np.ndarray, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
-    """Adds mats of bacteria or mucus to many fields: cloudy or granular, pale or nearly as dark as nuclei."""
-    if rng.random() > 0.6:
-        return
-    place = np.clip(noise.whole(40.0) * rng.choice((-1, 1)) - rng.uniform(0.2, 1.2), 0, 1)
-    if rng.random() < 0.6:
-        coarse, fine = rng.uniform(0.1, 0.5, 2)
-        grains = np.clip(0.6 + coarse * noise.whole(8.0) + fine * noise.whole(2.5), 0, 1.5)
-    else:
-        grains = np.clip(noise.whole(2.5) - rng.uniform(-0.3, 0.6), 0, 1)
-    grains = cv2.GaussianBlur(place * grains, (0, 0), 0.3 + slide.radius * rng.gamma(1.5, 0.06))
-    dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))] + rng.uniform(0.0, 0.5) * slide.nucleus
-    density += (rng.uniform(0.2, 0.9) * grains)[..., None] * dye.astype(np.float32)
-
-
-def _add_specks(density: np.ndarray, slide: _Slide, rng: np.random.Generator) -> None:
-    """Adds fragments, smaller than nuclei or paler and irregular, in and out of focus, to many fields."""
-    height, width = density.shape[:2]
-    if rng.random() > 0.6:
-        return
-    for _ in range(int(rng.integers(3, 40))):
-        center = rng.uniform(0, 1, 2) * (width, height)
-        if rng.random() < 0.7:
-            outline = make_outline(
-                center, slide.radius * rng.uniform(0.1, 0.4), rng.uniform(1, 2.5), rng.uniform(0, 3), rng
-            )
-            dye = slide.nucleus * rng.uniform(0.2, 1.0)
-        else:
-            outline = _polygon(center, slide.radius * rng.uniform(0.4, 2.0), rng)
-            dye = slide.cytoplasms[rng.integers(len(slide.cytoplasms))] * rng.uniform(0.2, 0.8)
-        placed = soft_shape(outline, (height, width), 0.4 + slide.radius * rng.gamma(1.5, 0.08))
-        if placed is not None:
-            density[placed[0]] += placed[1][..., None] * dye.astype(np.float32)
-
-
-def _add_red_cells(density: np.ndarray, slide: _Slide, rng: np.random.Generator) -> None:
-    """Adds pale erythrocytes, thinner in the middle, to some fields."""
-    height, width = density.shape[:2]
-    if rng.random() > 0.25:
-        return
-    for _ in range(int(rng.integers(5, 40))):
-        center, radius = rng.uniform(0, 1, 2) * (width, height), slide.radius * rng.uniform(0.5, 0.8)
-        placed = soft_shape(make_outline(center, radius, 1.1, 0, rng), (height, width), 0.8)
-        if placed is not None:
-            window, coverage = placed
-            layer = coverage - 0.5 * cv2.GaussianBlur(coverage, (0, 0), 0.25 * slide.radius)
-            density[window] += (0.5 * layer)[..., None] * np.array(RED_CELL_DYE, np.float32)
-
-
-def _photograph(density: np.ndarray, slide: _Slide, noise: NoiseBank, rng: np.random.Generator) -> np.ndarray:
+def _photograph(density: np.ndarray, slide: Slide, noise: NoiseBank, rng: np.random.Generator) -> np.ndarray:
     """Converts absorbance to an image: uneven light, focus, sometimes a camera's contrast, noise, often JPEG."""
     height, width = density.shape[:2]
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
