@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import pytest
 
-from cervseg_jax.storage.cache import default_cache
+from cervseg_jax.storage.cache import machine_cache
 from cervseg_jax.storage.store import file_system, require_bucket
 from tests.bucket_server import Bucket
 from tests.helpers import SHARED, TINY_CONFIG, draw_discs, run
@@ -90,10 +90,10 @@ def store(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("CERVSEG_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("cervseg_jax.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr("cervseg_jax.storage.retrying.PAGE_WAITS_SECONDS", (0.01, 0.01, 0.01))
-    for function in (file_system, require_bucket, default_cache):
+    for function in (file_system, require_bucket, machine_cache):
         function.cache_clear()
     yield bucket
-    for function in (file_system, require_bucket, default_cache):
+    for function in (file_system, require_bucket, machine_cache):
         function.cache_clear()
 
 

@@ -27,6 +27,9 @@ ABANDONED_SECONDS = 86_400
 
 _PART, _TEMPORARY = ".part", ".tmp"
 
+_MAKING = threading.Lock()
+"""Many threads ask for the cache at once, and each would count its files."""
+
 
 class CacheFullError(Exception):
     """A file does not fit; the message says what to do."""
@@ -204,13 +207,21 @@ def _mark_used(path: Path) -> None:
         pass  # removed meanwhile, or another user's
 
 
-@functools.cache
 def default_cache() -> Cache:
     """Returns the cache of this machine: `CERVSEG_CACHE_DIR` and `CERVSEG_CACHE_GIB`, or the user's cache folder.
+
+    All threads get the same one.
 
     Raises:
       ConfigError: if the limit is no positive number.
     """
+    with _MAKING:
+        return machine_cache()
+
+
+@functools.cache
+def machine_cache() -> Cache:
+    """Makes what `default_cache` returns, once."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # the user has no home folder

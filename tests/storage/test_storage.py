@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,22 @@ def test_the_limit_is_a_number(store, monkeypatch):
     monkeypatch.setenv("CERVSEG_CACHE_GIB", "much")
     with pytest.raises(ConfigError, match="CERVSEG_CACHE_GIB: must be a positive number of GiB, got 'much'"):
         default_cache()
+
+
+def test_threads_that_start_together_share_one_cache(tmp_path, monkeypatch):
+    def count_slowly(folder):
+        time.sleep(0.05)
+        return 2**30
+
+    monkeypatch.setenv("CERVSEG_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CERVSEG_CACHE_GIB", raising=False)
+    monkeypatch.setattr(cache_module, "_default_limit", count_slowly)
+    cache_module.machine_cache.cache_clear()
+    start = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        caches = list(pool.map(lambda _: start.wait() * 0 or default_cache(), range(8)))
+    cache_module.machine_cache.cache_clear()
+    assert len({id(cache) for cache in caches}) == 1
 
 
 def test_large_copies_that_were_just_used_stay(tmp_path, monkeypatch):
