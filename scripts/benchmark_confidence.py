@@ -10,6 +10,7 @@ standard deviation. The last line is the model of the run itself, which was fitt
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from cervseg_jax.segmentation.tuning import judge_result, predict_pairs
 def judge_images(run: Path, images: Path) -> tuple[list[Judged], list[str]]:
     """Finds and judges the nuclei of each image; returns them with the source of each image."""
     pairs = find_pairs(DataConfig(root=images), whole=True)[0]["test"]
-    results = predict_pairs(cervseg_jax.load(run), pairs)
+    results = predict_pairs(replace(cervseg_jax.load(run), min_probability=0.0), pairs)  # also improbable nuclei
     judged = [
         judge_result(result, list(whole_truth(pair, result.maps.shape[:2]).values()))
         for pair, result in zip(pairs, results, strict=True)

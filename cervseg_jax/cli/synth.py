@@ -1,13 +1,13 @@
 """`cervseg-jax synth`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from cervseg_jax.choices import SceneKind
 from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, Quiet
 
-Kind = Literal["clusters", "smear"]
 EXAMPLE = "cervseg-jax synth cells --images 20 --seed 1"
 
 
@@ -19,7 +19,7 @@ def synth(
         tuple[int, int], typer.Option(min=64, max=MAX_SIDE_PX, metavar="HEIGHT WIDTH", help="Image size in pixels.")
     ] = (512, 512),
     kind: Annotated[
-        Kind, typer.Option(help="clusters: overlapping nuclei. smear: single cells of several kinds, with debris.")
+        SceneKind, typer.Option(help="clusters: overlapping nuclei. smear: single cells of several kinds, with debris.")
     ] = "clusters",
     quiet: Quiet = False,
 ) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from cervseg_jax.annotations.labelme import LabeledOutline, labelme_document
 from cervseg_jax.annotations.outlines import draw_instances, rasterize
-from cervseg_jax.curation.synthetic import Scene, SceneKind, draw_scene
+from cervseg_jax.choices import SceneKind
+from cervseg_jax.curation.synthetic import Scene, draw_scene
 from cervseg_jax.data.covered_files import save_covered
 from cervseg_jax.data.manifest import DATASET_FILE
 from cervseg_jax.errors import ConfigError

@@ -3,19 +3,18 @@
 Everything is a function of the seed.
 """
 
-from typing import Literal
-
 import cv2
 import numpy as np
 
 from cervseg_jax.annotations.outlines import enclosed_area
+from cervseg_jax.choices import SceneKind
 from cervseg_jax.curation.synthetic_layers import (
     Scene,
     Stain,
     add_debris,
-    add_leucocytes,
     add_nucleus,
     develop,
+    expose,
     soft_shape,
 )
 from cervseg_jax.curation.synthetic_layout import make_outline, place_nuclei
@@ -30,10 +29,6 @@ STAINS: dict[str, Stain] = {
     "violet_haze": Stain((214, 212, 222), (1.10, 1.15, 0.62), (0.55, 0.34, 0.24)),
 }
 """Looks of real slides: haematoxylin nuclei in cyanophilic (blue, teal) or eosinophilic (pink) cytoplasm."""
-
-
-SceneKind = Literal["clusters", "smear"]
-"""What a scene shows."""
 
 
 def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0, kind: SceneKind = "clusters") -> Scene:
@@ -67,7 +62,7 @@ def _draw_clusters(*, shape: tuple[int, int], seed: int, index: int) -> Scene:
     density = np.zeros((*shape, 3), np.float32)
     _add_cytoplasm(density, outlines, stain, noise, rng)
     add_debris(density, stain, noise, rng)
-    add_leucocytes(density, outlines, stain, noise, rng)
+    _add_leucocytes(density, outlines, stain, noise, rng)
     for outline in outlines:
         add_nucleus(density, outline, stain, noise, rng)
     return Scene(_photograph(density, stain, noise, rng), [[outline] for outline in outlines], name)
@@ -112,15 +107,36 @@ def _add_cytoplasm(
         density[window] += layer[..., None] * np.array(stain.cytoplasm, np.float32)
 
 
+def _add_leucocytes(
+    density: np.ndarray, outlines: list[np.ndarray], stain: Stain, noise: NoiseBank, rng: np.random.Generator
+) -> None:
+    """Adds neutrophils as distractors: small cells with two to four dark lobes, which are not annotated."""
+    if not outlines:
+        return
+    height, width = density.shape[:2]
+    radius = 0.42 * float(np.median([np.sqrt(enclosed_area([outline]) / np.pi) for outline in outlines]))
+    centers = np.array([outline.mean(axis=0) for outline in outlines])
+    for _ in range(int(rng.integers(0, 8))):
+        center = rng.uniform(0, 1, 2) * (width, height)
+        if np.linalg.norm(centers - center, axis=1).min() < 4.5 * radius:
+            continue
+        body = soft_shape(make_outline(center, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
+        if body is not None:
+            density[body[0]] += (0.16 * body[1])[..., None] * np.array(stain.cytoplasm, np.float32)
+        start = rng.uniform(0, 2 * np.pi)
+        for lobe in range(int(rng.integers(2, 5))):
+            angle = start + lobe * rng.uniform(1.4, 1.9)
+            place = center + 0.75 * radius * np.array([np.cos(angle), np.sin(angle)])
+            placed = soft_shape(make_outline(place, 0.6 * radius, 1.3, angle, rng), (height, width), 0.8)
+            if placed is not None:
+                window, coverage = placed
+                grain = np.clip(1 + 0.15 * noise.read(1.0, window, rng), 0.4, 1.6)
+                density[window] += (0.8 * coverage * grain)[..., None] * np.array(stain.nucleus, np.float32)
+
+
 def _photograph(density: np.ndarray, stain: Stain, noise: NoiseBank, rng: np.random.Generator) -> np.ndarray:
     """Converts absorbance to an image: uneven light, focus, sensor noise, and often JPEG compression."""
-    height, width = density.shape[:2]
-    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    slope = rng.normal(0, 0.03, 2)
-    light = 1 + slope[0] * rows + slope[1] * columns - rng.uniform(0, 0.06) * (rows**2 + columns**2)
-    light = light + 0.012 * noise.whole(40.0)
-    picture = np.array(stain.light, np.float32) * light[..., None] * np.exp(-density)
-    # Scattered light keeps the darkest nuclei from being black.
-    picture = 10 + picture * (245 / 255)
-    picture = cv2.GaussianBlur(picture, (0, 0), 0.5 + min(height, width) / 512 * rng.gamma(2.0, 0.5))
+    slope, falloff = rng.normal(0, 0.03, 2), rng.uniform(0, 0.06)
+    picture = expose(density, np.array(stain.light, np.float32), noise, slope=slope, falloff=falloff)
+    picture = cv2.GaussianBlur(picture, (0, 0), 0.5 + min(density.shape[:2]) / 512 * rng.gamma(2.0, 0.5))
     return develop(picture, rng, max_noise=2.5, min_quality=70)

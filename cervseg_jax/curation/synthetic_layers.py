@@ -75,33 +75,6 @@ def add_nucleus(
     )
 
 
-def add_leucocytes(
-    density: np.ndarray, outlines: list[np.ndarray], stain: Stain, noise: NoiseBank, rng: np.random.Generator
-) -> None:
-    """Adds neutrophils as distractors: small cells with two to four dark lobes, which are not annotated."""
-    if not outlines:
-        return
-    height, width = density.shape[:2]
-    radius = 0.42 * float(np.median([np.sqrt(enclosed_area([outline]) / np.pi) for outline in outlines]))
-    centers = np.array([outline.mean(axis=0) for outline in outlines])
-    for _ in range(int(rng.integers(0, 8))):
-        center = rng.uniform(0, 1, 2) * (width, height)
-        if np.linalg.norm(centers - center, axis=1).min() < 4.5 * radius:
-            continue
-        body = soft_shape(make_outline(center, 1.9 * radius, 1.1, 0, rng), (height, width), 1.2)
-        if body is not None:
-            density[body[0]] += (0.16 * body[1])[..., None] * np.array(stain.cytoplasm, np.float32)
-        start = rng.uniform(0, 2 * np.pi)
-        for lobe in range(int(rng.integers(2, 5))):
-            angle = start + lobe * rng.uniform(1.4, 1.9)
-            place = center + 0.75 * radius * np.array([np.cos(angle), np.sin(angle)])
-            placed = soft_shape(make_outline(place, 0.6 * radius, 1.3, angle, rng), (height, width), 0.8)
-            if placed is not None:
-                window, coverage = placed
-                grain = np.clip(1 + 0.15 * noise.read(1.0, window, rng), 0.4, 1.6)
-                density[window] += (0.8 * coverage * grain)[..., None] * np.array(stain.nucleus, np.float32)
-
-
 def add_debris(density: np.ndarray, stain: Stain, noise: NoiseBank, rng: np.random.Generator) -> None:
     """Adds specks, and faint strands of mucus."""
     height, width = density.shape[:2]
@@ -114,6 +87,26 @@ def add_debris(density: np.ndarray, stain: Stain, noise: NoiseBank, rng: np.rand
         strands = np.clip(np.abs(noise.whole(8.0) + 0.6 * noise.whole(40.0)) < 0.07, 0, 1).astype(np.float32)
         strands = cv2.GaussianBlur(strands, (0, 0), 1.6) * np.clip(noise.whole(40.0), 0, 1)
         density += (0.2 * strands)[..., None] * np.array(stain.cytoplasm, np.float32)
+
+
+def expose(
+    density: np.ndarray, color: np.ndarray, noise: NoiseBank, *, slope: np.ndarray, falloff: float = 0.0
+) -> np.ndarray:
+    """Returns the light that passes, float32 [h, w, 3], about 0..255, under an uneven lamp.
+
+    Args:
+      density: absorbances, float32 [h, w, 3].
+      color: of the empty slide, 0..255, float32 [3].
+      noise: unevenness of the lamp.
+      slope: change of the light from the middle to the lower and to the right edge, as shares.
+      falloff: loss of light from the middle to the edges, as a share.
+    """
+    height, width = density.shape[:2]
+    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    light = 1 + slope[0] * rows + slope[1] * columns - falloff * (rows**2 + columns**2)
+    light = light + 0.012 * noise.whole(40.0)
+    # Scattered light keeps the darkest nuclei from being black.
+    return 10 + color * light[..., None] * np.exp(-density) * (245 / 255)
 
 
 def develop(picture: np.ndarray, rng: np.random.Generator, *, max_noise: float, min_quality: int) -> np.ndarray:

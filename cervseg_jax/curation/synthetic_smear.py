@@ -16,6 +16,7 @@ from cervseg_jax.curation.synthetic_layers import (
     add_debris,
     add_nucleus,
     develop,
+    expose,
     soft_shape,
 )
 from cervseg_jax.curation.synthetic_layout import add_outline, make_outline, make_polygon
@@ -41,7 +42,7 @@ class _Cell(NamedTuple):
     blur_px: float
 
 
-def draw_smear(*, shape: tuple[int, int], seed: int, index: int = 0) -> Scene:
+def draw_smear(*, shape: tuple[int, int], seed: int, index: int) -> Scene:
     """Draws one field of a smear.
 
     Args:
@@ -174,11 +175,7 @@ def _granules(shape: tuple[int, ...], nucleus_radius: float, rng: np.random.Gene
 
 def _photograph(density: np.ndarray, slide: Slide, noise: NoiseBank, rng: np.random.Generator) -> np.ndarray:
     """Converts absorbance to an image: uneven light, focus, sometimes a camera's contrast, noise, often JPEG."""
-    height, width = density.shape[:2]
-    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    slope = rng.normal(0, 0.03, 2)
-    light = 1 + slope[0] * rows + slope[1] * columns + 0.012 * noise.whole(40.0)
-    picture = 10 + slide.light.astype(np.float32) * light[..., None] * np.exp(-density) * (245 / 255)
+    picture = expose(density, slide.light.astype(np.float32), noise, slope=rng.normal(0, 0.03, 2))
     picture = cv2.GaussianBlur(picture, (0, 0), 0.4 + slide.radius * rng.gamma(1.5, 0.06))
     if rng.random() < 0.3:
         picture = 128 + (picture - 128) * rng.uniform(1.1, 1.5) + rng.uniform(0, 25)
