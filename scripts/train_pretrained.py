@@ -133,7 +133,7 @@ def average(runs: Sequence[Path], out: Path, config: Config, reporter: Reporter)
         return
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs[-1], out)
-    (out / "best" / CONFIDENCE_FILE).unlink()
+    (out / "best" / CONFIDENCE_FILE).unlink(missing_ok=True)
     every = [read_arrays(run / "best", read_contract(run / "best")) for run in runs]
     mean = {name: np.mean([arrays[name] for arrays in every], axis=0, dtype=np.float32) for name in every[0]}
     contract = read_contract(out / "best")
