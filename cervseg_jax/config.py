@@ -216,6 +216,8 @@ def _with_checked_components(config: Config) -> Config:
         raise ConfigError("train.cosine: cannot be combined with train.plateau; set train.plateau to null")
     for name in config.train.metrics:
         lookup(dict.fromkeys(("dice_coef", *SUMMARY_NAMES)), name, key="train.metrics")
+    _check_validation(config)
+    _check_nuclei_left_out(config)
     operations = []
     for index, operation in enumerate(config.augment.operations):
         key = f"augment.operations[{index}]"
@@ -231,6 +233,25 @@ def _with_checked_components(config: Config) -> Config:
             "train": config.train.model_copy(update={"loss_args": loss_args}),
         }
     )
+
+
+def _check_validation(config: Config) -> None:
+    train = config.train
+    if train.init_share and train.init_from is None:
+        raise ConfigError("train.init_share: needs the weights of train.init_from")
+    if config.data.train_on_valid and (train.plateau is not None or train.early_stop_patience is not None):
+        raise ConfigError(
+            "data.train_on_valid: leaves no validation images for train.plateau and train.early_stop_patience; "
+            "set both to null"
+        )
+
+
+def _check_nuclei_left_out(config: Config) -> None:
+    keys = [key for key in ("min_probability", "precision", "recall") if getattr(config.infer, key) is not None]
+    if len(keys) > 1:
+        raise ConfigError(
+            f"infer.{keys[-1]}: cannot be combined with infer.{keys[0]}; set infer.{keys[0]} to null to use it"
+        )
 
 
 def _check_mesh(config: Config) -> None:

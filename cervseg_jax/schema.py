@@ -69,27 +69,26 @@ class DataConfig(Section):
     """Dataset location and image reading."""
 
     root: Annotated[Path, AfterValidator(as_path)]
-    """Folder, or its address in a bucket, with `{train,valid,test}/{images,masks}`, or with `images` and `masks` if
-    `split` is given."""
+    """Folder or bucket address with `{train,valid,test}/{images,masks}`, or with `images` and `masks` for `split`."""
     synthetic: SyntheticConfig | None = None
     split: SplitConfig | None = None
     origin: str | None = None
     """Where to download the data; shown when `data.root` is missing."""
     mask_rule: MaskRule = "half_range"
     bit_depth: BitDepth = "auto"
-    """Bits used in 16-bit image files: 12 scales 0..4095 to 0..255. "auto": training uses the smallest of 8, 10, 12, 14
-    and 16 that fits the values of all its images, and stores it for inference."""
+    """Bits used in 16-bit files: 12 scales 0..4095 to 0..255; "auto": the fewest that fit all images of a training."""
     on_bad_file: OnBadFile = "fail"
     threads: PositiveInt | None = None
     """Threads that read, augment and write images, and find nuclei of slides; None: one per core, at most 16."""
     prefetch_batches: PositiveInt = 4
     """Batches that training prefetches; at least the number of threads."""
     nucleus_px: PositiveFloat | Literal["auto"] | None = None
-    """Median diameter of nuclei at the network's input, in pixels: each image is scaled by its own annotations, and the
-    network sees windows of it. "auto": that of `train.init_from`, or else 20. None: whole images are resized."""
+    """Median diameter of nuclei at the network's input, in pixels; images are scaled by their annotations and seen in
+    windows. "auto": that of `train.init_from`, or else 20. None: whole images are resized."""
     mpp: PositiveFloat | None = None
-    """Micrometers per pixel of the image files; with `data.nucleus_px` stored with the weights, so that `--mpp` tells
-    inference the scale."""
+    """Micrometers per pixel of the image files; with `data.nucleus_px`, inference finds the scale by it and `--mpp`."""
+    train_on_valid: bool = False
+    """Train on the validation images too; the last weights are kept, as no images are left to select an epoch by."""
     cache_gib: NonNegative = 2.0
     """Memory in GiB for caching decoded images at the network's size during training; 0: no cache."""
 
@@ -158,6 +157,8 @@ class TrainConfig(Section):
     """Decay of a moving average of the weights that validation, previews and best weights use; None: off."""
     init_from: Path | None = None
     """A run (folder or bucket URL) whose best weights initialize the network; ignored when a training resumes."""
+    init_share: Fraction = 0.0
+    """Share of the initial weights in those that are validated and stored, see `engine.state.mix_weights`."""
     batch_norm_warmup: bool = True
     """Let the running statistics of BatchNorm adapt faster than a momentum of 0.99 does in the first thousand steps."""
     loss: str = "bce_soft_dice"
@@ -176,8 +177,7 @@ class TrainConfig(Section):
     warmup_steps: Count = 0
     """Updates of linear learning-rate warmup."""
     selection_epochs: PositiveInt = 1
-    """Number of last epochs whose mean `val_loss` selects the best epoch and stops the training; more than one where
-    validation images are few."""
+    """Last epochs whose mean `val_loss` selects the best epoch and stops the training; several for few images."""
     early_stop_patience: PositiveInt | None = 10
     """Number of epochs without a lower `val_loss` after which training stops; None: never."""
     seed: Count = 0

@@ -27,8 +27,13 @@ from cervseg_jax.schema import DataConfig
 from cervseg_jax.training.own_data import planned_recipe
 
 SILENT = Reporter(is_silent=True)
-FRESH = ("train.init_from=null", "train.learning_rate=1e-3")
-"""A plan adapts weights, with half of this rate."""
+FRESH = (
+    "train.init_from=null",
+    "train.init_share=0",
+    "train.learning_rate=1e-3",
+    "infer.min_probability=null",
+)
+"""A plan adapts weights with half of this rate, and takes their confidence."""
 STARTS: dict[str, tuple[str, ...]] = {
     "pap": (),
     "ImageNet": (*FRESH, "model.args.encoder_weights=imagenet"),

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import yaml
 
@@ -32,7 +33,7 @@ from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.files import make_folder, sha256_of, write_labels
 from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.half_precision import save_half_precision
-from cervseg_jax.runs.weights import CONFIDENCE_FILE, read_arrays, read_contract
+from cervseg_jax.runs.weights import CONFIDENCE_FILE, read_arrays, read_contract, save_weights
 from cervseg_jax.schema import Config
 from cervseg_jax.segmentation.tuning import tune_run
 from cervseg_jax.tables import csv_text, read_csv
@@ -133,15 +134,10 @@ def average(runs: Sequence[Path], out: Path, config: Config, reporter: Reporter)
         return
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs[-1], out)
-    (out / "best" / CONFIDENCE_FILE).unlink(missing_ok=True)
     every = [read_arrays(run / "best", read_contract(run / "best")) for run in runs]
-    mean = {name: np.mean([arrays[name] for arrays in every], axis=0, dtype=np.float32) for name in every[0]}
-    contract = read_contract(out / "best")
-    with (out / "best" / contract.weights_file).open("wb") as file:
-        np.savez(file, **mean)  # pyright: ignore[reportArgumentType]
-    digest = sha256_of((out / "best" / contract.weights_file).read_bytes())
-    text = contract.model_copy(update={"weights_sha256": digest}).model_dump_json(indent=2)
-    (out / "best" / "contract.json").write_text(text + "\n", encoding="utf-8")
+    mean = {name: jnp.asarray(np.mean([arrays[name] for arrays in every], axis=0)) for name in every[0]}
+    last = read_contract(out / "best")
+    save_weights(out / "best", config, mean, {}, epoch=last.epoch, step=last.step, val_loss=None, scale=last.scale)
     tune_run(out, config, find_pairs(config.data)[0]["valid"], reporter=reporter)
 
 

@@ -113,6 +113,13 @@ def test_wrong_values_are_named(tmp_path, override, message):
         load_config(path, [override])
 
 
+def test_only_one_rule_leaves_nuclei_out(tmp_path):
+    path = write(tmp_path, TINY_CONFIG)
+    load_config(path, ["infer.min_probability=0.4"])
+    with pytest.raises(ConfigError, match="infer.recall: cannot be combined with infer.min_probability; set infer.min"):
+        load_config(path, ["infer.recall=0.9", "infer.min_probability=0.4"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,6 +1,6 @@
 """The training state as one pytree."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -46,3 +46,29 @@ def create_state(
     """
     ema = jax.tree.map(jnp.copy, params) if with_ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), ema)
+
+
+@jax.jit
+def mix_weights(state: TrainState, params: Params, model_state: ModelState, share: float) -> TrainState:
+    """Returns a state whose averaged parameters and BatchNorm statistics are mixed with others.
+
+    Weights between those before and after the adaptation to few images often do better on new images than either.
+
+    Reference: Wortsman et al. 2022, arXiv:2109.01903, section 3.
+
+    Args:
+      state: state of the training.
+      params: the other parameters, such as the initial ones.
+      model_state: the other BatchNorm statistics.
+      share: share of the others, 0..1.
+
+    Returns:
+      A state for evaluation; it cannot be trained further.
+    """
+
+    def mix(own: Any, others: Any) -> Any:
+        return jax.tree.map(lambda a, b: ((1 - share) * a + share * b).astype(a.dtype), own, others)
+
+    mixed = mix(state.averaged_params, params)
+    weights = {"ema_params": mixed} if state.ema_params else {"params": mixed}
+    return replace(state, model_state=mix(state.model_state, model_state), **weights)

@@ -224,7 +224,7 @@ def _tuned(
     segmenter: Segmenter, config: Config, split: EvalSplit, scores: ImageScores, reporter: Reporter
 ) -> dict[str, Any] | None:
     """Chooses a threshold on validation images of the config's dataset; None where there are none."""
-    if split.dataset_split == "valid" or not config.data.root.is_dir():
+    if split.dataset_split == "valid" or config.data.train_on_valid or not config.data.root.is_dir():
         return None
     found = find_pairs(config.data, needed=())[0].get("valid", [])
     chosen = found[:: max(1, -(-len(found) // MAX_IMAGES))]  # evenly, as neighbors may be alike

@@ -103,7 +103,8 @@ def preview_epochs(run: RunData) -> dict[str, Any] | None:
     every = max(1, -(-len(folders) // MAX_EPOCHS))
     kept = [folder for index, folder in enumerate(folders) if index % every == 0 or index == len(folders) - 1]
     stems = sorted(path.stem for path in kept[-1][1].glob("*.png") if path.name != "sheet.png")
-    known = {row["stem"]: row for row in run.files if row["split"] == "valid"}
+    split = "train" if run.config.data.train_on_valid else "valid"
+    known = {row["stem"]: row for row in run.files if row["split"] == split}
     images = []
     for stem in stems:
         if stem not in known:

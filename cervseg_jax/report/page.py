@@ -68,9 +68,8 @@ def _run_page(run: RunData, num_layered: int, reporter: Reporter) -> str:
         parts += [("Previews by epoch", '<div id="epochs"></div>')]
     parts += [("Data", sections.data_section(run)), ("Config", sections.config_section(run))]
     parts += [("Environment", sections.environment_section(run)), ("Limits", sections.limits_section())]
-    best = 0 if run.contract is None else run.contract["epoch"]
     drops = rate_drops(run.history.get("learning_rate", []))
-    values = {"history": run.history, "best": best, "drops": drops, "epochs": epochs, "images": images}
+    values = {"history": run.history, "best": run.best_epoch, "drops": drops, "epochs": epochs, "images": images}
     values["scores"] = gallery.score_texts("gallery")
     lead = f"{run.config.model.name}, {run.config.model.image_size[0]}x{run.config.model.image_size[1]}"
     return _page(f"Run {run.folder.name}", lead, parts, values)

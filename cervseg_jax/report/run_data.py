@@ -46,7 +46,7 @@ class RunData(NamedTuple):
     contract: dict[str, Any] | None
     """Preprocessing contract of the best weights; None before the first epoch is finished."""
     history: dict[str, list[Any]]
-    """One value per finished epoch, by column."""
+    """One value per finished epoch, by column; without columns that have no values."""
     events: list[dict[str, Any]]
     evaluations: list[Evaluation]
     """The test split first."""
@@ -56,6 +56,11 @@ class RunData(NamedTuple):
     """Contents of the dataset's `dataset.json` and `audit.json`, by stem, where they exist."""
     address: Path | None = None
     """Address of a run in a bucket."""
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch that was selected by validation images; 0 for none."""
+        return 0 if self.contract is None or self.config.data.train_on_valid else self.contract["epoch"]
 
     @property
     def is_finished(self) -> bool:
@@ -185,7 +190,7 @@ def _load_history(path: Path) -> dict[str, list[Any]]:
     columns = history.values()
     if not all(isinstance(values, list) for values in columns) or len({len(values) for values in columns}) > 1:
         raise CheckpointError(f"{path}: is damaged: must hold lists of equal length")
-    return history
+    return {name: values for name, values in history.items() if any(value is not None for value in values)}
 
 
 def _load_events(path: Path) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def summary_section(run: RunData) -> str:
         tiles.append(("calibration error", format_score(first.get("calibration_error")), "0 is perfect"))
     epochs = run.history.get("epoch", [])
     if epochs:
-        best = "" if run.contract is None else f"best: {run.contract['epoch']}"
+        best = f"best: {run.best_epoch}" if run.best_epoch else ""
         tiles.append(("epochs", f"{epochs[-1]} of {run.config.train.epochs}", best))
     return _tiles(tiles) + _paragraphs(verdict(run))
 
@@ -151,11 +151,10 @@ def training_section(run: RunData) -> str:
     if not epochs:
         return "<p>No epoch is finished yet.</p>"
     names = [name for name in history if name not in ("epoch", "step", "images_per_second", "input_wait")]
-    chosen = sorted({0, len(epochs) - 1} | ({run.contract["epoch"] - 1} if run.contract else set()))
-    chosen = [row for row in chosen if 0 <= row < len(epochs)]
+    chosen = [row for row in sorted({0, run.best_epoch - 1, len(epochs) - 1}) if 0 <= row < len(epochs)]
     rows = [[epochs[row], *(_plain(history[name][row]) for name in names)] for row in chosen]
     text = '<div id="curves"></div>' + table(["epoch", *names], rows)
-    text += "<p>First, best and last epoch; metrics.csv has all epochs.</p>"
+    text += f"<p>First, {'best ' if run.best_epoch else ''}and last epoch; metrics.csv has all epochs.</p>"
     events = [event for event in run.events if event.get("event") in SHOWN_EVENTS]
     if events:
         details = [

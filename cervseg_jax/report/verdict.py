@@ -36,7 +36,7 @@ def verdict(run: RunData) -> list[str]:
     """Returns sentences about quality, uncertainty and weakest subset of an evaluation."""
     if not run.evaluations:
         state = "Training is finished; there is no evaluation yet" if run.is_finished else "Training is in progress"
-        best = "" if run.contract is None else f". Best epoch so far: {run.contract['epoch']}"
+        best = f". Best epoch so far: {run.best_epoch}" if run.best_epoch else ""
         return [f"{state}{best}. To score the best weights: cervseg-jax eval {run.folder}"]
     evaluation = run.evaluations[0]
     summary = evaluation.summary
@@ -74,7 +74,7 @@ def cautions(run: RunData, evaluation: Evaluation) -> list[str]:
             f"Caution: the network was trained on {num_trained_on} of these images; the scores do not show how it does "
             "on new ones."
         )
-    if evaluation.name == "valid":
+    if evaluation.name == "valid" and not run.config.data.train_on_valid:
         found.append("Caution: the best epoch was selected on these images, so the scores are optimistic.")
     if summary["num_sources"] < FEW_SOURCES:
         found.append(
@@ -111,7 +111,7 @@ def _uncertainty_note(summary: dict[str, Any]) -> list[str]:
 
 def _training_advice(run: RunData) -> list[str]:
     epochs = run.history.get("epoch")
-    if not epochs or run.contract is None or not run.is_finished:
+    if not epochs or run.contract is None or not run.is_finished or run.config.data.train_on_valid:
         return []
     if run.contract["epoch"] == epochs[-1] >= run.config.train.epochs:
         return ["The last epoch was the best one; training for longer may help."]

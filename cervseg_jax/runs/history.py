@@ -41,7 +41,8 @@ def write_history(folder: Path, history: History, *, metrics: Sequence[str], bes
     write_json(folder / "history.json", series)
     drops = rate_drops(series["learning_rate"])
     for name, shown in (("loss", ("loss",)), ("metrics", tuple(metrics))):
-        curves = {key: series[key] for metric in shown for key in (metric, f"val_{metric}")}
+        keys = [key for metric in shown for key in (metric, f"val_{metric}")]
+        curves = {key: series[key] for key in keys if any(value is not None for value in series[key])}
         file = folder / ("train_losses.png" if name == "loss" else "train_metrics.png")
         if curves:
             rates = series["learning_rate"]

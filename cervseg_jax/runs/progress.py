@@ -48,6 +48,11 @@ class Progress:
         return len(self.history)
 
     @property
+    def selected_epoch(self) -> int:
+        """The epoch with the lowest validation loss, 1-based; 0 for none, and where there are no validation images."""
+        return self.best.epoch if math.isfinite(self.best.val_loss) else 0
+
+    @property
     def phase(self) -> Phase:
         """Part of the loop that the training is in."""
         return Phase.TRAINING if self.scores.num_images else Phase.EPOCH_END

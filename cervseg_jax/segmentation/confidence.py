@@ -134,7 +134,7 @@ def min_probability(config: InferConfig, confidence: Confidence | None) -> float
     """Returns the probability from which nuclei are kept; 0 keeps all.
 
     Args:
-      config: the section `infer`; at most one of `min_probability`, `precision` and `recall` is used, in this order.
+      config: the section `infer`, with at most one of `min_probability`, `precision` and `recall`.
       confidence: of the weights.
 
     Raises:

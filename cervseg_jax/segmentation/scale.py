@@ -15,10 +15,10 @@ from jaxtyping import Bool, UInt8
 
 from cervseg_jax.data.resize import border_color, resize_image, scaled_size
 from cervseg_jax.engine.predict import Predict
-from cervseg_jax.schema import Scale
+from cervseg_jax.schema import DEFAULT_THRESHOLD, PostprocessingConfig, Scale
 from cervseg_jax.segmentation.images import ImageLike
 from cervseg_jax.segmentation.instances import label_instances
-from cervseg_jax.segmentation.postprocess import Postprocessing, make_mask
+from cervseg_jax.segmentation.postprocess import make_mask
 from cervseg_jax.segmentation.predict import Predictor, predict_ahead
 from cervseg_jax.typing import typechecked
 
@@ -117,29 +117,27 @@ class _Tile(NamedTuple):
     left: int
 
 
-def estimate_nucleus_px(
-    predictor: Predictor, image: ImageLike, scale: Scale, postprocessing: Postprocessing
-) -> float | None:
+def estimate_nucleus_px(predictor: Predictor, image: ImageLike, scale: Scale) -> float | None:
     """Estimates the median diameter of nuclei from predictions at several scales.
 
     At each scale every nucleus that is found votes for its diameter in the image, with more weight the surer it is and
     the closer its size at the network's input is to the size that the network was trained on; parts of larger nuclei
-    do not vote. The estimate is the densest place of the votes, refined by the nuclei found at that scale.
+    do not vote. The estimate is the densest place of the votes, refined by the nuclei found at that scale. Nuclei are
+    told apart by the default parameters: tuned ones are the best for images at the scale that was estimated here.
 
     Args:
       predictor: the network.
       image: an image or a slide.
       scale: scale of the network's input.
-      postprocessing: threshold and watershed parameters.
 
     Returns:
       The diameter in the image's pixels, or None if no nuclei were found.
     """
     content = _Content(image)
-    first = _densest(_without_parts(_votes(predictor, image, CANDIDATES_PX, scale, postprocessing, content)))
+    first = _densest(_without_parts(_votes(predictor, image, CANDIDATES_PX, scale, content)))
     if first is None:
         return None
-    refined = _densest(_votes(predictor, image, [first], scale, postprocessing, content))
+    refined = _densest(_votes(predictor, image, [first], scale, content))
     return first if refined is None else math.sqrt(first * refined)
 
 
@@ -148,7 +146,6 @@ def _votes(
     image: ImageLike,
     sizes_px: Sequence[float],
     scale: Scale,
-    postprocessing: Postprocessing,
     content: "_Content",
 ) -> _Votes:
     """Returns the nuclei found if nuclei had some size.
@@ -158,7 +155,6 @@ def _votes(
       image: the image.
       sizes_px: the sizes that are tried.
       scale: scale of the network's input.
-      postprocessing: threshold and watershed parameters.
       content: where to look.
     """
 
@@ -178,8 +174,8 @@ def _votes(
     found = [np.zeros((4, 0))]
     for places, maps_of_tiles in predict_ahead(predictor, batches()):
         for place, maps in zip(places, maps_of_tiles, strict=True):
-            mask = make_mask(maps[..., 0], postprocessing.threshold, postprocessing.threshold_rule)
-            labels = label_instances(maps, mask, predictor.heads, postprocessing.params)
+            mask = make_mask(maps[..., 0], DEFAULT_THRESHOLD)
+            labels = label_instances(maps, mask, predictor.heads, PostprocessingConfig())
             sizes, certainty, rows, columns = _nuclei(labels, maps[..., 0])
             weights = certainty * np.exp(-0.5 * (np.log(sizes / scale.nucleus_px) / SIZE_TOLERANCE) ** 2)
             rows, columns = place.top + rows / place.factor, place.left + columns / place.factor

@@ -202,7 +202,7 @@ class Segmenter:
         mpp = self.style.mpp if mpp is None else mpp
         if mpp is not None and self.scale.mpp is not None:
             return image_scale(network_px * self.scale.mpp / mpp, "pixel size", network_px)
-        estimate = estimate_nucleus_px(self.predictor, image, self.scale, self.postprocessing)
+        estimate = estimate_nucleus_px(self.predictor, image, self.scale)
         if estimate is None:
             return image_scale(network_px, "default", network_px)
         return image_scale(estimate, "estimated", network_px)

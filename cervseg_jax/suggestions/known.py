@@ -79,7 +79,8 @@ def annotated_features(segmenter: Segmenter, embed: Embed, config: Config, repor
     """
     if not config.data.root.is_dir():
         return np.zeros((0, 0), np.float32)
-    pairs = find_pairs(config.data, needed=())[0].get("train", [])
+    found = find_pairs(config.data, needed=())[0]
+    pairs = found.get("train", []) + (found.get("valid", []) if config.data.train_on_valid else [])
     pairs = pairs[:: max(1, -(-len(pairs) // MAX_KNOWN))]
     if segmenter.scale is not None and pairs:
         pairs, _ = scale_pairs(pairs, config.data, nucleus_px=segmenter.scale.nucleus_px)

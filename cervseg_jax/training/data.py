@@ -46,9 +46,10 @@ def read_data(config: Config, reporter: Reporter, *, known: ReadFiles | None = N
       known: files that were read before, and are not read again.
 
     Returns:
-      Usable pairs by split; with measured nuclei if the recipe scales images by them.
+      Usable pairs by split; with measured nuclei if the recipe scales images by them. With `data.train_on_valid` the
+      validation images are in "train".
     """
-    found, problems = find_pairs(config.data)
+    found, problems = find_pairs(config.data, needed=("train",) if config.data.train_on_valid else ("train", "valid"))
     # Of many files in a bucket, each is read when its turn comes. Those that may have to be left out are read first.
     is_lazy = isinstance(config.data.root, Address) and config.data.on_bad_file == "fail"
     stated = (stats_of_manifest(config.data.root, found) if is_lazy else None) or {}
@@ -76,6 +77,9 @@ def read_data(config: Config, reporter: Reporter, *, known: ReadFiles | None = N
             f"{num_noisy} of {num_masks} masks have more than two levels{_RULE_TEXTS[config.data.mask_rule]} "
             f"(data.mask_rule: {config.data.mask_rule})"
         )
+    if config.data.train_on_valid and "valid" in checked:
+        reporter.info("  the validation images are trained on (data.train_on_valid)")
+        checked["train"] = CheckedPairs(checked["train"].stats + checked.pop("valid").stats, [])
     return checked
 
 

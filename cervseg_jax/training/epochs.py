@@ -5,7 +5,7 @@ The order within an epoch is fixed: train, evaluate, history, best weights, chec
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from cervseg_jax.data.samples import SampleCache
 from cervseg_jax.engine.experiment import CompiledSteps, Experiment
-from cervseg_jax.engine.plateau import stops_early, update_best, update_plateau
+from cervseg_jax.engine.plateau import BestState, stops_early, update_best, update_plateau
 from cervseg_jax.engine.schedule import lr_multiplier
 from cervseg_jax.engine.scores import Scores, evaluate
 from cervseg_jax.engine.state import TrainState
@@ -66,6 +66,8 @@ class EpochLoop:
     pairs: Mapping[str, Sequence[Pair]]
     load: SampleCache
     scale: Scale | None
+    evaluated: Callable[[TrainState], TrainState]
+    """Returns the state whose weights are validated and stored."""
     checkpoints: Checkpoints
     reporter: Reporter
     log: EventLog
@@ -103,7 +105,7 @@ class EpochLoop:
         while end_reason(self._config, progress) is None:
             start = time.monotonic()
             state, input_wait = self._train_epoch(state, progress, batches, training)
-            validation = self._validate(state, progress)
+            validation = self._validate(state, progress) if self.pairs.get("valid") else None
             seconds = time.monotonic() - start
             progress = self._close_epoch(state, progress, validation, seconds=seconds, input_wait=input_wait)
             self._write_epoch(state, progress)
@@ -188,9 +190,10 @@ class EpochLoop:
             self.stop_vote.cast()
             return self.stop_vote.global_vote == Vote.STOP
 
+        evaluated = self.evaluated(state)
         with self.reporter.progress("validation", math.ceil(len(pairs) / batch_size)) as advance:
             scores = evaluate(
-                lambda batch: self.steps.eval_step(state, self.experiment.place_batch(batch)),
+                lambda batch: self.steps.eval_step(evaluated, self.experiment.place_batch(batch)),
                 self.watchdog.iterate(batches),
                 on_progress=advance,
                 stop=must_stop,
@@ -200,24 +203,26 @@ class EpochLoop:
         return scores
 
     def _close_epoch(
-        self, state: TrainState, progress: Progress, validation: Scores, *, seconds: float, input_wait: float
+        self, state: TrainState, progress: Progress, validation: Scores | None, *, seconds: float, input_wait: float
     ) -> Progress:
-        """Returns the progress after an epoch: history, learning rate, best epoch."""
-        training, valid = progress.scores.summary(), validation.summary()
-        val_loss = valid["loss"]
-        if not math.isfinite(val_loss):
+        """Returns the progress after an epoch: history, learning rate, best epoch (the last without validation)."""
+        training, valid = progress.scores.summary(), validation.summary() if validation is not None else {}
+        val_loss = valid.get("loss")
+        if val_loss is not None and not math.isfinite(val_loss):
             raise DivergedError(
                 f"val_loss became {val_loss} in epoch {progress.epoch + 1}; the last saved state is kept"
             )
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": int(state.step)}
         for name in ("loss", *self._config.train.metrics):
-            row |= {name: finite(training[name]), f"val_{name}": finite(valid[name])}
+            row |= {name: finite(training[name]), f"val_{name}": finite(valid[name]) if valid else None}
         row |= {
             "learning_rate": self._learning_rate(progress, int(state.step) - 1),
             "seconds": seconds,
             "images_per_second": progress.scores.num_images / seconds,
             "input_wait": input_wait,
         }
+        if val_loss is None:
+            return Progress(progress.plateau, BestState(epoch=progress.epoch + 1), [*progress.history, row], Scores())
         rules = self._config.train.plateau
         plateau = update_plateau(progress.plateau, val_loss, **rules.model_dump()) if rules else progress.plateau
         recent = [row["val_loss"] for row in progress.history[-self._config.train.selection_epochs + 1 :]]
@@ -229,8 +234,9 @@ class EpochLoop:
         """Writes the files of an epoch."""
         row, metrics, folder = progress.history[-1], self._config.train.metrics, self.run.folder
         is_best = progress.best.epoch == progress.epoch
+        evaluated = self.evaluated(state)
         if is_best:
-            params, model_state = jax.tree.map(to_host, (state.averaged_params, state.model_state))
+            params, model_state = jax.tree.map(to_host, (evaluated.averaged_params, evaluated.model_state))
             if is_primary():
                 save_weights(
                     folder / "best",
@@ -245,13 +251,13 @@ class EpochLoop:
         self._save(state, progress)
         try:
             if is_primary():
-                write_history(folder, progress.history, metrics=metrics, best_epoch=progress.best.epoch)
+                write_history(folder, progress.history, metrics=metrics, best_epoch=progress.selected_epoch)
             write_previews(
                 folder / "previews" / f"epoch_{progress.epoch:04d}",
                 self.experiment,
                 self.steps.predict,
-                state,
-                self.pairs["valid"],
+                evaluated,
+                self.pairs.get("valid") or self.pairs["train"],
                 scale=self.scale,
             )
             self.log.write("epoch", **row)
@@ -265,7 +271,8 @@ class EpochLoop:
         )
         self.reporter.info(
             f"epoch {progress.epoch}: loss {row['loss']:.4f}  {shown}  "
-            f"rate {row['learning_rate']:.3g}  {row['seconds']:.1f} s{'  (best so far)' if is_best else ''}"
+            f"rate {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
+            f"{'  (best so far)' if progress.selected_epoch == progress.epoch else ''}"
         )
 
     def _save(self, state: TrainState, progress: Progress) -> None:

@@ -9,13 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+import numpy as np
+
 from cervseg_jax.console import Reporter
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import sample_cache
 from cervseg_jax.engine.cost import out_of_memory_advice
 from cervseg_jax.engine.experiment import CompiledSteps, Experiment, build_experiment
 from cervseg_jax.engine.plateau import PlateauState
-from cervseg_jax.engine.state import TrainState
+from cervseg_jax.engine.state import TrainState, mix_weights
 from cervseg_jax.engine.step import check_lr_multipliers
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.runs.bucket import STATES, LocalRun, local_copy
@@ -25,6 +28,7 @@ from cervseg_jax.runs.log import EventLog
 from cervseg_jax.runs.progress import Phase, Progress, finite
 from cervseg_jax.runs.weights import load_arrays
 from cervseg_jax.runtime.distributed import is_primary, sync_errors
+from cervseg_jax.runtime.mesh import shard_arrays, state_sharding
 from cervseg_jax.runtime.signals import StopRequest, StopVote
 from cervseg_jax.schema import Config, Scale
 from cervseg_jax.training.epochs import EpochLoop, end_reason
@@ -55,7 +59,7 @@ def train(
     Args:
       config: the recipe.
       run: an open run folder; its changed files are published before each checkpoint, which may refer to them.
-      pairs: files by split; "train" and "valid" are used.
+      pairs: files by split; "train" and "valid" are used, with `data.train_on_valid` "train" alone.
       scale: scale of the network's input, stored with the weights; None: whole images are resized.
       reporter: for messages.
       stop: polled after each step.
@@ -69,7 +73,7 @@ def train(
       CheckpointError: if no checkpoint can be restored or saved.
       DataError: if a file has become unreadable.
     """
-    if not pairs.get("valid"):
+    if not pairs.get("valid") and not config.data.train_on_valid:
         raise ConfigError("data.root: training needs validation images (valid) to select the best epoch")
     log = EventLog(run.folder, trackers=config.train.trackers, is_open=is_primary())
     experiment = build_experiment(config)
@@ -81,7 +85,7 @@ def train(
         keeps_forever=_kept_epochs(config.train.keep_every_epochs),
     )
     try:
-        experiment = _with_initial_weights(experiment, checkpoints)
+        experiment = _with_initial_weights(experiment, is_resumed=not checkpoints.is_empty)
         state, progress = _restore(experiment, checkpoints, reporter=reporter, log=log)
         reason = end_reason(config, progress)
         if reason is None:
@@ -97,6 +101,7 @@ def train(
                     pairs=pairs,
                     load=sample_cache(config),
                     scale=scale,
+                    evaluated=_evaluated(experiment),
                     checkpoints=checkpoints,
                     reporter=reporter,
                     log=log,
@@ -116,7 +121,7 @@ def train(
         log.close()
         checkpoints.close()
     if is_primary():
-        write_history(run.folder, progress.history, metrics=config.train.metrics, best_epoch=progress.best.epoch)
+        write_history(run.folder, progress.history, metrics=config.train.metrics, best_epoch=progress.selected_epoch)
     return TrainResult(progress, reason)
 
 
@@ -132,16 +137,27 @@ def _kept_epochs(every: int | None) -> Callable[[dict[str, Any]], bool] | None:
     return is_kept
 
 
-def _with_initial_weights(experiment: Experiment, checkpoints: Checkpoints) -> Experiment:
-    """Replaces the initial weights by those of `train.init_from`, unless the run resumes from a checkpoint."""
-    source = experiment.config.train.init_from
-    if source is None or not checkpoints.is_empty:
+def _with_initial_weights(experiment: Experiment, *, is_resumed: bool) -> Experiment:
+    """Replaces the initial weights by those of `train.init_from`; when a run resumes, only if they are mixed in."""
+    source, share = experiment.config.train.init_from, experiment.config.train.init_share
+    if source is None or (is_resumed and not share):
         return experiment
+    # New heads would be mixed with random weights.
+    heads = None if share else experiment.config.model.heads
     with local_copy(source) as run:
-        params, model_state = load_arrays(
-            run.folder / "best", experiment.params, experiment.model_state, heads=experiment.config.model.heads
-        )
+        params, model_state = load_arrays(run.folder / "best", experiment.params, experiment.model_state, heads=heads)
     return replace(experiment, params=params, model_state=model_state)
+
+
+def _evaluated(experiment: Experiment) -> Callable[[TrainState], TrainState]:
+    """Returns the function of a state that gives the one whose weights are validated and stored."""
+    share = experiment.config.train.init_share
+    if not share:
+        return lambda state: state
+    # Copies, as the first step takes the memory of the state that it is called with.
+    weights = jax.tree.map(np.array, (experiment.params, experiment.model_state))
+    initial = shard_arrays(weights, state_sharding(experiment.mesh, weights))
+    return lambda state: mix_weights(state, *initial, share)
 
 
 def _restore(

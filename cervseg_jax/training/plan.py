@@ -17,6 +17,7 @@ from cervseg_jax.data.checks import ReadFiles, check_pairs
 from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.pretrained_weights import FOLDER
+from cervseg_jax.runs.folder import load_run_config
 from cervseg_jax.runs.weights import read_contract
 from cervseg_jax.schema import DataConfig
 from cervseg_jax.storage.address import as_path
@@ -30,6 +31,10 @@ MIN_SPREAD, MAX_SPREAD = 1.25, 1.6
 """Limits of the random magnification."""
 SAME_SCALE = 1.5
 """Images whose nuclei differ by less than this factor are taken to be of one magnification."""
+FEW_SOURCES = 20
+"""With fewer sources all images are trained on: a few validation images select epochs by chance."""
+INIT_SHARE = 0.3
+"""Of the built-in weights in the final ones, where sources are few."""
 GRAY_SATURATION = 8.0
 """Mean saturation, 0..255, below which an image counts as gray."""
 MEMORY_PER_IMAGE = 2**29
@@ -49,8 +54,11 @@ class DataProperties(NamedTuple):
     """What a plan is made from."""
 
     num_train: int
+    """Images to train on, with those for validation where sources are few."""
     num_valid: int
+    """Images that are kept for validation."""
     num_sources: int
+    """Sources of all these images."""
     num_with_instances: int
     """Training images with instance labels."""
     diameters_px: np.ndarray
@@ -65,7 +73,7 @@ def read_dataset(root: Path, *, reporter: Reporter) -> ReadFiles:
     """Reads the files of a dataset once.
 
     Args:
-      root: folder with `{train,valid}/{images,masks}`.
+      root: folder with `{train,valid}/{images,masks}`; "valid" may be missing.
       reporter: for progress.
 
     Raises:
@@ -73,11 +81,12 @@ def read_dataset(root: Path, *, reporter: Reporter) -> ReadFiles:
       DataError: if files are bad.
     """
     data = DataConfig(root=root)
-    found, _ = find_pairs(data)
+    found, _ = find_pairs(data, needed=("train",))
     checked = {}
     for split in ("train", "valid"):
-        with reporter.progress(f"reading {split}", len(found[split])) as advance:
-            checked[split] = check_pairs(found[split], data, measure=True, on_progress=advance)
+        pairs = found.get(split, [])
+        with reporter.progress(f"reading {split}", len(pairs)) as advance:
+            checked[split] = check_pairs(pairs, data, measure=True, on_progress=advance)
     return ReadFiles(data, checked)
 
 
@@ -87,15 +96,18 @@ def data_properties(read: ReadFiles) -> DataProperties:
     Raises:
       DataError: if there are no nuclei.
     """
-    stats = read.checked["train"].stats
+    stats, valid = (read.checked[split].stats for split in ("train", "valid"))
+    num_sources = len({item.pair.group for item in [*stats, *valid]})
+    if num_sources < FEW_SOURCES:
+        stats, valid = [*stats, *valid], []
     known = [sizes for item in stats if (sizes := item.diameters_px)]
     if not known:
         raise DataError(f"{read.data.root}: the training images have no annotated nuclei")
     ratios = [np.percentile(sizes, 84) / np.percentile(sizes, 16) for sizes in known]
     return DataProperties(
         len(stats),
-        len(read.checked["valid"].stats),
-        len({item.pair.group for item in stats}),
+        len(valid),
+        num_sources,
         sum(item.pair.instances_path is not None for item in stats),
         np.array([np.median(sizes) for sizes in known]),
         float(np.mean(ratios)),
@@ -113,7 +125,7 @@ def plan_values(data: DataProperties, root: Path) -> list[PlannedValue]:
     Returns:
       The values that differ from the defaults of the config, by section.
     """
-    contract = read_contract(FOLDER / BASE / "best")
+    contract, base = read_contract(FOLDER / BASE / "best"), load_run_config(FOLDER / BASE)
     assert contract.scale is not None  # noqa: S101 (the built-in weights have a scale)
     least, median, most = (float(value) for value in np.percentile(data.diameters_px, (5, 50, 95)))
     shown = f"nuclei are {median:.0f} px across in the median image ({least:.0f} to {most:.0f})"
@@ -125,6 +137,7 @@ def plan_values(data: DataProperties, root: Path) -> list[PlannedValue]:
         PlannedValue("model.image_size", list(contract.image_size), f"{from_base}: windows of the scaled images"),
         PlannedValue("model.heads", list(contract.heads), _heads_reason(data)),
         PlannedValue("data.root", str(root), f"{data.num_train} images for training, {data.num_valid} for validation"),
+        PlannedValue("data.train_on_valid", not data.num_valid, _validation_reason(data)),
         PlannedValue("data.nucleus_px", contract.scale.nucleus_px, f"{shown}; {BASE} was trained at this size"),
         PlannedValue(
             "augment.window", _window(data), f"nuclei differ by a factor of {data.spread:.1f} within an image"
@@ -136,20 +149,41 @@ def plan_values(data: DataProperties, root: Path) -> list[PlannedValue]:
         PlannedValue("train.learning_rate", 5e-4, "half of that for training from scratch"),
         PlannedValue("train.init_from", BASE, "few images suffice to adapt weights, not to learn them"),
         PlannedValue("train.ema_decay", 0.98, "averaged weights overfit later and vary less from epoch to epoch"),
-        PlannedValue(
-            "train.selection_epochs",
-            3,
-            f"{data.num_valid} validation images are few: the best epoch is that of the lowest mean val_loss of three",
-        ),
-        PlannedValue("train.early_stop_patience", 8, "stops when the averaged val_loss has not improved for so long"),
+        *_selection(data),
         PlannedValue("train.touching_weight", 0.5, "separates touching nuclei"),
         PlannedValue("train.clip_value", 0.5, "limits the effect of single images"),
         PlannedValue("train.plateau", None, "the cosine below takes its place"),
         PlannedValue("train.cosine", {"final_factor": 0.05}, "the learning rate falls over the whole training"),
     ]
+    values.append(
+        PlannedValue("infer.min_probability", base.infer.min_probability, f"{from_base}: leaves improbable nuclei out")
+    )
     if most < SAME_SCALE * least:
         values.append(PlannedValue("infer.nucleus_px", round(median, 1), f"{shown}: one magnification"))
     return values
+
+
+def _validation_reason(data: DataProperties) -> str:
+    if data.num_valid:
+        return f"{data.num_valid} images tell when to stop"
+    if data.num_sources >= FEW_SOURCES:
+        return "there are no validation images"
+    return f"{data.num_sources} sources are too few to tell by some of them when to stop, and each teaches"
+
+
+def _selection(data: DataProperties) -> list[PlannedValue]:
+    """Returns how the final weights are chosen."""
+    if data.num_valid:
+        few = f"{data.num_valid} validation images are few"
+        return [
+            PlannedValue("train.selection_epochs", 3, f"{few}: the best epoch has the lowest mean val_loss of three"),
+            PlannedValue("train.early_stop_patience", 8, "stops when that mean has not fallen for so long"),
+        ]
+    share = f"{INIT_SHARE:.0%} of {BASE} in the final weights carry over better than none"
+    return [
+        PlannedValue("train.init_share", INIT_SHARE, f"{share} (Wortsman et al. 2022)"),
+        PlannedValue("train.early_stop_patience", None, "no validation images are left to stop by"),
+    ]
 
 
 def _heads_reason(data: DataProperties) -> str:
@@ -215,7 +249,7 @@ def plan_training(root: Path, *, reporter: Reporter) -> tuple[str, ReadFiles]:
     """Returns the planned recipe for a dataset as YAML, and the files that were read for it.
 
     Args:
-      root: folder with `{train,valid}/{images,masks}`, as `prepare` makes it.
+      root: folder with `{train,valid}/{images,masks}`, as `prepare` makes it; "valid" may be missing.
       reporter: for progress.
 
     Raises:

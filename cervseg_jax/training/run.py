@@ -132,10 +132,11 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
                 name = seed_name(seed)
                 member_config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
                 runs.append(train_one(member_config, run.subrun(name), data)._replace(folder=home / name))
-            losses = [trained.progress.best.val_loss for trained in runs]
-            spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-            mean = statistics.mean(losses)
-            reporter.info(f"{len(losses)} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
+            losses = [trained.progress.best.val_loss for trained in runs if trained.progress.selected_epoch]
+            if losses:
+                spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+                mean = statistics.mean(losses)
+                reporter.info(f"{len(losses)} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
         reporter.info(f"next: cervseg-jax eval {run.display_path(run.folder)}")
     return runs
 
@@ -170,7 +171,7 @@ def _train_one(
         result = train(config, run, data.pairs, scale=data.scale, reporter=reporter, stop=stop)
     # Saving new best weights removes the tuned parameters of the old ones.
     is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
-    valid = data.checked["valid"].pairs
+    valid = data.checked["valid"].pairs if "valid" in data.checked else []
     if any(pair.instances_path for pair in valid):
         states = allgather_json([is_tuned, _read_contract(folder)])  # a run in a bucket is a folder of process 0 alone
         is_shared = all(contract == states[0][1] for _, contract in states)
@@ -178,10 +179,47 @@ def _train_one(
             from cervseg_jax.segmentation.tuning import tune_run
 
             tune_run(folder, config, valid, is_shared=is_shared, reporter=reporter)
+    if is_primary() and config.train.init_from is not None:
+        _keep_tuned(folder / "best", config.train.init_from, reporter)
     best = result.progress.best
-    reporter.info(f"finished: {result.reason}; best epoch {best.epoch} with val_loss {best.val_loss:.4f}")
-    reporter.info(f"masks of validation images: {run.display_path(folder / 'previews' / f'epoch_{best.epoch:04d}')}")
+    is_selected = result.progress.selected_epoch > 0
+    chosen = (
+        f"best epoch {best.epoch} with val_loss {best.val_loss:.4f}" if is_selected else "the last weights are kept"
+    )
+    reporter.info(f"finished: {result.reason}; {chosen}")
+    shown = run.display_path(folder / "previews" / f"epoch_{best.epoch:04d}")
+    reporter.info(f"masks of {'validation' if is_selected else 'training'} images: {shown}")
     return TrainedRun(folder, result.progress, result.reason)
+
+
+def _keep_tuned(weights: Path, source: Path, reporter: Reporter) -> None:
+    """Copies post-processing and confidence of the initial weights where none were tuned for the new ones.
+
+    Args:
+      weights: folder of the new weights.
+      source: the run that the training started from.
+      reporter: for messages.
+    """
+    from cervseg_jax.runs.weights import read_contract
+    from cervseg_jax.segmentation.confidence import load_confidence, save_confidence
+    from cervseg_jax.segmentation.postprocess import load_postprocessing, save_postprocessing
+
+    if load_postprocessing(weights) is not None and load_confidence(weights) is not None:
+        return
+    with local_copy(source) as run:
+        own, other = read_contract(weights), read_contract(run.folder / "best")
+        if own.heads != other.heads or own.scale != other.scale:
+            return
+        postprocessing, confidence = load_postprocessing(run.folder / "best"), load_confidence(run.folder / "best")
+    kept = []
+    if load_postprocessing(weights) is None and postprocessing is not None:
+        save_postprocessing(weights, postprocessing)
+        kept.append("post-processing")
+    if load_confidence(weights) is None and confidence is not None:
+        save_confidence(weights, confidence)
+        kept.append("confidence of nuclei")
+    if kept:
+        reporter.info(f"{' and '.join(kept)}: as of {source}, as no validation images tell otherwise")
 
 
 def _read_contract(folder: Path) -> str:

@@ -44,7 +44,7 @@ def cells(diameter, side=256):
 @pytest.mark.parametrize("diameter", [8, 16, 40, 90])
 def test_the_diameter_is_estimated(diameter):
     image = cells(diameter, side=400)
-    assert estimate_nucleus_px(PREDICTOR, image, SCALE, Postprocessing()) == pytest.approx(diameter, rel=0.15)
+    assert estimate_nucleus_px(PREDICTOR, image, SCALE) == pytest.approx(diameter, rel=0.15)
 
 
 def granules_too(images):
@@ -72,7 +72,7 @@ def test_granules_of_nuclei_do_not_vote_against_the_nuclei(has_nuclei, expected)
             place = np.round(np.array(center) + 17 * np.array([np.cos(angle), np.sin(angle)])).astype(int)
             cv2.circle(image, place.tolist(), 5, (30, 30, 30), -1)
     predictor = Predictor(granules_too, (96, 96), 2, ("mask",))
-    assert estimate_nucleus_px(predictor, image, SCALE, Postprocessing()) == pytest.approx(expected, rel=0.15)
+    assert estimate_nucleus_px(predictor, image, SCALE) == pytest.approx(expected, rel=0.15)
 
 
 def test_nuclei_vote_against_the_cells_that_they_lie_in():
@@ -83,7 +83,7 @@ def test_nuclei_vote_against_the_cells_that_they_lie_in():
     for center in ((100, 20), (100, 100), (100, 180), (20, 100), (180, 100)):
         cv2.circle(image, center, 8, (30, 30, 30), -1)
     predictor = Predictor(granules_too, (96, 96), 2, ("mask",))
-    assert estimate_nucleus_px(predictor, image, SCALE, Postprocessing()) == pytest.approx(17, rel=0.15)
+    assert estimate_nucleus_px(predictor, image, SCALE) == pytest.approx(17, rel=0.15)
 
 
 @pytest.mark.parametrize("image", [np.full((64, 80, 3), 255, np.uint8), np.full((3, 5, 3), 90, np.uint8)])
@@ -155,5 +155,5 @@ def test_a_slide_is_sampled_and_not_read_whole():
             return np.where(inside[..., None], np.uint8(40), np.uint8(230)).repeat(3, axis=2)
 
     slide = Slide()
-    assert estimate_nucleus_px(PREDICTOR, slide, SCALE, Postprocessing()) == pytest.approx(24, rel=0.15)
+    assert estimate_nucleus_px(PREDICTOR, slide, SCALE) == pytest.approx(24, rel=0.15)
     assert slide.pixels_read < 0.1 * 9000 * 8000

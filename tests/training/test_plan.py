@@ -24,7 +24,7 @@ SMALL = ("--set", "train.epochs=2", "--set", "train.steps_per_epoch=2", "--set",
 def properties(**changed):
     values = {
         "num_train": 8,
-        "num_valid": 2,
+        "num_valid": 0,
         "num_sources": 8,
         "num_with_instances": 8,
         "diameters_px": np.array([20.0, 22.0, 24.0]),
@@ -42,6 +42,9 @@ def test_a_plan_follows_the_data(tmp_path):
     few, many = planned(tmp_path), planned(tmp_path, num_train=30)
     assert few["train.epochs"] * few["train.steps_per_epoch"] == 400
     assert many["train.epochs"] * many["train.steps_per_epoch"] == 1500
+    assert few["data.train_on_valid"] and few["train.init_share"] == 0.3 and few["train.early_stop_patience"] is None
+    enough = planned(tmp_path, num_train=20, num_valid=5, num_sources=25)
+    assert not enough["data.train_on_valid"] and enough["train.early_stop_patience"] == 8
     assert few["infer.nucleus_px"] == 22.0
     assert "infer.nucleus_px" not in planned(tmp_path, diameters_px=np.array([9.0, 22.0, 60.0]))
     names = [
@@ -71,9 +74,10 @@ def test_a_folder_of_annotated_images_is_prepared_and_planned_once(source, tmp_p
     assert config.data.root == tmp_path / "slides-dataset"
     assert len(list((config.data.root / "valid" / "images").iterdir())) in (1, 2)
     assert not (config.data.root / "test").exists()
-    recipe.write_text(recipe.read_text().replace("selection_epochs: 3", "selection_epochs: 2"))
+    assert config.data.train_on_valid and "6 sources are too few" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("init_share: 0.3", "init_share: 0.2"))
     again = planned_recipe(source, tmp_path / "slides", reporter=reporter)
-    assert load_config(again.path).train.selection_epochs == 2 and again.known is None
+    assert load_config(again.path).train.init_share == 0.2 and again.known is None
 
 
 @pytest.mark.parametrize("overrides, num_reads", [((), 1), (("--set", "data.bit_depth=12"), 2)])
@@ -90,7 +94,8 @@ def test_files_that_a_plan_has_read_are_read_again_only_if_differently(
         return open_file(path, *arguments, **options)
 
     def stop(config, run, data, **_):
-        assert data.scale.nucleus_px == 16 and len(data.pairs["valid"]) >= len(data.checked["valid"].pairs)
+        assert data.scale.nucleus_px == 16
+        assert [(split, len(pairs)) for split, pairs in data.pairs.items()] == [("train", 6)]
         raise CervsegError("all is read")
 
     monkeypatch.setattr(os, "open", counted)

@@ -1,0 +1,83 @@
+"""Trainings on few images: without validation images, and with a share of the initial weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cervseg_jax.runs.weights import POSTPROCESSING_FILE, read_arrays, read_contract
+from tests.helpers import refused, rows_of, run
+
+ALL_IMAGES = (
+    *("--set", "data.train_on_valid=true", "--set", "train.plateau=null", "--set", "train.early_stop_patience=null"),
+    *("--set", "train.ema_decay=0.9"),
+)
+
+
+def weights(folder):
+    return read_arrays(folder / "best", read_contract(folder / "best"))
+
+
+@pytest.fixture(scope="module")
+def trained(finished, tmp_path_factory):
+    """Folder with `source`, and with `run_0` and `run_3`, trained from it on all images with a share of 0 and 0.3."""
+    config, source, _ = finished
+    folder = tmp_path_factory.mktemp("few")
+    shutil.copytree(source, folder / "source")
+    (folder / "source" / "best" / POSTPROCESSING_FILE).write_text('{"threshold": 0.4, "min_area_px": 7}')
+    outputs = {}
+    for share in (0, 3):
+        given = ("train", config, "--run-dir", folder / f"run_{share}", *ALL_IMAGES)
+        given += ("--set", f"train.init_from={folder / 'source'}", "--set", f"train.init_share={share / 10}")
+        for epochs in (1, 2):  # resumes between the epochs
+            code, outputs[share], stderr = run(*given, "--set", f"train.epochs={epochs}", "--allow-changes")
+            assert code == 0, stderr
+    return folder, outputs[3]
+
+
+def test_a_share_of_the_initial_weights_is_stored(trained):
+    folder, _ = trained
+    initial, adapted, mixed = (weights(folder / name) for name in ("source", "run_0", "run_3"))
+    assert any(np.abs(initial[name] - adapted[name]).max() > 0.01 for name in initial)
+    for name, values in mixed.items():
+        np.testing.assert_allclose(values, 0.7 * adapted[name] + 0.3 * initial[name], rtol=1e-5, atol=1e-6)
+
+
+def test_all_images_are_trained_on_and_the_last_epoch_stays(trained):
+    folder, stdout = trained
+    rows = rows_of(folder / "run_3" / "metrics.csv")
+    assert [row["val_loss"] for row in rows] == ["", ""] and all(float(row["loss"]) for row in rows)
+    assert read_contract(folder / "run_3" / "best").epoch == 2
+    files = rows_of(folder / "run_3" / "data.csv")
+    assert {split: sum(row["split"] == split for row in files) for split in ("train", "valid", "test")} == {
+        "train": 9,
+        "valid": 0,
+        "test": 5,
+    }
+    assert "the last weights are kept" in stdout and "best" not in stdout.replace("finished/run/best", "")
+    assert len(list((folder / "run_3" / "previews" / "epoch_0002").glob("disc_*.png"))) == 2
+
+
+def test_what_cannot_be_tuned_is_kept(trained):
+    folder, stdout = trained
+    stored = json.loads((folder / "run_3" / "best" / POSTPROCESSING_FILE).read_text())
+    assert stored["threshold"] == 0.4 and stored["min_area_px"] == 7
+    assert f"post-processing: as of {folder / 'source'}" in stdout
+
+
+def test_scores_of_trained_images_are_marked(trained):
+    folder, _ = trained
+    assert "3 of 3 images are among those that" in refused(3, "eval", folder / "run_3", "--split", "valid")
+    assert run("eval", folder / "run_3", "--split", "valid", "--allow-trained")[0] == 0
+    code, _, stderr = run("report", folder / "run_3")
+    assert code == 0, stderr
+    page = (folder / "run_3" / "report.html").read_text()
+    assert "trained on 3 of these images" in page and "best epoch was selected" not in page and '"best":0' in page
+
+
+def test_settings_that_need_validation_or_initial_weights(finished, tmp_path):
+    config, _, _ = finished
+    given = ("train", config, "--run-dir", tmp_path / "run", "--set")
+    assert "leaves no validation images" in refused(2, *given, "data.train_on_valid=true")
+    assert "needs the weights of train.init_from" in refused(2, *given, "train.init_share=0.3")
