@@ -14,11 +14,12 @@ from cervseg_jax.data.pairs import Pair
 from cervseg_jax.data.samples import read_instances, whole_truth
 from cervseg_jax.evaluation.nuclei import NucleusScores, join_nucleus_scores, score_nuclei, score_whole
 from cervseg_jax.evaluation.pixels import PixelScores, join_pixel_scores, score_pixels
+from cervseg_jax.evaluation.unfinished import ImageScore, UnfinishedScores
 from cervseg_jax.extents import Extent
 from cervseg_jax.files import make_folder, write_labels, write_png
 from cervseg_jax.runtime.distributed import allgather_rows, share_of, sync_errors
 from cervseg_jax.schema import Config
-from cervseg_jax.segmentation.calibration import Judged, gather_judged
+from cervseg_jax.segmentation.calibration import Judged, gather_judged, join_judged
 from cervseg_jax.segmentation.result import Result
 from cervseg_jax.segmentation.segmenter import Segmenter
 from cervseg_jax.segmentation.tuning import judge_result
@@ -54,6 +55,7 @@ def score_images(
     *,
     with_nuclei: bool = True,
     folder: Path | None = None,
+    key: str = "",
     decisions: Decisions | None = None,
 ) -> ImageScores:
     """Predicts and scores images in their own size. Collective: each process does its share, and gets all scores.
@@ -64,13 +66,23 @@ def score_images(
       config: says how masks are read.
       reporter: for progress.
       with_nuclei: score nuclei where there are instance labels.
-      folder: receives the predictions; None: they are not written.
+      folder: receives the predictions, and the scores of each image until `UnfinishedScores.remove`; None: nothing is
+        written.
+      key: what the scores depend on besides the files; stored scores of another key are not used.
       decisions: of a reviewing page; rejected nuclei are left out of the truth.
     """
     own = share_of(len(pairs))
     with sync_errors():
         scored = _score_share(
-            segmenter, pairs, own, config, reporter, with_nuclei=with_nuclei, folder=folder, decisions=decisions
+            segmenter,
+            pairs,
+            own,
+            config,
+            reporter,
+            with_nuclei=with_nuclei,
+            folder=folder,
+            key=key,
+            decisions=decisions,
         )
     has_instances = np.array([pair.instances_path is not None for pair in pairs])
     pixels, uncertainty = allgather_rows(own, (scored.pixels, scored.uncertainty))
@@ -107,43 +119,97 @@ def _score_share(
     *,
     with_nuclei: bool,
     folder: Path | None,
+    key: str,
     decisions: Decisions | None,
 ) -> _Scored:
+    """Scores the images of this process, without those that an earlier call has scored."""
     knows_more = "rays" in segmenter.predictor.heads or any(pair.covered_path for pair in pairs)
-    pixels, nuclei = [_no_pixels()], [_no_nuclei(with_whole=knows_more)]
-    uncertainties: list[float] = []
-    judged: list[Judged] = []
-    probs: list[np.ndarray] = [np.zeros(0)]
+    unfinished = None if folder is None else UnfinishedScores(folder, key)
     if folder:
         for name in PREDICTIONS:
             make_folder(folder / name)
-    images = ((pairs[index], read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)) for index in own)
-    with reporter.progress("scoring", len(own)) as advance:
-        for pair, result in segmenter.predict(images, scratch=folder):
-            mask, instances, rejected = _read_truth(pair, config, decisions, with_instances=with_nuclei)
-            pixels.append(score_pixels(np.asarray(result.probabilities, np.float32), mask, predicted=result.mask))
-            uncertainties.append(result.uncertainty)
-            if instances is not None:
-                truth: list[Extent] = []
-                if knows_more or segmenter.confidence is not None:
-                    _ = result.nuclei  # before `labels`, which would compute them a second time
-                    extents = whole_truth(pair, mask.shape)
-                    truth = [extent for label, extent in extents.items() if label not in rejected]
-                scores = score_nuclei(instances, result.labels)
-                nuclei.append(scores._replace(whole=score_whole(truth, result.extents)) if knows_more else scores)
-                if segmenter.confidence is not None:
-                    judged.append(judge_result(result, truth))
-                    probs.append(result.nuclei.table["probability"])
+    scores: dict[int, ImageScore] = {}
+    for index in own if unfinished else ():
+        is_labelled = with_nuclei and pairs[index].instances_path is not None
+        template = _no_score(segmenter, with_nuclei=is_labelled, with_whole=knows_more)
+        stored = unfinished.load(pairs[index], template) if unfinished else None
+        if stored is not None:
+            scores[index] = stored
+    if scores:
+        reporter.info(f"going on with an evaluation that was cut off: {len(scores)} images are scored")
+    left = [index for index in own if index not in scores]
+    images = ((index, read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)) for index in left)
+    with reporter.progress("scoring", len(own), done=len(scores)) as advance:
+        for index, result in segmenter.predict(images, scratch=folder):
+            pair = pairs[index]
+            truth = _read_truth(pair, config, decisions, with_instances=with_nuclei)
+            scores[index] = _score_image(segmenter, pair, result, *truth, knows_more=knows_more)
             if folder:
-                _write_prediction(folder, pair.stem, result, with_labels=instances is not None)
+                _write_prediction(folder, pair.stem, result, with_labels=truth[1] is not None)
+            if unfinished:
+                unfinished.save(pair, scores[index])
             advance()
+    return _joined([scores[index] for index in own], with_whole=knows_more)
+
+
+def _score_image(
+    segmenter: Segmenter,
+    pair: Pair,
+    result: Result,
+    mask: np.ndarray,
+    instances: np.ndarray | None,
+    rejected: set[int],
+    *,
+    knows_more: bool,
+) -> ImageScore:
+    """Scores one image against its truth, as `_read_truth` returns it.
+
+    Args:
+      segmenter: that made the result.
+      pair: the image.
+      result: its prediction.
+      mask: true mask.
+      instances: true label map; None if there is none.
+      rejected: its labels that are left out.
+      knows_more: whether truth or prediction knows nuclei at full extent.
+    """
+    pixels = score_pixels(np.asarray(result.probabilities, np.float32), mask, predicted=result.mask)
+    score = ImageScore(pixels, np.array([result.uncertainty], np.float64), np.zeros(0))
+    if instances is None:
+        return score
+    truth: list[Extent] = []
+    if knows_more or segmenter.confidence is not None:
+        _ = result.nuclei  # before `labels`, which would compute them a second time
+        truth = [extent for label, extent in whole_truth(pair, mask.shape).items() if label not in rejected]
+    nuclei = score_nuclei(instances, result.labels)
+    if knows_more:
+        nuclei = nuclei._replace(whole=score_whole(truth, result.extents))
+    if segmenter.confidence is None:
+        return score._replace(nuclei=nuclei)
+    probs = result.nuclei.table["probability"]
+    return score._replace(nuclei=nuclei, judged=judge_result(result, truth), probabilities=probs)
+
+
+def _joined(scores: Sequence[ImageScore], *, with_whole: bool) -> _Scored:
+    """Joins the scores of images in their order."""
     return _Scored(
-        join_pixel_scores(pixels),
-        np.array(uncertainties, np.float64),
-        join_nucleus_scores(nuclei),
-        judged,
-        np.concatenate(probs),
+        join_pixel_scores([_no_pixels(), *(score.pixels for score in scores)]),
+        np.concatenate([np.zeros(0), *(score.uncertainty for score in scores)]),
+        join_nucleus_scores(
+            [_no_nuclei(with_whole=with_whole), *(score.nuclei for score in scores if score.nuclei is not None)]
+        ),
+        [score.judged for score in scores if score.judged is not None],
+        np.concatenate([np.zeros(0), *(score.probabilities for score in scores)]),
     )
+
+
+def _no_score(segmenter: Segmenter, *, with_nuclei: bool, with_whole: bool) -> ImageScore:
+    """Returns scores of the structure that those of an image have."""
+    score = ImageScore(_no_pixels(), np.zeros(0), np.zeros(0))
+    if not with_nuclei:
+        return score
+    score = score._replace(nuclei=_no_nuclei(with_whole=with_whole))
+    return score if segmenter.confidence is None else score._replace(judged=join_judged([]))
 
 
 def _no_pixels() -> PixelScores:

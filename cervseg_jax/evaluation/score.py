@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cervseg_jax import __version__
 from cervseg_jax.annotations.decisions import read_decisions
 from cervseg_jax.config import dump_config
 from cervseg_jax.console import Reporter
@@ -32,7 +33,8 @@ from cervseg_jax.evaluation.pictures import write_sheets
 from cervseg_jax.evaluation.pixels import columns_of, summarize_pixels, tuned_threshold
 from cervseg_jax.evaluation.split import EvalSplit, check_shares, choose_split, refuse_seen_images, without_rejected
 from cervseg_jax.evaluation.subsets import find_subsets, summarize_subsets
-from cervseg_jax.files import make_folder, remove_stale_temporaries, write_json, write_text
+from cervseg_jax.evaluation.unfinished import UnfinishedScores
+from cervseg_jax.files import make_folder, remove_stale_temporaries, sha256_of, write_json, write_text
 from cervseg_jax.metrics.bootstrap import rank_correlation
 from cervseg_jax.metrics.pixel import ratio
 from cervseg_jax.plots import draw_reliability
@@ -121,11 +123,13 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
         name = _folder_name(split, config, load_run_config(run), request.members)
         folder = make_folder(results_folder(run) / "eval" / (name if decisions is None else f"{name}-reviewed"))
     weights = [network.contract.weights_sha256 for network in segmenter.networks]
-    require_equal("the command, the weights or the results' folder", f"{folder} {weights} {dump_config(config)}")
+    decided = None if request.decisions is None else sha256_of(request.decisions.read_bytes())
+    key = f"{__version__} {weights} {segmenter.postprocessing} {segmenter.confidence} {decided} {dump_config(config)}"
+    require_equal("the command, the weights or the results' folder", f"{folder} {key}")
     require_shared(folder, option="the run folder")
     if is_primary():
         remove_stale_temporaries(folder)
-    scores = score_images(segmenter, split.pairs, config, reporter, folder=folder, decisions=decisions)
+    scores = score_images(segmenter, split.pairs, config, reporter, folder=folder, key=key, decisions=decisions)
     is_fixed = segmenter.postprocessing.threshold_rule == "fixed"
     summary: dict[str, Any] = {
         "command": shlex.join(["cervseg-jax", *without_process_options(sys.argv[1:])]),
@@ -149,6 +153,7 @@ def score_run(request: ScoreRequest, *, reporter: Reporter) -> Evaluation:
     with sync_errors():
         if is_primary():
             _write_tables(folder, summary, scores, split, config)
+            UnfinishedScores.remove(folder)
     return Evaluation(summary, folder)
 
 

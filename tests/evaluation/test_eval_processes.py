@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -33,6 +34,29 @@ def test_two_processes_write_what_one_writes(finished, tmp_path):
     assert files(tmp_path / "run" / "eval") == expected
     assert "dice" in results[0][1]
     assert said(results[1]) == ""
+
+
+def test_the_loss_of_a_process_costs_only_its_current_images(finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "run")
+    draw_discs(tmp_path / "data" / "test", count=60, seed=9)
+    arguments = ("eval", tmp_path / "run", "--data", tmp_path / "data")
+    code, _, stderr = run_process(*arguments, prelude=ONE_DEVICE)
+    assert code == 0, stderr
+    folder = tmp_path / "run" / "eval" / "data-test"
+    expected = files(folder)
+    shutil.rmtree(folder)
+    processes = start(*arguments, num_devices=1)
+    while not list(folder.glob("unfinished/*.npz")):
+        assert processes[1].poll() is None
+        time.sleep(0.01)
+    processes[1].kill()
+    end_of(processes)
+    kept = len(list(folder.glob("unfinished/*.npz")))
+    assert 0 < kept < 60
+    code, stdout, stderr = run_process(*arguments, prelude=ONE_DEVICE)
+    assert code == 0, stderr
+    assert f"{kept} images are scored" in stdout + stderr
+    assert files(folder) == expected
 
 
 def test_damage_that_one_process_meets_ends_both_in_one_line(finished, tmp_path):
