@@ -52,7 +52,8 @@ from cervseg_jax.metrics.bootstrap import Interval, bootstrap_mean, compare_pair
 from cervseg_jax.pretrained_weights import FOLDER
 
 SETS = ("bttfa_lbc", "dsb2018_stained", "cnseg_nucleus", "cnseg_clustered")
-FEW_SET, FOLDS_SET = "cnseg_clustered", "dsb2018_stained"
+FOLDS_SET = "dsb2018_stained"
+FEW_SETS = ("cnseg_clustered", "cnseg_nucleus")
 UNSEEN_SETS = ("cnseg_nucleus", "cnseg_clustered")
 FEW_COUNTS = (4, 8, 12)
 PARTS = ("transfer", "scale", "floor", "few", "folds", "augmentation")
@@ -90,13 +91,12 @@ def transfer_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
 
 def few_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
     """Yields trainings on few images; all starts of a split before the next split."""
-    items = find_items(options.data, FEW_SET)
-    for seed in range(options.repeats):
-        for count in options.counts:
-            for start in options.starts:
-                compute = partial(train_few, items, count, start, seed=seed, overrides=options.set)
-                row, name = f"{count} images of {FEW_SET} from {start}", f"{count}_{start}_{seed}"
-                yield Cell(part, row, name, str(seed), compute)
+    for seed, name in itertools.product(range(options.repeats), options.few_sets):
+        items = find_items(options.data, name)
+        for count, start in itertools.product(options.counts, options.starts):
+            compute = partial(train_few, items, count, start, seed=seed, overrides=options.set)
+            row = f"{count} images of {name} from {start}"
+            yield Cell(part, row, f"{name}_{count}_{start}_{seed}", str(seed), compute)
 
 
 def fold_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
@@ -242,6 +242,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--parts", nargs="+", default=PARTS[:-1], choices=PARTS)
     parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--few-sets", nargs="+", default=FEW_SETS)
     parser.add_argument("--counts", nargs="+", type=int, default=FEW_COUNTS)
     parser.add_argument("--starts", nargs="+", default=tuple(STARTS), choices=tuple(STARTS))
     parser.add_argument("--folds", nargs="+", type=int, default=tuple(range(NUM_FOLDS)), choices=range(NUM_FOLDS))
