@@ -50,18 +50,25 @@ FLAT_LEVELS = 8
 def flat_areas(image: UInt8[np.ndarray, "h w 3"], size_px: float) -> Bool[np.ndarray, "h w"]:
     """Returns areas of one color that are larger than a nucleus: bars and corners around the picture, empty slide.
 
+    Areas within the image may be the inside of nuclei that are dark and larger than assumed.
+
     Args:
       image: RGB.
       size_px: side of the square that must have one color.
 
     Returns:
-      True for the pixels of such squares.
+      True for the pixels of such squares, in areas that reach the border of the image.
     """
     side = 2 * max(1, round(size_px) // 2) + 1
     kernel = np.ones((side, side), np.uint8)
     spread = cv2.dilate(image, kernel) - cv2.erode(image, kernel)
     flat = cv2.inRange(spread, (0, 0, 0), (FLAT_LEVELS, FLAT_LEVELS, FLAT_LEVELS))
-    return np.asarray(cv2.dilate(flat, kernel) > 0)
+    labels = cv2.connectedComponents(cv2.dilate(flat, kernel), connectivity=4)[1]
+    reaches_border = np.zeros(labels.max() + 1, bool)
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        reaches_border[border] = True
+    reaches_border[0] = False
+    return np.asarray(reaches_border[labels])
 
 
 def without_flat_areas(predict: Predict, nucleus_px: float) -> Predict:

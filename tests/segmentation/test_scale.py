@@ -134,6 +134,7 @@ def test_areas_of_one_color_that_are_larger_than_a_nucleus_are_no_nuclei(rng):
     image = np.uint8(rng.integers(60, 200, (80, 90, 3)))
     image[:30, :40] = 3
     image[60:66, 60:66] = 0  # a dark nucleus
+    image[40:75, 10:45] = 0  # one that is larger than assumed
     expected = np.zeros((80, 90), bool)
     expected[:30, :40] = True
     np.testing.assert_array_equal(flat_areas(image, 16.0), expected)
