@@ -230,10 +230,13 @@ def _num_apart(votes: _Votes, indices: np.ndarray) -> int:
 
 
 def _densest(votes: _Votes) -> float | None:
-    """Returns the weighted median of the votes around their densest place; None where there are too few."""
-    sizes, weights = votes.sizes, votes.weights
-    if weights.sum() < MIN_VOTES:
+    """Returns the weighted median of the votes around their densest place; None where there are too few.
+
+    Votes count by their diameter, as a field has room for few large nuclei beside many specks, and the sure ones more.
+    """
+    if votes.weights.sum() < MIN_VOTES:
         return None
+    sizes, weights = votes.sizes, votes.weights**2 * votes.sizes
     logs = np.log(sizes)
     grid = np.linspace(logs.min(), logs.max(), 200)
     density = (weights * np.exp(-0.5 * ((grid[:, None] - logs) / 0.2) ** 2)).sum(axis=1)

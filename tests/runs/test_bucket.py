@@ -140,11 +140,9 @@ def test_a_run_in_a_bucket_is_exported_compared_and_started_from(finished, alone
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        b"checkpoints/9/commit_success",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in (b"best/contract.json", b"checkpoints/9/state")),
-    ],
+    [b"checkpoints/9/commit_success", b"best/contract.json", b"checkpoints/9/state"],
 )
+@pytest.mark.slow
 def test_killed_while_it_writes_to_the_bucket(finished, alone, bucket, begin, call, tmp_path, moment):
     """The machine is gone with its disk; another one goes on from what is in the bucket."""
     process = begin("train", finished[0], "--run-dir", RUN)

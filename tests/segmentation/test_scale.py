@@ -1,5 +1,7 @@
 """Prediction at the scale of the network, with a stand-in for one that knows nuclei of one size."""
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -47,15 +49,15 @@ def test_the_diameter_is_estimated(diameter):
     assert estimate_nucleus_px(PREDICTOR, image, SCALE) == pytest.approx(diameter, rel=0.15)
 
 
-def granules_too(images):
-    """Finds blobs of about `NETWORK_PX` among the dark and, as if they were nuclei, among the darker areas."""
+def granules_too(images, *, certainty=1.0):
+    """Finds blobs of about `NETWORK_PX` among the darker areas, and with some certainty among the dark ones."""
     maps = []
     for image in images:
         found = np.zeros(image.shape[:2])
-        for level in (140, 60):
+        for level, factor in ((140, certainty), (60, 1.0)):
             labels, stats = cv2.connectedComponentsWithStats(np.uint8(image[..., 0] < level))[1:3]
             sizes = np.sqrt(4 * np.maximum(stats[:, cv2.CC_STAT_AREA], 1) / np.pi)
-            sure = np.exp(-0.5 * (np.log(sizes / NETWORK_PX) / 0.4) ** 2)
+            sure = factor * np.exp(-0.5 * (np.log(sizes / NETWORK_PX) / 0.4) ** 2)
             sure[0] = 0.0
             found = np.maximum(found, sure[labels])
         maps.append(found)
@@ -82,8 +84,17 @@ def test_nuclei_vote_against_the_cells_that_they_lie_in():
         cv2.circle(image, center, 8, (30, 30, 30), -1)
     for center in ((100, 20), (100, 100), (100, 180), (20, 100), (180, 100)):
         cv2.circle(image, center, 8, (30, 30, 30), -1)
-    predictor = Predictor(granules_too, (96, 96), 2, ("mask",))
+    predictor = Predictor(partial(granules_too, certainty=0.7), (96, 96), 2, ("mask",))
     assert estimate_nucleus_px(predictor, image, SCALE) == pytest.approx(17, rel=0.15)
+
+
+def test_a_nucleus_counts_more_than_specks():
+    image = np.full((120, 120, 3), 230, np.uint8)
+    cv2.circle(image, (60, 60), 24, (100, 100, 100), -1)
+    for angle in np.arange(12) * np.pi / 6:
+        place = np.round(60 + 40 * np.array([np.cos(angle), np.sin(angle)])).astype(int)
+        cv2.circle(image, place.tolist(), 4, (100, 100, 100), -1)
+    assert estimate_nucleus_px(PREDICTOR, image, SCALE) == pytest.approx(49, rel=0.15)
 
 
 @pytest.mark.parametrize("image", [np.full((64, 80, 3), 255, np.uint8), np.full((3, 5, 3), 90, np.uint8)])
