@@ -24,6 +24,27 @@ from cervseg_jax.tables import read_csv
 METRICS = ("dice", "aji", "pq")
 
 
+class Part(NamedTuple):
+    """A square of an image, enlarged."""
+
+    top: int
+    left: int
+    side: int
+    """In the image's pixels."""
+    factor: float
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its pixels."""
+        return slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width when enlarged."""
+        side = round(self.side * self.factor)
+        return side, side
+
+
 class Item(NamedTuple):
     """An image with its truth."""
 
@@ -32,17 +53,29 @@ class Item(NamedTuple):
     is_labelled: bool
     """Whether the truth is a label map, and no mask."""
     source: str
+    part: Part | None = None
+    """The part that is taken; None: all."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the image, or of its part."""
+        return self.path.stem if self.part is None else f"{self.path.stem}_{self.part.top}_{self.part.left}"
 
     def image(self) -> np.ndarray:
         """Returns uint8 RGB [h, w, 3]."""
-        return read_image(self.path)
+        image = read_image(self.path)
+        if self.part is None:
+            return image
+        return resize_image(np.ascontiguousarray(image[self.part.window]), self.part.size)
 
     def labels(self) -> np.ndarray:
         """Returns the true labels, int32 [h, w]; connected components of a mask."""
         if self.is_labelled:
-            return read_labels(self.truth_path)[0]
-        mask = read_mask(self.truth_path, rule="half_range").mask
-        return np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
+            labels = read_labels(self.truth_path)[0]
+        else:
+            mask = read_mask(self.truth_path, rule="half_range").mask
+            labels = np.asarray(cv2.connectedComponents(mask, connectivity=4)[1], np.int32)
+        return labels if self.part is None else resize_mask(labels[self.part.window], self.part.size)
 
 
 def find_items(data: Path, name: str, *, limit: int | None = None, with_trained: bool = False) -> list[Item]:
@@ -66,6 +99,32 @@ def find_items(data: Path, name: str, *, limit: int | None = None, with_trained:
     return items if limit is None else items[:: max(1, len(items) // limit)][:limit]
 
 
+def single_nuclei(items: Iterable[Item], *, seed: int = 0, per_image: int = 2) -> list[Item]:
+    """Returns parts of images around single nuclei, as files of single cells show them: 25 to 70 pixels across.
+
+    Args:
+      items: whole images.
+      seed: of the choice of nuclei, parts and sizes.
+      per_image: largest number of parts of an image.
+    """
+    rng, parts = np.random.default_rng(seed), []
+    for item in items:
+        labels = item.labels()
+        areas = np.bincount(labels.ravel())
+        known = np.flatnonzero(areas[1:]) + 1
+        chosen = known[areas[known] > 0.64 * np.median(areas[known])]
+        found = []
+        for label in rng.permutation(chosen):
+            diameter = float(np.sqrt(4 * areas[label] / np.pi))
+            side = round(rng.uniform(2.4, 5.0) * diameter)
+            top, left = (round(float(place.mean()) - side / 2) for place in np.nonzero(labels == label))
+            is_inside = min(top, left) >= 0 and top + side <= labels.shape[0] and left + side <= labels.shape[1]
+            if is_inside and len(found) < per_image:
+                found.append(item._replace(part=Part(top, left, side, rng.uniform(25, 70) / diameter)))
+        parts += found
+    return parts
+
+
 def score(item: Item, labels: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Compares predicted with true labels of an image; NaN where a score is not defined."""
     found, real = labels > 0, truth > 0
@@ -73,7 +132,7 @@ def score(item: Item, labels: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     counts = join_counts([count_instances(truth, labels)])
     return {
         "set": item.path.parent.parent.name,
-        "stem": item.path.stem,
+        "stem": item.stem,
         "source": item.source,
         "dice": 2 * int((found & real).sum()) / total if total else float("nan"),
         "aji": float(aji(counts)[0]),
@@ -128,5 +187,5 @@ def score_items(
         image, truth = rescaled(item, factor)
         labels = segment(image)
         rows.append(score(item, labels, truth))
-        overlay(make_folder(pictures) / f"{item.path.stem}.png", image, labels, truth)
+        overlay(make_folder(pictures) / f"{item.stem}.png", image, labels, truth)
     return {"images": rows, "seconds_per_image": (time.perf_counter() - start) / max(1, len(rows))}

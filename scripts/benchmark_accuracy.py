@@ -1,11 +1,12 @@
 """Accuracy in one table: across laboratories, scales and numbers of training images, beside other methods.
 
-    python scripts/benchmark_accuracy.py DATA OUT [--parts transfer scale floor few folds augmentation] [--repeats 1]
+    python scripts/benchmark_accuracy.py DATA OUT [--parts transfer scale single floor few folds] [--repeats 1]
 
 DATA holds folders `NAME/images` with `NAME/masks` or `NAME/labels`; see `SETS`. The parts:
 
 - transfer: the built-in weights as they are, on every set, without the images that they were trained on.
 - scale: the same images at half and twice their size.
+- single: parts of the images around single nuclei, enlarged to 25 to 70 pixels, as files of single cells are.
 - floor: a classical method, Otsu's threshold of the haematoxylin channel with a watershed (needs scikit-image).
 - few: 4, 8 and 12 training images of one set, from `pap`, from ImageNet and from random weights, scored on the rest.
 - folds: three folds of one set by source, trained from ImageNet at the images' own scale. With `--stardist-python`
@@ -33,7 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from accuracy_images import METRICS, classical, find_items, score_items
+from accuracy_images import METRICS, classical, find_items, score_items, single_nuclei
 from accuracy_trainings import (
     NUM_FOLDS,
     STARTS,
@@ -56,7 +57,7 @@ FOLDS_SET = "dsb2018_stained"
 FEW_SETS = ("cnseg_clustered", "cnseg_nucleus")
 UNSEEN_SETS = ("cnseg_nucleus", "cnseg_clustered")
 FEW_COUNTS = (4, 8, 12)
-PARTS = ("transfer", "scale", "floor", "few", "folds", "augmentation")
+PARTS = ("transfer", "scale", "single", "floor", "few", "folds", "augmentation")
 
 
 class Cell(NamedTuple):
@@ -80,6 +81,8 @@ def transfer_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
     for name, factor in itertools.product(options.sets, (0.5, 2.0) if part == "scale" else (1.0,)):
         row = f"{name} x {factor:g}" if part == "scale" else name
         items = find_items(options.data, name, limit=options.images)
+        if part == "single":
+            items = single_nuclei(items)
         yield Cell(
             part,
             row,
@@ -91,12 +94,13 @@ def transfer_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
 
 def few_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
     """Yields trainings on few images; all starts of a split before the next split."""
-    for seed, name in itertools.product(range(options.repeats), options.few_sets):
-        items = find_items(options.data, name)
-        for count, start in itertools.product(options.counts, options.starts):
-            compute = partial(train_few, items, count, start, seed=seed, overrides=options.set)
-            row = f"{count} images of {name} from {start}"
-            yield Cell(part, row, f"{name}_{count}_{start}_{seed}", str(seed), compute)
+    for seed in range(options.repeats):
+        for name in options.few_sets:
+            items = find_items(options.data, name)
+            for count, start in itertools.product(options.counts, options.starts):
+                compute = partial(train_few, items, count, start, seed=seed, overrides=options.set)
+                row = f"{count} images of {name} from {start}"
+                yield Cell(part, row, f"{name}_{count}_{start}_{seed}", str(seed), compute)
 
 
 def fold_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]:
@@ -133,6 +137,7 @@ def augmentation_cells(options: argparse.Namespace, part: str) -> Iterator[Cell]
 CELLS: dict[str, Callable[[argparse.Namespace, str], Iterator[Cell]]] = {
     "transfer": transfer_cells,
     "scale": transfer_cells,
+    "single": transfer_cells,
     "floor": transfer_cells,
     "few": few_cells,
     "folds": fold_cells,
