@@ -137,8 +137,15 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
                 spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
                 mean = statistics.mean(losses)
                 reporter.info(f"{len(losses)} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
-        reporter.info(f"next: cervseg-jax eval {run.display_path(run.folder)}")
+        reporter.info(f"next: cervseg-jax {_next_command(run.display_path(run.folder), pairs)}")
     return runs
+
+
+def _next_command(folder: str, checked: Mapping[str, CheckedPairs]) -> str:
+    """Returns the command that shows what the network does on images that it was not trained on."""
+    if "test" in checked:
+        return f"eval {folder}"
+    return f"eval {folder} --split valid" if "valid" in checked else f"infer {folder} --images FOLDER --out found"
 
 
 def _train_one(

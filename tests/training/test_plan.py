@@ -110,6 +110,7 @@ def test_a_folder_of_annotated_images_is_prepared_planned_and_trained(source, tm
     monkeypatch.chdir(tmp_path)
     code, stdout, stderr = run("train", "--data", source, *SMALL)
     assert code == 0, stderr
+    assert f"next: cervseg-jax infer {Path('runs/slides')} --images FOLDER" in stdout
     recipe = tmp_path / "runs" / "slides.yaml"
     assert "#" in recipe.read_text() and yaml.safe_load(recipe.read_text())["train"]["init_from"] == "pap"
     config = load_config(recipe)
