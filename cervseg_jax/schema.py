@@ -156,7 +156,7 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay of a moving average of the weights that validation, previews and best weights use; None: off."""
     init_from: Path | None = None
-    """A run (folder or bucket URL) whose best weights initialize the network; ignored when a training resumes."""
+    """A run (folder or bucket URL) whose best weights initialize the network; resuming needs it for `init_share`."""
     init_share: Fraction = 0.0
     """Share of the initial weights in those that are validated and stored, see `engine.state.mix_weights`."""
     batch_norm_warmup: bool = True

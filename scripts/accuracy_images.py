@@ -112,14 +112,16 @@ def single_nuclei(items: Iterable[Item], *, seed: int = 0, per_image: int = 2) -
         labels = item.labels()
         areas = np.bincount(labels.ravel())
         known = np.flatnonzero(areas[1:]) + 1
-        chosen = known[areas[known] > 0.64 * np.median(areas[known])]
+        usual = np.median(areas[known]) if len(known) else 0.0
         found = []
-        for label in rng.permutation(chosen):
+        for label in rng.permutation(known[areas[known] > 0.64 * usual]):
+            if len(found) == per_image:
+                break
             diameter = float(np.sqrt(4 * areas[label] / np.pi))
             side = round(rng.uniform(2.4, 5.0) * diameter)
             top, left = (round(float(place.mean()) - side / 2) for place in np.nonzero(labels == label))
             is_inside = min(top, left) >= 0 and top + side <= labels.shape[0] and left + side <= labels.shape[1]
-            if is_inside and len(found) < per_image:
+            if is_inside:
                 found.append(item._replace(part=Part(top, left, side, rng.uniform(25, 70) / diameter)))
         parts += found
     return parts

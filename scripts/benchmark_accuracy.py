@@ -8,7 +8,7 @@ DATA holds folders `NAME/images` with `NAME/masks` or `NAME/labels`; see `SETS`.
 - scale: the same images at half and twice their size.
 - single: parts of the images around single nuclei, enlarged to 25 to 70 pixels, as files of single cells are.
 - floor: a classical method, Otsu's threshold of the haematoxylin channel with a watershed (needs scikit-image).
-- few: 4, 8 and 12 training images of one set, from `pap`, from ImageNet and from random weights, scored on the rest.
+- few: 4, 8 and 12 training images of each of two sets, from `pap`, ImageNet and random weights, scored on the rest.
 - folds: three folds of one set by source, trained from ImageNet at the images' own scale. With `--stardist-python`
   StarDist is trained from scratch on the same folds, for as many CPU minutes as that training took by the clock.
 - augmentation: a short training of the recipe `pap` with one augmentation left out or added, scored on laboratories

@@ -68,6 +68,21 @@ class CheckedPairs(NamedTuple):
         return sum(item.is_inverted for item in self.stats)
 
 
+def join_splits(train: Sequence[PairStats], valid: Sequence[PairStats]) -> list[PairStats]:
+    """Joins the pairs of two splits; the stem of one that occurs in both gets the suffix `_valid` in the second.
+
+    The same holds for its group where that is the stem, as in datasets without a manifest.
+    """
+    taken, joined = {item.pair.stem for item in train}, list(train)
+    for item in valid:
+        pair = item.pair
+        if pair.stem in taken:
+            stem = f"{pair.stem}_valid"
+            pair = pair._replace(stem=stem, group=stem if pair.group == pair.stem else pair.group)
+        joined.append(item._replace(pair=pair))
+    return joined
+
+
 class ReadFiles(NamedTuple):
     """What was learned from the files of a dataset, for a later step that would read them again."""
 

@@ -136,7 +136,7 @@ def _score_share(
         if stored is not None:
             scores[index] = stored
     if scores:
-        reporter.info(f"going on with an evaluation that was cut off: {len(scores)} images are scored")
+        reporter.info(f"going on with an evaluation that was cut off: {len(scores)} of {len(own)} images are scored")
     left = [index for index in own if index not in scores]
     images = ((index, read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)) for index in left)
     with reporter.progress("scoring", len(own), done=len(scores)) as advance:

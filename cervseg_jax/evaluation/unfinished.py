@@ -44,9 +44,10 @@ class UnfinishedScores:
         """
         self._folder = make_folder(folder / FOLDER)
         self._key = key
+        self._keys: dict[str, str] = {}
 
     def load(self, pair: Pair, template: ImageScore) -> ImageScore | None:
-        """Returns what an earlier call has stored.
+        """Returns what an earlier call has stored. To be called for each image before `save`.
 
         Args:
           pair: the image.
@@ -56,9 +57,12 @@ class UnfinishedScores:
           The scores; None if there are none, or they are of other weights, settings or files, or damaged.
         """
         leaves, structure = jax.tree.flatten(template)
+        paths = (pair.image_path, pair.mask_path, pair.instances_path, pair.covered_path)
+        digests = [sha256_of(path.read_bytes()) for path in paths if path]
+        self._keys[pair.stem] = sha256_of("".join([self._key, str(structure), *digests]).encode())
         try:
             with np.load(io.BytesIO(self._path(pair).read_bytes()), allow_pickle=False) as stored:
-                if str(stored["key"]) != self._key_of(pair):
+                if str(stored["key"]) != self._keys[pair.stem]:
                     return None
                 return jax.tree.unflatten(structure, [stored[str(index)] for index in range(len(leaves))])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -68,7 +72,7 @@ class UnfinishedScores:
         """Stores the scores of an image, after its predictions have been written."""
         buffer = io.BytesIO()
         arrays = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(score))}
-        np.savez(buffer, key=np.array(self._key_of(pair)), **arrays)  # pyright: ignore[reportArgumentType]
+        np.savez(buffer, key=np.array(self._keys[pair.stem]), **arrays)  # pyright: ignore[reportArgumentType]
         write_bytes(self._path(pair), buffer.getvalue(), durable=False)
 
     @staticmethod
@@ -78,7 +82,3 @@ class UnfinishedScores:
 
     def _path(self, pair: Pair) -> Path:
         return self._folder / f"{pair.stem}.npz"
-
-    def _key_of(self, pair: Pair) -> str:
-        paths = (pair.image_path, pair.mask_path, pair.instances_path, pair.covered_path)
-        return sha256_of("".join([self._key, *(sha256_of(path.read_bytes()) for path in paths if path)]).encode())

@@ -24,7 +24,8 @@ function drawCurves(root) {
   const history = data.history;
   const epochs = history.epoch || [];
   if (!root || !epochs.length) return;
-  const bases = Object.keys(history).filter((name) => history["val_" + name]);
+  const others = ["epoch", "step", "learning_rate", "seconds", "images_per_second", "input_wait"];
+  const bases = Object.keys(history).filter((name) => !others.includes(name) && !name.startsWith("val_"));
   const scores = bases.filter((name) => name !== "loss");
   const charts = [["loss", ["loss"]], ["metrics", scores], ["learning rate", ["learning_rate"]]];
   const full = [epochs[0], Math.max(epochs[epochs.length - 1], epochs[0] + 1)];

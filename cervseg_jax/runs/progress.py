@@ -41,6 +41,8 @@ class Progress:
     history: History = field(default_factory=list)
     scores: Scores = field(default_factory=Scores)
     """Training scores of the unfinished epoch."""
+    initial_sha256: str | None = None
+    """Hash of the initial weights, where a share of them is stored with the best weights."""
 
     @property
     def epoch(self) -> int:
@@ -64,6 +66,7 @@ class Progress:
             "best": [finite(value) for value in self.best],
             "history": list(self.history),
             "scores": self.scores.to_json(),
+            "initial_sha256": self.initial_sha256,
         }
 
     @classmethod
@@ -73,7 +76,8 @@ class Progress:
         val_loss, epoch = stored["best"]
         plateau = PlateauState(rate, math.inf if lowest is None else lowest, wait)
         best = BestState(math.inf if val_loss is None else val_loss, epoch)
-        return cls(plateau, best, list(stored["history"]), Scores.from_json(stored["scores"]))
+        scores = Scores.from_json(stored["scores"])
+        return cls(plateau, best, list(stored["history"]), scores, stored.get("initial_sha256"))
 
 
 def finite(value: float) -> float | None:

@@ -5,7 +5,7 @@ atomically, so readers always see a matching pair.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +41,7 @@ CONFIDENCE_FILE = "confidence.json"
 """Name of the file with the confidence of nuclei fitted for the weights, in the same folder."""
 OLD_POSTPROCESSING_FILE = "separation.json"
 """Name of the same file in release 0.1; still read."""
+TUNED_FILES = (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE, CONFIDENCE_FILE)
 
 
 class Contract(BaseModel):
@@ -127,6 +128,7 @@ def save_weights(
     step: int,
     val_loss: float | None,
     scale: Scale | None = None,
+    tuned: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes weights and contract, replacing existing ones.
 
@@ -139,6 +141,7 @@ def save_weights(
       step: number of optimizer updates so far.
       val_loss: validation loss of the epoch; None if unknown.
       scale: scale of the network's input, for networks that see scaled windows.
+      tuned: files as of `tuned_files`, for use until others are tuned.
 
     Raises:
       CheckpointError: if the disk is full or not writable; existing weights stay usable.
@@ -165,14 +168,21 @@ def save_weights(
     make_folder(folder)
     try:
         write_bytes(folder / contract.weights_file, data)
-        for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE, CONFIDENCE_FILE):
+        for name in TUNED_FILES:
             (folder / name).unlink(missing_ok=True)  # tuned for the previous weights
+        for name, content in (tuned or {}).items():
+            write_bytes(folder / name, content)
         write_text(folder / "contract.json", contract.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: the best weights could not be saved: {error.strerror}") from None
     for path in folder.glob("weights_epoch_*.npz"):
         if path.name != contract.weights_file:
             path.unlink()
+
+
+def tuned_files(folder: Path) -> dict[str, bytes]:
+    """Returns the files beside weights that hold tuned post-processing and confidence, by name."""
+    return {name: (folder / name).read_bytes() for name in TUNED_FILES if (folder / name).is_file()}
 
 
 def read_contract(folder: Path) -> Contract:

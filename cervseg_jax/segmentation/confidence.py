@@ -145,7 +145,10 @@ def min_probability(config: InferConfig, confidence: Confidence | None) -> float
         if wanted is None:
             continue
         if confidence is None:
-            raise ConfigError(f"infer.{name}: these weights have no confidence of nuclei, so that none can be left out")
+            raise ConfigError(
+                f"infer.{name}: these weights have no confidence of nuclei, so that none can be left out; "
+                "set it to null"
+            )
         if column == 0:
             return wanted
         reached = [row[0] for row in confidence.curve if row[column] >= wanted]

@@ -53,7 +53,7 @@ def flat_areas(image: UInt8[np.ndarray, "h w 3"], size_px: float) -> Bool[np.nda
     Areas within the image may be the inside of nuclei that are dark and larger than assumed.
 
     Args:
-      image: RGB.
+      image: RGB; an image or a tile of it.
       size_px: side of the square that must have one color.
 
     Returns:
@@ -63,7 +63,7 @@ def flat_areas(image: UInt8[np.ndarray, "h w 3"], size_px: float) -> Bool[np.nda
     kernel = np.ones((side, side), np.uint8)
     spread = cv2.dilate(image, kernel) - cv2.erode(image, kernel)
     flat = cv2.inRange(spread, (0, 0, 0), (FLAT_LEVELS, FLAT_LEVELS, FLAT_LEVELS))
-    labels = cv2.connectedComponents(cv2.dilate(flat, kernel), connectivity=4)[1]
+    labels = np.asarray(cv2.connectedComponents(cv2.dilate(flat, kernel), connectivity=4)[1], np.int32)
     reaches_border = np.zeros(labels.max() + 1, bool)
     for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         reaches_border[border] = True

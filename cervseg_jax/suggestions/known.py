@@ -30,22 +30,24 @@ def dataset_recipe(root: Path) -> Recipe:
         return Recipe()
 
 
-def known_images(run: Path, root: Path, reporter: Reporter) -> list[Member]:
+def known_images(run: Path, config: Config, reporter: Reporter) -> list[Member]:
     """Lists the images of a run's dataset, in all splits, and those that the run noted.
 
     Args:
       run: run folder; its `data.csv` is read where there is one.
-      root: the run's `data.root`, which may have got more images since, or be missing.
+      config: its config; `data.root` may have got more images since, or be missing.
       reporter: for progress and warnings.
 
     Raises:
       DataError: if the manifest is damaged.
       CheckpointError: if `data.csv` is damaged.
     """
-    members: list[Member] = []
+    members, root = list[Member](), config.data.root
     if (root / "manifest.csv").is_file():
         with reporter.progress("reading the dataset", len(read_csv(root / "manifest.csv"))) as advance:
             members = read_members(root, on_progress=advance)
+    if config.data.train_on_valid:
+        members = [member._replace(split="train") if member.split == "valid" else member for member in members]
     present = {(member.split, member.stem) for member in members}
     path = run / "data.csv"
     rows = read_csv(path, columns=("split", "stem", "image_sha256"), error=CheckpointError) if path.is_file() else []

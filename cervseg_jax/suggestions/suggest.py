@@ -79,7 +79,7 @@ def suggest_images(request: SuggestRequest, *, reporter: Reporter) -> Suggested:
     require_safe_output(request.out, (), jobs, overwrite=True)
     earlier = open_folder(request.out)
     recipe = dataset_recipe(config.data.root)
-    members = known_images(request.run, config.data.root, reporter)
+    members = known_images(request.run, config, reporter)
     left_out: LeftOut = {}
     jobs = without_rejected(jobs, decisions, left_out)
     pixel_sizes = stated_pixel_sizes(jobs, reporter)

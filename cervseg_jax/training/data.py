@@ -6,7 +6,7 @@ import numpy as np
 
 from cervseg_jax.choices import MaskRule
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import CheckedPairs, ReadFiles, check_pairs, stats_of_manifest
+from cervseg_jax.data.checks import CheckedPairs, ReadFiles, check_pairs, join_splits, stats_of_manifest
 from cervseg_jax.data.pairs import Pair, find_pairs
 from cervseg_jax.data.scale import DEFAULT_NUCLEUS_PX, scale_pairs, window_pairs
 from cervseg_jax.errors import ConfigError
@@ -79,7 +79,7 @@ def read_data(config: Config, reporter: Reporter, *, known: ReadFiles | None = N
         )
     if config.data.train_on_valid and "valid" in checked:
         reporter.info("  the validation images are trained on (data.train_on_valid)")
-        checked["train"] = CheckedPairs(checked["train"].stats + checked.pop("valid").stats, [])
+        checked["train"] = CheckedPairs(join_splits(checked["train"].stats, checked.pop("valid").stats), [])
     return checked
 
 

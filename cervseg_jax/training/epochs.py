@@ -6,7 +6,7 @@ The order within an epoch is fixed: train, evaluate, history, best weights, chec
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -68,6 +68,8 @@ class EpochLoop:
     scale: Scale | None
     evaluated: Callable[[TrainState], TrainState]
     """Returns the state whose weights are validated and stored."""
+    kept: Mapping[str, bytes]
+    """Tuned files of the initial weights, which the best weights have until others are tuned."""
     checkpoints: Checkpoints
     reporter: Reporter
     log: EventLog
@@ -222,13 +224,15 @@ class EpochLoop:
             "input_wait": input_wait,
         }
         if val_loss is None:
-            return Progress(progress.plateau, BestState(epoch=progress.epoch + 1), [*progress.history, row], Scores())
+            best = BestState(epoch=progress.epoch + 1)
+            return replace(progress, best=best, history=[*progress.history, row], scores=Scores())
         rules = self._config.train.plateau
         plateau = update_plateau(progress.plateau, val_loss, **rules.model_dump()) if rules else progress.plateau
-        recent = [row["val_loss"] for row in progress.history[-self._config.train.selection_epochs + 1 :]]
+        last = progress.history[-self._config.train.selection_epochs + 1 :]
+        recent = [row["val_loss"] for row in last if row["val_loss"] is not None]
         recent = [*recent, val_loss] if self._config.train.selection_epochs > 1 else [val_loss]
         best = update_best(progress.best, float(np.mean(recent)), progress.epoch + 1)
-        return Progress(plateau, best, [*progress.history, row], Scores())
+        return replace(progress, plateau=plateau, best=best, history=[*progress.history, row], scores=Scores())
 
     def _write_epoch(self, state: TrainState, progress: Progress) -> None:
         """Writes the files of an epoch."""
@@ -247,6 +251,7 @@ class EpochLoop:
                     step=int(state.step),
                     val_loss=row["val_loss"],
                     scale=self.scale,
+                    tuned=self.kept,
                 )
         self._save(state, progress)
         try:

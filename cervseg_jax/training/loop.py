@@ -7,6 +7,7 @@ are in `training.epochs`.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,13 +21,13 @@ from cervseg_jax.engine.experiment import CompiledSteps, Experiment, build_exper
 from cervseg_jax.engine.plateau import PlateauState
 from cervseg_jax.engine.state import TrainState, mix_weights
 from cervseg_jax.engine.step import check_lr_multipliers
-from cervseg_jax.errors import ConfigError
+from cervseg_jax.errors import CervsegError, ConfigError
 from cervseg_jax.runs.bucket import STATES, LocalRun, local_copy
 from cervseg_jax.runs.checkpoint import Checkpoints
 from cervseg_jax.runs.history import write_history
 from cervseg_jax.runs.log import EventLog
 from cervseg_jax.runs.progress import Phase, Progress, finite
-from cervseg_jax.runs.weights import load_arrays
+from cervseg_jax.runs.weights import load_arrays, read_contract, tuned_files
 from cervseg_jax.runtime.distributed import is_primary, sync_errors
 from cervseg_jax.runtime.mesh import shard_arrays, state_sharding
 from cervseg_jax.runtime.signals import StopRequest, StopVote
@@ -43,6 +44,8 @@ class TrainResult:
     progress: Progress
     reason: str
     """Why it ended."""
+    kept: Mapping[str, bytes]
+    """Tuned files of the initial weights, which the best weights have until others are tuned."""
 
 
 def train(
@@ -85,8 +88,9 @@ def train(
         keeps_forever=_kept_epochs(config.train.keep_every_epochs),
     )
     try:
-        experiment = _with_initial_weights(experiment, is_resumed=not checkpoints.is_empty)
-        state, progress = _restore(experiment, checkpoints, reporter=reporter, log=log)
+        experiment, initial_sha256 = _with_initial_weights(experiment, is_resumed=not checkpoints.is_empty)
+        state, progress = _restore(experiment, checkpoints, initial_sha256, reporter=reporter, log=log)
+        kept = _kept_files(config, scale, run.folder / "best") if is_primary() else {}
         reason = end_reason(config, progress)
         if reason is None:
             with sync_errors():  # compilation may fail on some hosts only
@@ -102,6 +106,7 @@ def train(
                     load=sample_cache(config),
                     scale=scale,
                     evaluated=_evaluated(experiment),
+                    kept=kept,
                     checkpoints=checkpoints,
                     reporter=reporter,
                     log=log,
@@ -122,7 +127,7 @@ def train(
         checkpoints.close()
     if is_primary():
         write_history(run.folder, progress.history, metrics=config.train.metrics, best_epoch=progress.selected_epoch)
-    return TrainResult(progress, reason)
+    return TrainResult(progress, reason, kept)
 
 
 def _kept_epochs(every: int | None) -> Callable[[dict[str, Any]], bool] | None:
@@ -137,16 +142,48 @@ def _kept_epochs(every: int | None) -> Callable[[dict[str, Any]], bool] | None:
     return is_kept
 
 
-def _with_initial_weights(experiment: Experiment, *, is_resumed: bool) -> Experiment:
-    """Replaces the initial weights by those of `train.init_from`; when a run resumes, only if they are mixed in."""
+def _with_initial_weights(experiment: Experiment, *, is_resumed: bool) -> tuple[Experiment, str | None]:
+    """Replaces the initial weights by those of `train.init_from`; when a run resumes, only if they are mixed in.
+
+    Returns:
+      The experiment, and the hash of the weights where they are mixed in.
+
+    Raises:
+      CheckpointError: if there are no such weights, or they are of another network.
+      ConfigError: if they are mixed in and have other heads.
+    """
     source, share = experiment.config.train.init_from, experiment.config.train.init_share
     if source is None or (is_resumed and not share):
-        return experiment
-    # New heads would be mixed with random weights.
-    heads = None if share else experiment.config.model.heads
+        return experiment, None
+    heads = experiment.config.model.heads
     with local_copy(source) as run:
+        contract = read_contract(run.folder / "best")
+        if share and contract.heads != heads:
+            raise ConfigError(
+                f"train.init_share: needs initial weights with the same heads, got {list(contract.heads)}; set it to 0"
+            )
         params, model_state = load_arrays(run.folder / "best", experiment.params, experiment.model_state, heads=heads)
-    return replace(experiment, params=params, model_state=model_state)
+    experiment = replace(experiment, params=params, model_state=model_state)
+    return experiment, contract.weights_sha256 if share else None
+
+
+def _kept_files(config: Config, scale: Scale | None, weights: Path) -> Mapping[str, bytes]:
+    """Returns the tuned files of the initial weights that the new ones can use until others are tuned.
+
+    Args:
+      config: the recipe.
+      scale: scale of the network's input.
+      weights: folder of the best weights; it has these files from an earlier call where the initial weights are gone.
+    """
+    if config.train.init_from is None:
+        return {}
+    try:
+        with local_copy(config.train.init_from) as run:
+            contract, files = read_contract(run.folder / "best"), tuned_files(run.folder / "best")
+    except CervsegError:
+        return tuned_files(weights)
+    sizes = [None if known is None else known.nucleus_px for known in (contract.scale, scale)]
+    return files if contract.heads == config.model.heads and sizes[0] == sizes[1] else {}
 
 
 def _evaluated(experiment: Experiment) -> Callable[[TrainState], TrainState]:
@@ -161,14 +198,23 @@ def _evaluated(experiment: Experiment) -> Callable[[TrainState], TrainState]:
 
 
 def _restore(
-    experiment: Experiment, checkpoints: Checkpoints, *, reporter: Reporter, log: EventLog
+    experiment: Experiment, checkpoints: Checkpoints, initial_sha256: str | None, *, reporter: Reporter, log: EventLog
 ) -> tuple[TrainState, Progress]:
-    """Returns the newest checkpoint, or the initial state."""
+    """Returns the newest checkpoint, or the initial state.
+
+    Raises:
+      ConfigError: if the weights that are mixed in have changed since the run began.
+    """
     state = experiment.initial_state()
     restored = checkpoints.restore_newest(state, warn=reporter.warn)
     if restored is None:
-        return state, Progress(PlateauState(experiment.config.train.learning_rate))
+        return state, Progress(PlateauState(experiment.config.train.learning_rate), initial_sha256=initial_sha256)
     state, progress = restored.state, Progress.from_json(restored.meta)
+    if initial_sha256 is not None and progress.initial_sha256 not in (None, initial_sha256):
+        raise ConfigError(
+            f"train.init_from: {experiment.config.train.init_from} has other weights than when this run began, and "
+            "train.init_share mixes them in; use --fresh to start a new run beside it"
+        )
     reporter.info(f"resumed from step {int(state.step)}, {progress.epoch} epochs finished")
     log.write("resumed", step=int(state.step), epoch=progress.epoch)
     return state, progress

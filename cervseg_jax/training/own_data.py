@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cervseg_jax.console import Reporter, short_path
+from cervseg_jax.curation.collect import collect
 from cervseg_jax.curation.dataset import make_dataset
 from cervseg_jax.curation.recipe import Recipe
 from cervseg_jax.data.checks import ReadFiles
 from cervseg_jax.errors import ConfigError
 from cervseg_jax.files import make_folder, write_text
 from cervseg_jax.storage.address import Address, as_path
-from cervseg_jax.training.plan import plan_training
+from cervseg_jax.training.plan import FEW_SOURCES, plan_training
 
 VALID_SHARE = 0.25
-"""Of the sources; none are kept for a test, which a user of few images cannot spare."""
+"""Of the sources; none are kept for a test, which a user of few images cannot spare. With fewer images than
+`FEW_SOURCES`, none are kept for validation either."""
 
 
 class PlannedRecipe(NamedTuple):
@@ -51,7 +53,8 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Planne
     dataset = folder
     if not (folder / "train" / "images").is_dir():
         dataset = run_dir.with_name(f"{run_dir.name}-dataset")
-        make_dataset(folder, dataset, Recipe(valid=VALID_SHARE, test=0.0), reporter=reporter)
+        valid = VALID_SHARE if len(collect(folder).images) >= FEW_SOURCES else 0.0
+        make_dataset(folder, dataset, Recipe(valid=valid, test=0.0), reporter=reporter)
     text, known = plan_training(dataset, reporter=reporter)
     make_folder(recipe.parent)
     write_text(recipe, text)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cervseg_jax.console import Reporter
-from cervseg_jax.data.checks import ReadFiles, check_pairs
+from cervseg_jax.data.checks import ReadFiles, check_pairs, join_splits
 from cervseg_jax.data.pairs import find_pairs
 from cervseg_jax.errors import ConfigError, DataError
 from cervseg_jax.pretrained_weights import FOLDER
@@ -97,9 +97,10 @@ def data_properties(read: ReadFiles) -> DataProperties:
       DataError: if there are no nuclei.
     """
     stats, valid = (read.checked[split].stats for split in ("train", "valid"))
-    num_sources = len({item.pair.group for item in [*stats, *valid]})
+    joined = join_splits(stats, valid)
+    num_sources = len({item.pair.group for item in joined})
     if num_sources < FEW_SOURCES:
-        stats, valid = [*stats, *valid], []
+        stats, valid = joined, []
     known = [sizes for item in stats if (sizes := item.diameters_px)]
     if not known:
         raise DataError(f"{read.data.root}: the training images have no annotated nuclei")
@@ -179,9 +180,9 @@ def _selection(data: DataProperties) -> list[PlannedValue]:
             PlannedValue("train.selection_epochs", 3, f"{few}: the best epoch has the lowest mean val_loss of three"),
             PlannedValue("train.early_stop_patience", 8, "stops when that mean has not fallen for so long"),
         ]
-    share = f"{INIT_SHARE:.0%} of {BASE} in the final weights carry over better than none"
+    reason = f"weights that stay {INIT_SHARE:.0%} {BASE} do better on new images (Wortsman et al. 2022)"
     return [
-        PlannedValue("train.init_share", INIT_SHARE, f"{share} (Wortsman et al. 2022)"),
+        PlannedValue("train.init_share", INIT_SHARE, reason),
         PlannedValue("train.early_stop_patience", None, "no validation images are left to stop by"),
     ]
 

@@ -14,7 +14,7 @@ from cervseg_jax.console import Reporter
 from cervseg_jax.data.checks import CheckedPairs, ReadFiles, bit_depth_warning, common_bit_depth
 from cervseg_jax.data.pairs import Pair
 from cervseg_jax.errors import ConfigError
-from cervseg_jax.files import remove_stale_temporaries
+from cervseg_jax.files import remove_stale_temporaries, write_bytes
 from cervseg_jax.runs.bucket import LocalRun, local_copy
 from cervseg_jax.runs.progress import Progress
 from cervseg_jax.runtime.processes import ProcessSpec
@@ -154,7 +154,7 @@ def _train_one(
     """Trains in one run folder, and tunes the post-processing of new best weights."""
     from cervseg_jax.runs.folder import locked, open_run_folder, record_data
     from cervseg_jax.runs.trackers import viewing_advice
-    from cervseg_jax.runs.weights import OLD_POSTPROCESSING_FILE, POSTPROCESSING_FILE
+    from cervseg_jax.runs.weights import CONFIDENCE_FILE, tuned_files
     from cervseg_jax.runtime.distributed import allgather_json, is_primary, sync_errors
     from cervseg_jax.runtime.signals import stop_requests
     from cervseg_jax.training.loop import train
@@ -176,18 +176,25 @@ def _train_one(
             reporter.info(advice)
         stop = stack.enter_context(stop_requests())
         result = train(config, run, data.pairs, scale=data.scale, reporter=reporter, stop=stop)
-    # Saving new best weights removes the tuned parameters of the old ones.
-    is_tuned = any((folder / "best" / name).is_file() for name in (POSTPROCESSING_FILE, OLD_POSTPROCESSING_FILE))
+    # New best weights have no tuned files but those of the initial weights.
+    files = tuned_files(folder / "best")
+    is_tuned = any(files[name] != result.kept.get(name) for name in files.keys() - {CONFIDENCE_FILE})
     valid = data.checked["valid"].pairs if "valid" in data.checked else []
-    if any(pair.instances_path for pair in valid):
+    is_labelled = any(pair.instances_path for pair in valid)
+    if is_labelled:
         states = allgather_json([is_tuned, _read_contract(folder)])  # a run in a bucket is a folder of process 0 alone
         is_shared = all(contract == states[0][1] for _, contract in states)
         if not states[0][0] and (is_primary() or is_shared):
             from cervseg_jax.segmentation.tuning import tune_run
 
             tune_run(folder, config, valid, is_shared=is_shared, reporter=reporter)
-    if is_primary() and config.train.init_from is not None:
-        _keep_tuned(folder / "best", config.train.init_from, reporter)
+    elif result.kept:
+        reporter.info(
+            f"post-processing and confidence of nuclei: as of {config.train.init_from}, as no validation images have "
+            "instance labels"
+        )
+    if is_primary() and CONFIDENCE_FILE in result.kept and not (folder / "best" / CONFIDENCE_FILE).is_file():
+        write_bytes(folder / "best" / CONFIDENCE_FILE, result.kept[CONFIDENCE_FILE])  # too few nuclei to fit one
     best = result.progress.best
     is_selected = result.progress.selected_epoch > 0
     chosen = (
@@ -197,36 +204,6 @@ def _train_one(
     shown = run.display_path(folder / "previews" / f"epoch_{best.epoch:04d}")
     reporter.info(f"masks of {'validation' if is_selected else 'training'} images: {shown}")
     return TrainedRun(folder, result.progress, result.reason)
-
-
-def _keep_tuned(weights: Path, source: Path, reporter: Reporter) -> None:
-    """Copies post-processing and confidence of the initial weights where none were tuned for the new ones.
-
-    Args:
-      weights: folder of the new weights.
-      source: the run that the training started from.
-      reporter: for messages.
-    """
-    from cervseg_jax.runs.weights import read_contract
-    from cervseg_jax.segmentation.confidence import load_confidence, save_confidence
-    from cervseg_jax.segmentation.postprocess import load_postprocessing, save_postprocessing
-
-    if load_postprocessing(weights) is not None and load_confidence(weights) is not None:
-        return
-    with local_copy(source) as run:
-        own, other = read_contract(weights), read_contract(run.folder / "best")
-        if own.heads != other.heads or own.scale != other.scale:
-            return
-        postprocessing, confidence = load_postprocessing(run.folder / "best"), load_confidence(run.folder / "best")
-    kept = []
-    if load_postprocessing(weights) is None and postprocessing is not None:
-        save_postprocessing(weights, postprocessing)
-        kept.append("post-processing")
-    if load_confidence(weights) is None and confidence is not None:
-        save_confidence(weights, confidence)
-        kept.append("confidence of nuclei")
-    if kept:
-        reporter.info(f"{' and '.join(kept)}: as of {source}, as no validation images tell otherwise")
 
 
 def _read_contract(folder: Path) -> str:

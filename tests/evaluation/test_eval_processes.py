@@ -55,7 +55,7 @@ def test_the_loss_of_a_process_costs_only_its_current_images(finished, tmp_path)
     assert 0 < kept < 60
     code, stdout, stderr = run_process(*arguments, prelude=ONE_DEVICE)
     assert code == 0, stderr
-    assert f"{kept} images are scored" in stdout + stderr
+    assert f"{kept} of 60 images are scored" in stdout + stderr
     assert files(folder) == expected
 
 

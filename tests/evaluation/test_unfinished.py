@@ -55,7 +55,7 @@ def test_it_goes_on(evaluation, monkeypatch):
     cut_off(monkeypatch, arguments, after=1)
     code, stdout, stderr = run(*arguments)
     assert code == 0, stderr
-    assert "4 images are scored" in stdout + stderr
+    assert "4 of 5 images are scored" in stdout + stderr
     assert files(folder) == expected
 
 
@@ -69,5 +69,5 @@ def test_other_settings_and_damage_start_again(evaluation, monkeypatch):
     first.write_bytes(b"")
     second.write_bytes(second.read_bytes()[:100])
     code, stdout, stderr = run(*arguments)
-    assert code == 0 and "1 images are scored" in stdout + stderr
+    assert code == 0 and "1 of 5 images are scored" in stdout + stderr
     assert files(folder) == expected

@@ -11,7 +11,7 @@ from tests.helpers import refused, rows_of, run
 
 ALL_IMAGES = (
     *("--set", "data.train_on_valid=true", "--set", "train.plateau=null", "--set", "train.early_stop_patience=null"),
-    *("--set", "train.ema_decay=0.9"),
+    *("--set", "train.ema_decay=0.9", "--set", "infer.num_infer_images=8"),
 )
 
 
@@ -33,6 +33,7 @@ def trained(finished, tmp_path_factory):
         for epochs in (1, 2):  # resumes between the epochs
             code, outputs[share], stderr = run(*given, "--set", f"train.epochs={epochs}", "--allow-changes")
             assert code == 0, stderr
+            assert (folder / f"run_{share}" / "best" / POSTPROCESSING_FILE).is_file()
     return folder, outputs[3]
 
 
@@ -56,14 +57,15 @@ def test_all_images_are_trained_on_and_the_last_epoch_stays(trained):
         "test": 5,
     }
     assert "the last weights are kept" in stdout and "best" not in stdout.replace("finished/run/best", "")
-    assert len(list((folder / "run_3" / "previews" / "epoch_0002").glob("disc_*.png"))) == 2
+    previews = {path.stem for path in (folder / "run_3" / "previews" / "epoch_0002").glob("disc_*.png")}
+    assert len(previews) == 8 and {"disc_000", "disc_000_valid"} < previews
 
 
 def test_what_cannot_be_tuned_is_kept(trained):
     folder, stdout = trained
     stored = json.loads((folder / "run_3" / "best" / POSTPROCESSING_FILE).read_text())
     assert stored["threshold"] == 0.4 and stored["min_area_px"] == 7
-    assert f"post-processing: as of {folder / 'source'}" in stdout
+    assert f"post-processing and confidence of nuclei: as of {folder / 'source'}" in stdout
 
 
 def test_scores_of_trained_images_are_marked(trained):
@@ -74,6 +76,24 @@ def test_scores_of_trained_images_are_marked(trained):
     assert code == 0, stderr
     page = (folder / "run_3" / "report.html").read_text()
     assert "trained on 3 of these images" in page and "best epoch was selected" not in page and '"best":0' in page
+
+
+def test_validation_may_return(trained, finished, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "run_0", tmp_path / "run")
+    given = ("train", finished[0], "--run-dir", tmp_path / "run", "--set", f"train.init_from={folder / 'source'}")
+    more = ("--set", "train.epochs=3", "--set", "train.selection_epochs=2", "--set", "train.ema_decay=0.9")
+    code, _, stderr = run(*given, *more, "--allow-changes")
+    assert code == 0, stderr
+    assert read_contract(tmp_path / "run" / "best").epoch == 3
+
+
+def test_other_weights_are_not_mixed_in_on_resuming(trained, finished, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "run_3", tmp_path / "run")
+    given = ("train", finished[0], "--run-dir", tmp_path / "run", *ALL_IMAGES, "--set", "train.epochs=3")
+    given += ("--set", f"train.init_from={folder / 'run_0'}", "--set", "train.init_share=0.3", "--allow-changes")
+    assert "has other weights than when this run began" in refused(2, *given)
 
 
 def test_settings_that_need_validation_or_initial_weights(finished, tmp_path):
