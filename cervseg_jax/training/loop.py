@@ -81,12 +81,7 @@ def train(
     log = EventLog(run.folder, trackers=config.train.trackers, is_open=is_primary())
     experiment = build_experiment(config)
     check_lr_multipliers(config.train.lr_multipliers, experiment.params)
-    checkpoints = Checkpoints(
-        run.folder / STATES,
-        address=None if run.address is None else run.address / STATES,
-        keep=config.train.keep_checkpoints,
-        keeps_forever=_kept_epochs(config.train.keep_every_epochs),
-    )
+    checkpoints = _open_checkpoints(config, run)
     try:
         experiment, initial_sha256 = _with_initial_weights(experiment, is_resumed=not checkpoints.is_empty)
         state, progress = _restore(experiment, checkpoints, initial_sha256, reporter=reporter, log=log)
@@ -128,6 +123,15 @@ def train(
     if is_primary():
         write_history(run.folder, progress.history, metrics=config.train.metrics, best_epoch=progress.selected_epoch)
     return TrainResult(progress, reason, kept)
+
+
+def _open_checkpoints(config: Config, run: LocalRun) -> Checkpoints:
+    return Checkpoints(
+        run.folder / STATES,
+        address=None if run.address is None else run.address / STATES,
+        keep=config.train.keep_checkpoints,
+        keeps_forever=_kept_epochs(config.train.keep_every_epochs),
+    )
 
 
 def _kept_epochs(every: int | None) -> Callable[[dict[str, Any]], bool] | None:
