@@ -52,7 +52,8 @@ def create_state(
 def mix_weights(state: TrainState, params: Params, model_state: ModelState, share: float) -> TrainState:
     """Returns a state whose averaged parameters and BatchNorm statistics are mixed with others.
 
-    Weights between those before and after the adaptation to few images often do better on new images than either.
+    Weights between those before and after the adaptation to few images do as well on images like these, and forget less
+    of others.
 
     Reference: Wortsman et al. 2022, arXiv:2109.01903, section 3.
 

@@ -180,7 +180,7 @@ def _selection(data: DataProperties) -> list[PlannedValue]:
             PlannedValue("train.selection_epochs", 3, f"{few}: the best epoch has the lowest mean val_loss of three"),
             PlannedValue("train.early_stop_patience", 8, "stops when that mean has not fallen for so long"),
         ]
-    reason = f"weights that stay {INIT_SHARE:.0%} {BASE} do better on new images (Wortsman et al. 2022)"
+    reason = f"weights that stay {INIT_SHARE:.0%} {BASE} forget less of other slides (Wortsman et al. 2022)"
     return [
         PlannedValue("train.init_share", INIT_SHARE, reason),
         PlannedValue("train.early_stop_patience", None, "no validation images are left to stop by"),
