@@ -1,6 +1,6 @@
 """Predicts the images of a split and scores each against its truth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -129,18 +129,27 @@ def _score_share(
         for name in PREDICTIONS:
             make_folder(folder / name)
     scores: dict[int, ImageScore] = {}
+    templates = [_no_score(segmenter, with_nuclei=known, with_whole=knows_more) for known in (False, True)]
+
+    def template(pair: Pair) -> ImageScore:
+        return templates[with_nuclei and pair.instances_path is not None]
+
     for index in own if unfinished else ():
-        is_labelled = with_nuclei and pairs[index].instances_path is not None
-        template = _no_score(segmenter, with_nuclei=is_labelled, with_whole=knows_more)
-        stored = unfinished.load(pairs[index], template) if unfinished else None
+        stored = unfinished.load(pairs[index], template(pairs[index])) if unfinished else None
         if stored is not None:
             scores[index] = stored
     if scores:
         reporter.info(f"going on with an evaluation that was cut off: {len(scores)} of {len(own)} images are scored")
     left = [index for index in own if index not in scores]
-    images = ((index, read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)) for index in left)
+
+    def images() -> Iterator[tuple[int, np.ndarray]]:
+        for index in left:
+            if unfinished:
+                unfinished.begin(pairs[index], template(pairs[index]))
+            yield index, read_image(pairs[index].image_path, bit_depth=config.data.bit_depth)
+
     with reporter.progress("scoring", len(own), done=len(scores)) as advance:
-        for index, result in segmenter.predict(images, scratch=folder):
+        for index, result in segmenter.predict(images(), scratch=folder):
             pair = pairs[index]
             truth = _read_truth(pair, config, decisions, with_instances=with_nuclei)
             scores[index] = _score_image(segmenter, pair, result, *truth, knows_more=knows_more)

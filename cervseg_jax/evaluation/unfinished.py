@@ -47,7 +47,7 @@ class UnfinishedScores:
         self._keys: dict[str, str] = {}
 
     def load(self, pair: Pair, template: ImageScore) -> ImageScore | None:
-        """Returns what an earlier call has stored. To be called for each image before `save`.
+        """Returns what an earlier call has stored.
 
         Args:
           pair: the image.
@@ -56,10 +56,10 @@ class UnfinishedScores:
         Returns:
           The scores; None if there are none, or they are of other weights, settings or files, or damaged.
         """
+        if not self._path(pair).is_file():
+            return None
+        self.begin(pair, template)
         leaves, structure = jax.tree.flatten(template)
-        paths = (pair.image_path, pair.mask_path, pair.instances_path, pair.covered_path)
-        digests = [sha256_of(path.read_bytes()) for path in paths if path]
-        self._keys[pair.stem] = sha256_of("".join([self._key, str(structure), *digests]).encode())
         try:
             with np.load(io.BytesIO(self._path(pair).read_bytes()), allow_pickle=False) as stored:
                 if str(stored["key"]) != self._keys[pair.stem]:
@@ -68,8 +68,15 @@ class UnfinishedScores:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
+    def begin(self, pair: Pair, template: ImageScore) -> None:
+        """Notes the files of an image before it is predicted, so that `save` stores what was scored."""
+        paths = (pair.image_path, pair.mask_path, pair.instances_path, pair.covered_path)
+        digests = [sha256_of(path.read_bytes()) for path in paths if path]
+        structure = str(jax.tree.structure(template))
+        self._keys[pair.stem] = sha256_of("".join([self._key, structure, *digests]).encode())
+
     def save(self, pair: Pair, score: ImageScore) -> None:
-        """Stores the scores of an image, after its predictions have been written."""
+        """Stores the scores of an image after `begin`, and after its predictions have been written."""
         buffer = io.BytesIO()
         arrays = {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(score))}
         np.savez(buffer, key=np.array(self._keys[pair.stem]), **arrays)  # pyright: ignore[reportArgumentType]

@@ -155,10 +155,8 @@ def plan_values(data: DataProperties, root: Path) -> list[PlannedValue]:
         PlannedValue("train.clip_value", 0.5, "limits the effect of single images"),
         PlannedValue("train.plateau", None, "the cosine below takes its place"),
         PlannedValue("train.cosine", {"final_factor": 0.05}, "the learning rate falls over the whole training"),
+        PlannedValue("infer.min_probability", base.infer.min_probability, f"{from_base}: leaves improbable nuclei out"),
     ]
-    values.append(
-        PlannedValue("infer.min_probability", base.infer.min_probability, f"{from_base}: leaves improbable nuclei out")
-    )
     if most < SAME_SCALE * least:
         values.append(PlannedValue("infer.nucleus_px", round(median, 1), f"{shown}: one magnification"))
     return values
