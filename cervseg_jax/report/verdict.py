@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from cervseg_jax.report.run_data import Evaluation, InferenceData, RunData, number
+from cervseg_jax.runs.folder import next_command
 
 FEW_SOURCES = 20
 """With fewer sources, bootstrap intervals are wide and themselves imprecise."""
@@ -37,7 +38,8 @@ def verdict(run: RunData) -> list[str]:
     if not run.evaluations:
         state = "Training is finished; there is no evaluation yet" if run.is_finished else "Training is in progress"
         best = f". Best epoch so far: {run.best_epoch}" if run.best_epoch else ""
-        return [f"{state}{best}. To score the weights: cervseg-jax eval {run.folder}{_split_option(run)}"]
+        command = next_command(str(run.folder), {row["split"] for row in run.files})
+        return [f"{state}{best}. To see what the weights do: cervseg-jax {command}"]
     evaluation = run.evaluations[0]
     summary = evaluation.summary
     if not summary["num_images"]:
@@ -60,14 +62,6 @@ def verdict(run: RunData) -> list[str]:
     if weakest is not None:
         sentences.append(weakest)
     return sentences + cautions(run, evaluation)
-
-
-def _split_option(run: RunData) -> str:
-    """Returns what `eval` needs besides the run."""
-    splits = {row["split"] for row in run.files}
-    if "test" in splits or not splits:
-        return ""
-    return " --split valid" if "valid" in splits else " --data FOLDER"
 
 
 def cautions(run: RunData, evaluation: Evaluation) -> list[str]:

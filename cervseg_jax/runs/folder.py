@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,18 @@ def data_csv(facts: Mapping[str, Sequence[PairStats]]) -> str:
         for fact in split_facts
     ]
     return csv_text(["split", "stem", "group", "image_path", "height", "width", "image_sha256"], rows)
+
+
+def next_command(folder: str, splits: Collection[str]) -> str:
+    """Returns the command that shows what trained weights do on images that they were not trained on.
+
+    Args:
+      folder: the run folder.
+      splits: of its images; empty if they are not known.
+    """
+    if "test" in splits or not splits:
+        return f"eval {folder}"
+    return f"eval {folder} --split valid" if "valid" in splits else f"infer {folder} --images FOLDER --out found"
 
 
 def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> Config:

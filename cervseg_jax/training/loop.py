@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,6 +48,17 @@ class TrainResult:
     """Tuned files of the initial weights, which the best weights have until others are tuned."""
 
 
+class InitialWeights(NamedTuple):
+    """What a run takes from `train.init_from`."""
+
+    experiment: Experiment
+    """Starts from these weights."""
+    mixed_sha256: str | None
+    """Hash of the weights where they are mixed into those that are stored."""
+    kept: Mapping[str, bytes]
+    """Tuned files that the new weights can use until others are tuned."""
+
+
 def train(
     config: Config,
     run: LocalRun,
@@ -83,9 +94,9 @@ def train(
     check_lr_multipliers(config.train.lr_multipliers, experiment.params)
     checkpoints = _open_checkpoints(config, run)
     try:
-        experiment, initial_sha256 = _with_initial_weights(experiment, is_resumed=not checkpoints.is_empty)
-        state, progress = _restore(experiment, checkpoints, initial_sha256, reporter=reporter, log=log)
-        kept = _kept_files(config, scale, run.folder / "best") if is_primary() else {}
+        initial = _open_initial(experiment, scale, run.folder / "best", is_resumed=not checkpoints.is_empty)
+        experiment, kept = initial.experiment, initial.kept
+        state, progress = _restore(experiment, checkpoints, initial.mixed_sha256, reporter=reporter, log=log)
         reason = end_reason(config, progress)
         if reason is None:
             with sync_errors():  # compilation may fail on some hosts only
@@ -146,48 +157,44 @@ def _kept_epochs(every: int | None) -> Callable[[dict[str, Any]], bool] | None:
     return is_kept
 
 
-def _with_initial_weights(experiment: Experiment, *, is_resumed: bool) -> tuple[Experiment, str | None]:
-    """Replaces the initial weights by those of `train.init_from`; when a run resumes, only if they are mixed in.
+def _open_initial(experiment: Experiment, scale: Scale | None, best: Path, *, is_resumed: bool) -> InitialWeights:
+    """Reads `train.init_from`; when a run resumes, the weights only if they are mixed in.
 
-    Returns:
-      The experiment, and the hash of the weights where they are mixed in.
+    Args:
+      experiment: as built.
+      scale: scale of the network's input.
+      best: folder of the best weights; it has the tuned files from an earlier call where the initial weights are gone.
+      is_resumed: whether there are checkpoints.
 
     Raises:
       CheckpointError: if there are no such weights, or they are of another network.
       ConfigError: if they are mixed in and have other heads.
     """
-    source, share = experiment.config.train.init_from, experiment.config.train.init_share
-    if source is None or (is_resumed and not share):
-        return experiment, None
-    heads = experiment.config.model.heads
-    with local_copy(source) as run:
-        contract = read_contract(run.folder / "best")
-        if share and contract.heads != heads:
-            raise ConfigError(
-                f"train.init_share: needs initial weights with the same heads, got {list(contract.heads)}; set it to 0"
-            )
-        params, model_state = load_arrays(run.folder / "best", experiment.params, experiment.model_state, heads=heads)
-    experiment = replace(experiment, params=params, model_state=model_state)
-    return experiment, contract.weights_sha256 if share else None
-
-
-def _kept_files(config: Config, scale: Scale | None, weights: Path) -> Mapping[str, bytes]:
-    """Returns the tuned files of the initial weights that the new ones can use until others are tuned.
-
-    Args:
-      config: the recipe.
-      scale: scale of the network's input.
-      weights: folder of the best weights; it has these files from an earlier call where the initial weights are gone.
-    """
-    if config.train.init_from is None:
-        return {}
+    config = experiment.config
+    source, share, heads = config.train.init_from, config.train.init_share, config.model.heads
+    needs_weights = bool(share) or not is_resumed
+    if source is None:
+        return InitialWeights(experiment, None, {})
     try:
-        with local_copy(config.train.init_from) as run:
-            contract, files = read_contract(run.folder / "best"), tuned_files(run.folder / "best")
+        with local_copy(source) as run:
+            folder = run.folder / "best"
+            contract = read_contract(folder)
+            if share and contract.heads != heads:
+                raise ConfigError(
+                    f"train.init_share: needs initial weights with the same heads, got {list(contract.heads)}; set it "
+                    "to 0"
+                )
+            if needs_weights:
+                params, model_state = load_arrays(folder, experiment.params, experiment.model_state, heads=heads)
+                experiment = replace(experiment, params=params, model_state=model_state)
+            files = tuned_files(folder)
     except CervsegError:
-        return tuned_files(weights)
+        if needs_weights:
+            raise
+        return InitialWeights(experiment, None, tuned_files(best))
     sizes = [None if known is None else known.nucleus_px for known in (contract.scale, scale)]
-    return files if contract.heads == config.model.heads and sizes[0] == sizes[1] else {}
+    is_same_task = contract.heads == heads and sizes[0] == sizes[1]
+    return InitialWeights(experiment, contract.weights_sha256 if share else None, files if is_same_task else {})
 
 
 def _evaluated(experiment: Experiment) -> Callable[[TrainState], TrainState]:

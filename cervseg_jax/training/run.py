@@ -83,7 +83,7 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
       CervsegError: as `load_config`, `check_pairs`, `open_run_folder` and `train`.
     """
     config = load_config(request.config, request.overrides)
-    from cervseg_jax.runs.folder import choose_run_folder, data_csv, seed_name
+    from cervseg_jax.runs.folder import choose_run_folder, data_csv, next_command, seed_name
     from cervseg_jax.runtime.distributed import initialize_distributed, is_primary, require_equal, sync_errors
     from cervseg_jax.runtime.mesh import require_devices, train_mesh
 
@@ -137,15 +137,8 @@ def train_runs(request: TrainRequest, *, reporter: Reporter) -> list[TrainedRun]
                 spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
                 mean = statistics.mean(losses)
                 reporter.info(f"{len(losses)} seeds: val_loss {mean:.4f}{spread} (mean, standard deviation)")
-        reporter.info(f"next: cervseg-jax {_next_command(run.display_path(run.folder), pairs)}")
+        reporter.info(f"next: cervseg-jax {next_command(run.display_path(run.folder), pairs)}")
     return runs
-
-
-def _next_command(folder: str, checked: Mapping[str, CheckedPairs]) -> str:
-    """Returns the command that shows what the network does on images that it was not trained on."""
-    if "test" in checked:
-        return f"eval {folder}"
-    return f"eval {folder} --split valid" if "valid" in checked else f"infer {folder} --images FOLDER --out found"
 
 
 def _train_one(
