@@ -26,8 +26,9 @@ Outlines = Literal["exact", "pixel_centers"]
 RENAMED_OUTLINES: dict[str, Outlines] = {"drawn": "exact", "traced": "pixel_centers"}
 """Names of earlier releases."""
 
-SceneKind = Literal["clusters", "smear"]
-"""What synthetic images show: clusters of overlapping nuclei, or single cells of several kinds among debris."""
+SceneKind = Literal["clusters", "smear", "groups"]
+"""What synthetic images show: clusters of overlapping nuclei, single cells of several kinds among debris, or
+hyperchromatic crowded groups."""
 
 BitDepth = Literal["auto", 8, 10, 12, 14, 16]
 """Bits that the camera used in 16-bit files; "auto": as few of these as hold the values."""

@@ -19,13 +19,18 @@ def synth(
         tuple[int, int], typer.Option(min=64, max=MAX_SIDE_PX, metavar="HEIGHT WIDTH", help="Image size in pixels.")
     ] = (512, 512),
     kind: Annotated[
-        SceneKind, typer.Option(help="clusters: overlapping nuclei. smear: single cells of several kinds, with debris.")
+        SceneKind,
+        typer.Option(
+            help="clusters: overlapping nuclei. smear: single cells of several kinds, with debris. groups: crowded, "
+            "out of focus, with dark cytoplasm."
+        ),
     ] = "clusters",
     quiet: Quiet = False,
 ) -> None:
     """Generate synthetic annotated images.
 
-    They show clustered, overlapping nuclei, or single cells among debris, and come with exact annotations.
+    They show clustered, overlapping nuclei, single cells among debris, or dark crowded groups, and come with exact
+    annotations.
     """
     from cervseg_jax.console import Reporter, short_path
     from cervseg_jax.curation.dataset_folder import write_scenes

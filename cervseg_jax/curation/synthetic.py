@@ -8,6 +8,7 @@ import numpy as np
 
 from cervseg_jax.annotations.outlines import enclosed_area
 from cervseg_jax.choices import SceneKind
+from cervseg_jax.curation.synthetic_groups import draw_groups
 from cervseg_jax.curation.synthetic_layers import (
     Scene,
     Stain,
@@ -38,7 +39,8 @@ def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0, kind: Scene
       shape: height and width in pixels, at least 64.
       seed: seed of the dataset.
       index: index of the image in the dataset.
-      kind: "clusters" of touching and overlapping nuclei, or a "smear" of single cells of several kinds, with debris.
+      kind: "clusters" of touching and overlapping nuclei, a "smear" of single cells of several kinds, with debris, or
+        thick "groups" out of focus whose cytoplasm is nearly as dark as their nuclei.
 
     Returns:
       Image, outlines and the name of the stain.
@@ -48,7 +50,9 @@ def draw_scene(*, shape: tuple[int, int], seed: int, index: int = 0, kind: Scene
     """
     if min(shape) < 64:
         raise ValueError(f"draw_scene: shape must be at least 64x64, got {shape[0]}x{shape[1]}")
-    return {"clusters": _draw_clusters, "smear": draw_smear}[kind](shape=shape, seed=seed, index=index)
+    return {"clusters": _draw_clusters, "smear": draw_smear, "groups": draw_groups}[kind](
+        shape=shape, seed=seed, index=index
+    )
 
 
 def _draw_clusters(*, shape: tuple[int, int], seed: int, index: int) -> Scene:

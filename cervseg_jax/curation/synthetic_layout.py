@@ -39,14 +39,25 @@ def make_polygon(center: np.ndarray, radius: float, rng: np.random.Generator) ->
     return center + points
 
 
-def place_nuclei(shape: tuple[int, int], rng: np.random.Generator) -> list[np.ndarray]:
-    """Grows clusters nucleus by nucleus: each one touches, overlaps or nearly touches an earlier one."""
+def place_nuclei(
+    shape: tuple[int, int], rng: np.random.Generator, *, spacing: tuple[float, float] = (0.72, 1.12)
+) -> list[np.ndarray]:
+    """Grows clusters nucleus by nucleus: each one touches, overlaps or nearly touches an earlier one.
+
+    Args:
+      shape: height and width.
+      rng: source of chance.
+      spacing: range of the typical distance of neighbors, in sums of their radii.
+
+    Returns:
+      The outlines, corners [n, 2] each.
+    """
     height, width = shape
     base_radius = float(np.exp(rng.uniform(np.log(0.028), np.log(0.1)))) * min(shape)
     num_clusters = int(rng.integers(1, 4))
     max_cells = 0.30 * height * width / (np.pi * base_radius**2)
     per_cluster = max(3, int(min(60, max_cells * rng.uniform(0.35, 0.9)) / num_clusters))
-    crowding = rng.uniform(0.72, 1.12)
+    crowding = rng.uniform(*spacing)
     main_angle = rng.uniform(0, np.pi)
     labels = np.zeros(shape, np.int32)
     outlines: list[np.ndarray] = []

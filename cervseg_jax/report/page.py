@@ -65,7 +65,8 @@ def _run_page(run: RunData, num_layered: int, reporter: Reporter) -> str:
     epochs = gallery.preview_epochs(run)
     parts += [("Training", sections.training_section(run))]
     if epochs is not None:
-        parts += [("Previews by epoch", '<div id="epochs"></div>')]
+        kind = "The network is trained on these" if run.config.data.train_on_valid else "Validation"
+        parts += [("Previews by epoch", f'<p>{kind} images; predicted masks are pink.</p><div id="epochs"></div>')]
     parts += [("Data", sections.data_section(run)), ("Config", sections.config_section(run))]
     parts += [("Environment", sections.environment_section(run)), ("Limits", sections.limits_section())]
     drops = rate_drops(run.history.get("learning_rate", []))

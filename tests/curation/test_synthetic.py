@@ -73,7 +73,21 @@ def test_a_smear_may_show_no_nucleus():
     assert not draw_instances(scene.outlines, shape=(64, 64)).any()
 
 
-@pytest.mark.parametrize("kind", ["clusters", "smear"])
+def test_groups_are_crowded_with_cytoplasm_nearly_as_dark_as_nuclei():
+    scenes = [draw_scene(shape=(192, 256), seed=0, index=index, kind="groups") for index in range(16)]
+    np.testing.assert_array_equal(draw_scene(shape=(192, 256), seed=0, index=3, kind="groups").image, scenes[3].image)
+    shares, contrasts = [], []
+    for scene in scenes:
+        is_nucleus = draw_instances(scene.outlines, shape=(192, 256)) > 0
+        absorbance = -np.log(np.maximum(scene.image, 1) / np.percentile(scene.image, 95, axis=(0, 1))).mean(axis=2)
+        ring = ndimage.binary_dilation(is_nucleus, iterations=3) & ~is_nucleus
+        shares.append(np.median(absorbance[ring]) / np.median(absorbance[is_nucleus]))
+        contrasts.append(scene.image[ring].mean() - scene.image[is_nucleus].mean())
+    assert np.mean(shares) > 0.55  # in clusters 0.39
+    assert np.min(contrasts) > 10
+
+
+@pytest.mark.parametrize("kind", ["clusters", "smear", "groups"])
 def test_written_truth_agrees(tmp_path, kind):
     write_scenes(tmp_path / "s", num_images=3, seed=4, size=(96, 128), kind=kind)
     names = sorted(path.stem for path in (tmp_path / "s" / "images").iterdir())

@@ -59,6 +59,7 @@ def test_the_page_says_what_the_evaluation_found(scored, page):
     layers = {"image", "truth", "prediction", "difference", "probability"}
     assert all(set(image["layers"]) == layers for image in data["images"])
     assert data["history"]["epoch"] == [1, 2, 3]
+    assert "<p>Validation images; predicted masks are pink.</p>" in page
     assert data["epochs"]["epochs"] == [1, 2, 3]
     assert [len(image["masks"]) for image in data["epochs"]["images"]] == [3, 3]
 

@@ -76,6 +76,7 @@ def test_scores_of_trained_images_are_marked(trained):
     assert code == 0, stderr
     page = (folder / "run_3" / "report.html").read_text()
     assert "trained on 3 of these images" in page and "best epoch was selected" not in page and '"best":0' in page
+    assert "The network is trained on these images" in page and "Validation images" not in page
 
 
 def test_validation_may_return(trained, finished, tmp_path):
