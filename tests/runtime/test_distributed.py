@@ -62,11 +62,17 @@ def arguments(finished):
 
 
 @pytest.fixture(scope="module")
-def alone(arguments, tmp_path_factory):
+def one_epoch(arguments, finished):
+    """Arguments of a training with one epoch, whose stored weights hold a share of the initial ones."""
+    initial = ("--set", f"train.init_from={finished[1]}", "--set", "train.init_share=0.3")
+    return [*arguments, *initial, "--set", "train.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def alone(one_epoch, tmp_path_factory):
     """The run of the same training, of one epoch, in one process with one device."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    settings = ("--set", "train.epochs=1", "--set", "train.log_steps=20", "--run-dir", folder)
-    code, _, stderr = run_process(*arguments, *settings)
+    code, _, stderr = run_process(*one_epoch, "--set", "train.log_steps=20", "--run-dir", folder)
     assert code == 0, stderr
     return folder
 
@@ -74,10 +80,9 @@ def alone(arguments, tmp_path_factory):
 @pytest.mark.parametrize(
     "mesh", ["{data: 2, fsdp: 2}", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("null", "{spatial: 4}"))]
 )
-def test_two_processes_learn_as_one(arguments, alone, tmp_path, mesh):
+def test_two_processes_learn_as_one(one_epoch, alone, tmp_path, mesh):
     """float32 and Adam let runs drift apart; the first epochs are close."""
-    settings = ("--set", f"runtime.mesh={mesh}", "--set", "train.epochs=1", "--run-dir", tmp_path / "run")
-    results = end_of(start(*arguments, *settings))
+    results = end_of(start(*one_epoch, "--set", f"runtime.mesh={mesh}", "--run-dir", tmp_path / "run"))
     assert [code for code, *_ in results] == [0, 0], results[0][2] + results[1][2]
     assert "devices: 4 x cpu (cpu) of 2 processes" in results[0][1]
     assert said(results[1]) == ""  # the second one is silent
