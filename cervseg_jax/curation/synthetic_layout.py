@@ -1,13 +1,11 @@
 """Outlines of clustered nuclei for synthetic images."""
 
-import cv2
 import numpy as np
 
 from cervseg_jax.annotations.outlines import enclosed_area, rasterize
 
 NUM_CORNERS = 64
 """Corners of a nucleus' outline."""
-_DRAWN_RADIUS = 24
 
 MAX_HIDDEN = 0.4
 """Largest share of a nucleus that may be covered by nuclei on top of it."""
@@ -39,35 +37,6 @@ def make_polygon(center: np.ndarray, radius: float, rng: np.random.Generator) ->
         following = np.roll(points, -1, axis=0)
         points = np.stack([0.8 * points + 0.2 * following, 0.2 * points + 0.8 * following], axis=1).reshape(-1, 2)
     return center + points
-
-
-def make_segmented_outline(center: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns a neutrophil's nucleus: two to four round segments in a row that is bent, joined by bridges.
-
-    Args:
-      center: x and y of the middle, float64 [2].
-      radius: of a circle of about the same area.
-      rng: source of chance.
-
-    Returns:
-      Corners, float64 [n, 2].
-    """
-    count = int(rng.integers(2, 5))
-    radii = 1.05 / np.sqrt(count) * rng.uniform(0.85, 1.15, count)
-    headings = rng.uniform(0, 2 * np.pi) + rng.uniform(0.7, 1.9) * np.arange(count)
-    steps = rng.uniform(0.55, 0.9) * (radii[1:] + radii[:-1])
-    places = np.cumsum([np.zeros(2), *(steps * [np.cos(headings[1:]), np.sin(headings[1:])]).T], axis=0)
-    places -= places.mean(axis=0)
-    # The outline of a drawing in which the radius of the nucleus is `_DRAWN_RADIUS` pixels.
-    drawn = np.zeros((8 * _DRAWN_RADIUS, 8 * _DRAWN_RADIUS), np.uint8)
-    pixels = np.round((places + 4) * _DRAWN_RADIUS).astype(np.int32)
-    bridge = int(rng.uniform(0.4, 1.2) * radii.min() * _DRAWN_RADIUS)
-    cv2.polylines(drawn, [pixels], False, 1, bridge)
-    for place, segment in zip(pixels.tolist(), radii, strict=True):
-        cv2.circle(drawn, place, round(segment * _DRAWN_RADIUS), 1, -1)
-    found, _ = cv2.findContours(drawn, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    corners = found[0][:, 0][:: max(1, len(found[0]) // NUM_CORNERS)]
-    return center + radius * ((corners + 0.5) / _DRAWN_RADIUS - 4)
 
 
 def place_nuclei(

@@ -24,7 +24,7 @@ RADIUS_PX = (4.5, 15.0)
 """Range of the typical nucleus radius in fields of `FIELD_PX`."""
 FIELD_PX = 384
 KINDS = ("squamous", "round", "naked", "anucleate", "leucocyte")
-KIND_WEIGHTS = (1.2, 0.8, 0.4, 0.4, 0.8)
+KIND_WEIGHTS = (1.2, 0.8, 0.4, 0.4, 0.5)
 """Concentrations of the kinds' shares, which differ between fields."""
 
 

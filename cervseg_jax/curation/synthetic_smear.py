@@ -19,13 +19,11 @@ from cervseg_jax.curation.synthetic_layers import (
     expose,
     soft_shape,
 )
-from cervseg_jax.curation.synthetic_layout import add_outline, make_outline, make_polygon, make_segmented_outline
+from cervseg_jax.curation.synthetic_layout import add_outline, make_outline, make_polygon
 from cervseg_jax.curation.synthetic_noise import NoiseBank
 from cervseg_jax.curation.synthetic_slide import KINDS, Slide, make_slide, stain_of
 
 MAX_CELLS = 150
-SEGMENTED = 0.75
-"""Share of the leucocytes that are neutrophils; the others have round nuclei."""
 _SUBPIXELS = 3
 """Bits of the fraction in OpenCV's coordinates."""
 
@@ -112,9 +110,13 @@ def _make_cell(center: np.ndarray, slide: Slide, rng: np.random.Generator) -> _C
 
 def _nucleus_outline(cell: _Cell, rng: np.random.Generator) -> np.ndarray:
     center = cell.center + rng.normal(0, 0.12 * max(cell.body_radius - cell.radius, 0), 2)
-    if cell.kind == "leucocyte" and rng.random() < SEGMENTED:
-        return make_segmented_outline(center, cell.radius, rng)
-    return make_outline(center, cell.radius, rng.uniform(1, 1.7), rng.uniform(0, np.pi), rng)
+    outline = make_outline(center, cell.radius, rng.uniform(1, 1.7), rng.uniform(0, np.pi), rng)
+    if cell.kind != "leucocyte":
+        return outline
+    # Two or three lobes.
+    angles = np.arctan2(*(outline - center).T[::-1])
+    lobes = 1 + rng.uniform(0.1, 0.3) * np.cos(int(rng.integers(2, 4)) * angles + rng.uniform(0, 2 * np.pi))
+    return center + (outline - center) * lobes[:, None]
 
 
 def _add_body(density: np.ndarray, cell: _Cell, slide: Slide, noise: NoiseBank, rng: np.random.Generator) -> None:
