@@ -4,8 +4,8 @@
 
 DATA holds `bttfa_lbc/{images,masks}` (Zhang 2019, Mendeley Data jks43dkjj7, CC BY 4.0) and
 `dsb2018_stained/{images,labels}` (2018 Data Science Bowl, Broad Institute, CC0). Drawn clusters are added to them, and
-a fifth of the images of each kind is held out. Drawn smears and crowded groups are added to the training images. The
-same command continues an interrupted call. About an hour on two CPU cores.
+a fifth of the images of each kind is held out. Drawn smears are added to the training images. The same command
+continues an interrupted call. About an hour on two CPU cores.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -22,7 +22,6 @@ import numpy as np
 import yaml
 
 import cervseg_jax
-from cervseg_jax.choices import SceneKind
 from cervseg_jax.config import load_config
 from cervseg_jax.console import Reporter
 from cervseg_jax.curation.dataset import make_dataset
@@ -40,8 +39,7 @@ from cervseg_jax.segmentation.tuning import tune_run
 from cervseg_jax.tables import csv_text, read_csv
 
 NUM_DRAWN, DRAWN_SEED, DRAWN_SIZE = 80, 11, (384, 384)
-MORE_DRAWN: Mapping[SceneKind, tuple[int, int]] = {"smear": (160, 21), "groups": (80, 31)}
-"""Number and seed of images that are drawn for the last stage, by kind."""
+NUM_SMEARS, SMEAR_SEED = 160, 21
 MIN_PROBABILITY = 0.4
 """Probability from which nuclei are kept: half of the F1 that is reached, which maximizes F1 (Lipton et al. 2014,
 arXiv:1402.1892)."""
@@ -83,21 +81,19 @@ def collect_source(data: Path, out: Path) -> Path:
 
 
 def make_data(data: Path, out: Path, reporter: Reporter) -> tuple[Path, Path]:
-    """Makes the dataset of all images, and a copy with more drawn images in its training split."""
-    source, dataset, extended = collect_source(data, out), out / "dataset", out / "dataset_with_more_drawn"
+    """Makes the dataset of all images, and a copy that has drawn smears in its training split besides."""
+    source, dataset, with_smears = collect_source(data, out), out / "dataset", out / "dataset_with_smears"
     if not (dataset / "overview.html").exists():
         recipe = Recipe(annotations="labels", valid=0.1, test=0.2, seed=1)
         make_dataset(source, dataset, recipe, reporter=reporter)
-    more_drawn = out / "more_drawn"
-    if not (more_drawn / "added").exists():
-        for folder in (more_drawn, extended):
+    if not (out / "smears" / "added").exists():
+        for folder in (out / "smears", with_smears):
             shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(dataset, extended)
-        for kind, (num_images, seed) in MORE_DRAWN.items():
-            write_scenes(more_drawn / kind, num_images=num_images, seed=seed, size=DRAWN_SIZE, kind=kind)
-            run_command("prepare", more_drawn / kind, "--add-to", extended, "--annotations", "instances")
-        (more_drawn / "added").touch()
-    return dataset, extended
+        write_scenes(out / "smears", num_images=NUM_SMEARS, seed=SMEAR_SEED, size=DRAWN_SIZE, kind="smear")
+        shutil.copytree(dataset, with_smears)
+        run_command("prepare", out / "smears", "--add-to", with_smears, "--annotations", "instances")
+        (out / "smears" / "added").touch()
+    return dataset, with_smears
 
 
 def run_command(*arguments: object) -> None:
@@ -157,8 +153,7 @@ def pack(run: Path, folder: Path) -> None:
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     save_half_precision(run / "best", folder / "best")
     # The hashes are those of the published files, so that `eval` refuses to score them.
-    folders = (run.parent / "source", *(run.parent / "more_drawn" / kind for kind in MORE_DRAWN))
-    paths = [path for folder in folders for path in (folder / "images").iterdir()]
+    paths = [path for name in ("source", "smears") for path in (run.parent / name / "images").iterdir()]
     originals = {path.stem: sha256_of(path.read_bytes()) for path in paths}
     rows = read_csv(run / "data.csv", columns=("split", "stem"))
     files = [[entry["split"], entry["stem"], originals[entry["stem"]]] for entry in rows if entry["split"] != "test"]
@@ -173,12 +168,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args(arguments)
     out, reporter = options.out.absolute(), Reporter()
-    dataset, extended = make_data(options.data, out, reporter)
+    dataset, with_smears = make_data(options.data, out, reporter)
     first, second, third, run = (out / name for name in ("first", "second", "third", "run"))
     stages: list[tuple[Path, Path, list[str]]] = [
         (first, dataset, []),
         (second, dataset, later_stage(first, epochs=4)),
-        (third, extended, later_stage(second, epochs=8)),
+        (third, with_smears, later_stage(second, epochs=8)),
     ]
     for folder, root, settings in stages:
         overrides = [item for setting in [f"data.root={root}", *settings, *options.set] for item in ("--set", setting)]
