@@ -77,6 +77,11 @@ def fraction(value: float) -> float:
     return value
 
 
+def share_or_all(value: float) -> float:
+    """Checks that a share is in [0, 0.9], or 1."""
+    return value if value == 1.0 else fraction(value)
+
+
 def host_and_port(value: str | None) -> str | None:
     """Checks that an optional address has the form HOST:PORT."""
     if value is not None:

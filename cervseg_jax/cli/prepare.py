@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cervseg_jax.choices import RENAMED_OUTLINES, AnnotationKind, Crowd, MaskRule, NearDuplicates, OnBadFile, Padding
-from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, DecisionsOption, Quiet, fraction
+from cervseg_jax.cli.options import MAX_SEED, MAX_SIDE_PX, DecisionsOption, Quiet, fraction, share_or_all
 from cervseg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ ValidShare = Annotated[
 TestShare = Annotated[
     float,
     typer.Option(
-        min=0.0, max=0.9, callback=fraction, help="Share of the sources for testing, if SOURCE has no test set."
+        min=0.0,
+        max=1.0,
+        callback=share_or_all,
+        help="Share of the sources for testing, if SOURCE has no test set; 1 keeps all of them to score weights on.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed of the split.")]
@@ -192,7 +195,8 @@ def _prepare(
     review = Review(accept_unchanged, None if decisions is None else read_decisions(decisions))
     if out is not None:
         make_dataset(source, out, recipe, review, reporter=reporter)
-        reporter.info(f"next: cervseg-jax train --data {short_path(out)}")
+        command = "eval pap" if recipe.test == 1.0 else "train"
+        reporter.info(f"next: cervseg-jax {command} --data {short_path(out)}")
     elif add_to is not None:
         refuse_settings_of_dataset(recipe)
         extend_dataset(source, add_to, recipe, review, reporter=reporter)

@@ -64,7 +64,7 @@ def split_groups(groups: Collection[str], *, valid: float, test: float, seed: in
     Args:
       groups: names of sources (patients, slides or images).
       valid: share of the groups for validation, in (0, 1).
-      test: share of the groups for testing, in [0, 1).
+      test: share of the groups for testing, in [0, 1]; with 1 all are, whatever `valid` is.
       seed: random seed.
 
     Returns:
@@ -78,6 +78,8 @@ def split_groups(groups: Collection[str], *, valid: float, test: float, seed: in
       ['test', 'train', 'train', 'valid']
     """
     names = sorted(set(groups))
+    if test == 1.0:
+        return dict.fromkeys(names, "test")
     num_valid = max(1, round(valid * len(names))) if valid else 0
     num_test = max(1, round(test * len(names))) if test else 0
     if num_valid + num_test >= len(names):

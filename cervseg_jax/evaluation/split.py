@@ -63,6 +63,8 @@ def choose_split(config: Config, split: str, data: Path | None, reporter: Report
         section = section.model_copy(update={"root": data.absolute(), "synthetic": None, "split": None})
         name = f"{data.absolute().name}-{split}"
     with sync_errors():
+        if data is not None:
+            _require_dataset(data)
         if data is not None and (data / "images").is_dir():
             found, problems = find_pairs(section, whole=True)
             name, split = data.absolute().name, "test"
@@ -75,6 +77,19 @@ def choose_split(config: Config, split: str, data: Path | None, reporter: Report
     for problem in problems + checked.problems:
         reporter.warn(problem)
     return EvalSplit(name, split, checked.stats, _metadata_rows(section, split, checked.stats))
+
+
+def _require_dataset(folder: Path) -> None:
+    """Checks that a folder has images and masks, or splits with images.
+
+    Raises:
+      ConfigError: if not.
+    """
+    if folder.is_dir() and not any((folder / name).is_dir() for name in ("masks", *SPLITS)):
+        raise ConfigError(
+            f"--data: {folder} has neither images and masks nor train, valid or test; `cervseg-jax prepare {folder} "
+            "--out DATASET --test 1` makes a dataset of annotations in other forms"
+        )
 
 
 def without_rejected(split: EvalSplit, decisions: Decisions, reporter: Reporter) -> EvalSplit:

@@ -75,7 +75,7 @@ NUMBERS = [
     ("eval r --num-processes", ["0"]),
     ("eval r --process-id", ["-1"]),
     ("prepare s --out o --valid", ["-0.1", "1", "nan", "inf"]),
-    ("prepare s --out o --test", ["-0.1", "1", "nan"]),
+    ("prepare s --out o --test", ["-0.1", "0.95", "1.1", "nan"]),
     ("prepare s --out o --seed", ["-1", "1.5", str(2**32)]),
     ("prepare s --out o --folds", ["-1", "x"]),
     ("prepare s --out o --fold", ["-1"]),

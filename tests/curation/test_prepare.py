@@ -700,6 +700,12 @@ def test_commands(drawn, tmp_path):
     assert code == 0, stdout + stderr
     assert "ok: nothing found" in stdout
     assert run("stats", tmp_path / "d", "--out", tmp_path / "stats")[0] == 0
+    assert "`cervseg-jax prepare" in refused(2, "eval", "pap", "--data", drawn)
+    code, stdout, stderr = run("prepare", drawn, "--out", tmp_path / "t", "--test", 1)
+    assert code == 0, stderr
+    assert {row["split"] for row in manifest_of(tmp_path / "t")} == {"test"}
+    assert f"next: cervseg-jax eval pap --data {tmp_path / 't'}" in stdout
+    assert "must be between 0 and 0.9" in refused(2, "prepare", drawn, "--out", tmp_path / "n", "--test", 0.95)
     code, _, stderr = run("prepare", drawn, "--out", tmp_path / "r", "--style", "reference", "--quiet")
     assert code == 0
     assert "splits share sources" in stderr

@@ -129,6 +129,7 @@ def test_split_does_not_depend_on_order():
     assert counts == [30, 6, 4]
     with pytest.raises(ValueError, match="2 sources are too few"):
         split_groups(["a", "b"], valid=0.2, test=0.2, seed=0)
+    assert split_groups(["a", "b"], valid=0.2, test=1.0, seed=0) == {"a": "test", "b": "test"}
 
 
 def test_hidden_files_are_no_images_and_others_are_counted(tmp_path):
