@@ -38,7 +38,7 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Planne
       The recipe, and what was learned from the files.
 
     Raises:
-      ConfigError: if there is no such folder, or `run_dir` is in a bucket.
+      ConfigError: if there is no such folder, it has no training images, or `run_dir` is in a bucket.
       DataError: if files are bad.
     """
     folder = as_path(folder)
@@ -52,6 +52,8 @@ def planned_recipe(folder: Path, run_dir: Path, *, reporter: Reporter) -> Planne
         return PlannedRecipe(recipe, None)
     dataset = folder
     if not (folder / "train" / "images").is_dir():
+        if (folder / "test" / "images").is_dir():
+            raise ConfigError(f"--data: {folder} is a dataset whose images are all for testing")
         dataset = run_dir.with_name(f"{run_dir.name}-dataset")
         valid = VALID_SHARE if len(collect(folder).images) >= FEW_SOURCES else 0.0
         make_dataset(folder, dataset, Recipe(valid=valid, test=0.0), reporter=reporter)

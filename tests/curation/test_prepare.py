@@ -705,6 +705,7 @@ def test_commands(drawn, tmp_path):
     assert code == 0, stderr
     assert {row["split"] for row in manifest_of(tmp_path / "t")} == {"test"}
     assert f"next: cervseg-jax eval pap --data {tmp_path / 't'}" in stdout
+    assert "all for testing" in refused(2, "train", "--data", tmp_path / "t", "--run-dir", tmp_path / "run")
     assert "must be between 0 and 0.9" in refused(2, "prepare", drawn, "--out", tmp_path / "n", "--test", 0.95)
     code, _, stderr = run("prepare", drawn, "--out", tmp_path / "r", "--style", "reference", "--quiet")
     assert code == 0
