@@ -20,8 +20,9 @@ Crowd = Literal["drop", "keep"]
 AnnotationKind = Literal["labelme", "geojson", "coco", "instances", "labels", "masks"]
 """Kinds of annotations, named after the folders that hold them."""
 
-Outlines = Literal["exact", "pixel_centers"]
-"""Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centers`)."""
+Outlines = Literal["auto", "exact", "pixel_centers"]
+"""Whether coordinates are positions in the image, or name pixels on the border (`from_pixel_centers`); "auto": as they
+look in most of a file's outlines (`follows_pixel_centers`)."""
 
 RENAMED_OUTLINES: dict[str, Outlines] = {"drawn": "exact", "traced": "pixel_centers"}
 """Names of earlier releases."""

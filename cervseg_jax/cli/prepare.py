@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "cervseg-jax prepare CNSeg --out data/clustered --padding square --size 512 512"
 
-OutlinesName = Literal["exact", "pixel_centers", "drawn", "traced"]
+OutlinesName = Literal["auto", "exact", "pixel_centers", "drawn", "traced"]
 Bits = Literal["auto", "8", "10", "12", "14", "16"]
 Style = Literal["sound", "reference"]
 
@@ -61,7 +61,7 @@ OutlinesOption = Annotated[
     OutlinesName,
     typer.Option(
         help="exact: coordinates are points of an outline. pixel_centers: coordinates are border pixels, as written by "
-        "cv2.findContours."
+        "cv2.findContours. auto: what the outlines of a file look like."
     ),
 ]
 MaskRuleOption = Annotated[
@@ -120,7 +120,7 @@ def prepare(
     annotations: AnnotationsOption = None,
     label: LabelOption = None,
     crowd: CrowdOption = "drop",
-    outlines: OutlinesOption = "exact",
+    outlines: OutlinesOption = "auto",
     mask_rule: MaskRuleOption = "half_range",
     bit_depth: BitDepthOption = "auto",
     valid: ValidShare = 0.15,
@@ -218,7 +218,7 @@ def _check_folds(folds: int, fold: int) -> None:
 
 def _current_outlines(name: OutlinesName) -> "Outlines":
     """Returns the current name of a value of `--outlines`, with a notice where it had another one."""
-    if name == "exact" or name == "pixel_centers":
+    if name in ("auto", "exact", "pixel_centers"):
         return name
     logging.getLogger("cervseg_jax").warning("--outlines %s is now called %s", name, RENAMED_OUTLINES[name])
     return RENAMED_OUTLINES[name]

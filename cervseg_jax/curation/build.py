@@ -169,15 +169,16 @@ def _usable_outlines(
 ) -> list[LabeledOutline]:
     """Drops nuclei without a pixel inside the image, and sorts the rest from large to small."""
     kept = []
-    num_centered = 0
+    are_centered = sum(follows_pixel_centers(nucleus.rings) for nucleus in nuclei) > PIXEL_CENTER_SHARE * len(nuclei)
     for nucleus in nuclei:
         rings = nucleus.rings
-        num_centered += follows_pixel_centers(rings)
         points = np.concatenate(list(rings))
         if (points.max(axis=0) <= 0).any() or (points.min(axis=0) >= (size[1], size[0])).any():
             notes.append(Note("lies outside the image and is left out", nucleus.name))
             continue
-        if recipe.outlines == "pixel_centers":
+        # Fractions are of outlines that were added by hand.
+        is_whole = all((ring == np.rint(ring)).all() for ring in rings)
+        if recipe.outlines == "pixel_centers" or (recipe.outlines == "auto" and are_centered and is_whole):
             rings = [edge for ring in rings for edge in from_pixel_centers(ring)]
         num_pixels = int(rasterize(rings, shape=size).inside.sum())
         if num_pixels == 0:
@@ -186,11 +187,12 @@ def _usable_outlines(
         if num_pixels > MAX_NUCLEUS_SHARE * size[0] * size[1]:
             notes.append(Note(_TOO_LARGE, nucleus.name))
         kept.append(LabeledOutline(rings, nucleus.label or NUCLEUS))
-    if nuclei and recipe.outlines == "exact" and num_centered > PIXEL_CENTER_SHARE * len(nuclei):
+    if are_centered and recipe.outlines != "pixel_centers":
+        does = "restored" if recipe.outlines == "auto" else "left out with --outlines exact"
         notes.append(
             Note(
-                "the outlines run through pixel centers, as cv2.findContours writes them, and lose half a pixel on "
-                "every side; --outlines pixel_centers restores it",
+                "the outlines run through pixel centers, as cv2.findContours writes them: the half pixel that they "
+                f"lose on every side is {does}",
                 source,
             )
         )

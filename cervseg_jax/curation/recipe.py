@@ -20,7 +20,7 @@ class Recipe(NamedTuple):
     """Kind of annotations to take where the source has several; None: the first that `collect` finds."""
     labels: tuple[str, ...] = ()
     """Classes of nuclei to keep, with the classes derived from them; empty keeps all."""
-    outlines: Outlines = "exact"
+    outlines: Outlines = "auto"
     crowd: Crowd = "drop"
     mask_rule: MaskRule = "half_range"
     bit_depth: BitDepth = "auto"

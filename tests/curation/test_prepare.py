@@ -690,6 +690,34 @@ def test_the_overview_shows_the_dataset_without_a_network(drawn, tmp_path):
     assert "http" not in text
 
 
+def test_outlines_through_pixel_centers_are_told_and_restored(tmp_path):
+    """Most of one file's outlines come from `cv2.findContours`, those of the other were drawn by hand."""
+    truth = np.zeros((2, 64, 64), np.uint8)
+    cv2.circle(truth[0], (20, 20), 9, 1, -1)
+    cv2.ellipse(truth[0], (44, 40), (12, 7), 30, 0, 360, 1, -1)
+    drawn = np.array([[5.2, 45.2], [20.2, 45.2], [20.2, 60.2], [5.2, 60.2]])
+    contours, _ = cv2.findContours(truth[0], cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    truth[:, 45:60, 5:20] = 1  # pixels whose centers are inside
+    (tmp_path / "source").mkdir()
+    for name, rings in (("traced", [*(contour[:, 0] for contour in contours), drawn]), ("by_hand", [drawn])):
+        cv2.imwrite(str(tmp_path / "source" / f"{name}.png"), np.full((64, 64, 3), 200, np.uint8))
+        shapes = [{"label": "nucleus", "shape_type": "polygon", "points": ring.tolist()} for ring in rings]
+        document = {"shapes": shapes, "imagePath": f"{name}.png", "imageHeight": 64, "imageWidth": 64}
+        (tmp_path / "source" / f"{name}.json").write_text(json.dumps(document))
+    for outlines in ("auto", "exact"):
+        recipe = Recipe(outlines=outlines, valid=0.0, test=0.0, keep_near_duplicates_together=False)
+        notes = make(tmp_path / "source", tmp_path / outlines, recipe).notes
+        assert len([note for note in notes if "half pixel" in note]) == 1
+    masks = {
+        name: cv2.imread(str(tmp_path / name / "train" / "masks" / "traced.png"), cv2.IMREAD_UNCHANGED) > 0
+        for name in ("auto", "exact")
+    }
+    np.testing.assert_array_equal(masks["auto"], truth[0] > 0)
+    assert masks["exact"].sum() < 0.95 * truth[0].sum()
+    by_hand = cv2.imread(str(tmp_path / "auto" / "train" / "masks" / "by_hand.png"), cv2.IMREAD_UNCHANGED) > 0
+    np.testing.assert_array_equal(by_hand, truth[1] > 0)
+
+
 def test_commands(drawn, tmp_path):
     from tests.helpers import refused, run
 
