@@ -33,7 +33,7 @@ from cervseg_jax.extents import Extent, covered_layers
 from cervseg_jax.files import make_folder, sha256_of, write_labels, write_png, write_text
 
 PIXEL_CENTER_SHARE = 0.5
-"""Share of outlines through pixel centers from which on a file is remarked on."""
+"""Share of outlines through pixel centers above which all whole-numbered ones of a file are taken for such."""
 MAX_NUCLEUS_SHARE = 0.5
 """Share of the image above which a nucleus is remarked on."""
 _TOO_LARGE = "a nucleus that covers more than half of its image: is it a region, or the background?"
