@@ -172,7 +172,7 @@ def assign_splits(scanned: Sequence[ScannedImage], recipe: Recipe) -> dict[str, 
         splits |= split_groups(
             rest,
             valid=0.0 if recipe.folds else recipe.valid,
-            test=0.0 if given_test else recipe.test,
+            test=0.0 if given_test and recipe.test < 1.0 else recipe.test,
             seed=recipe.seed,
         )
         folds = dict.fromkeys(names, -1)

@@ -28,7 +28,7 @@ class Recipe(NamedTuple):
     valid: float = 0.15
     """Share of the groups for validation."""
     test: float = 0.15
-    """Share of the groups for testing, if the authors of the dataset define no test split; 1: all."""
+    """Share of the groups for testing, if the authors of the dataset define no test split; 1: all, in any case."""
     seed: int = 0
     group_pattern: str | None = None
     groups_csv: Path | None = None

@@ -382,6 +382,8 @@ def test_cnseg_folders_by_name(drawn, tmp_path):
     assert {row["stem"] for row in rows if row["split"] == "test"} == set(names[6:])  # the makers' test part
     twins = {row["split"] for row in rows if row["stem"] in (f"difficult_{names[4]}", f"normal_{names[5]}", names[5])}
     assert len(twins) == 1  # the same picture under two names stays in one part
+    make(tmp_path / "CNSeg", tmp_path / "all", Recipe(valid=0.3, test=1.0))
+    assert {row["split"] for row in manifest_of(tmp_path / "all")} == {"test"}
 
 
 def test_patchseg_masks_have_no_instances(tmp_path):
