@@ -214,9 +214,12 @@ def follows_pixel_centers(rings: Rings) -> bool:
     steps = np.concatenate([np.abs(np.roll(ring, -1, axis=0) - ring) for ring in rings])
     is_diagonal = (steps[:, 0] == steps[:, 1]) & (steps[:, 0] > 0)
     is_straight = (steps == 0).any(axis=1)
-    return bool((steps == np.rint(steps)).all() and (is_diagonal | is_straight).all() and is_diagonal.any()) and all(
-        (ring == np.rint(ring)).all() for ring in rings
-    )
+    return has_whole_numbers(rings) and bool((is_diagonal | is_straight).all() and is_diagonal.any())
+
+
+def has_whole_numbers(rings: Rings) -> bool:
+    """Whether all coordinates of an outline are whole numbers."""
+    return all((ring == np.rint(ring)).all() for ring in rings)
 
 
 def join_parts(rings: Rings) -> Rings:

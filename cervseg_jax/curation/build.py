@@ -15,6 +15,7 @@ from cervseg_jax.annotations.outlines import (
     enclosed_area,
     follows_pixel_centers,
     from_pixel_centers,
+    has_whole_numbers,
     rasterize,
 )
 from cervseg_jax.curation.collect import SourceImage
@@ -177,8 +178,8 @@ def _usable_outlines(
             notes.append(Note("lies outside the image and is left out", nucleus.name))
             continue
         # Fractions are of outlines that were added by hand.
-        is_whole = all((ring == np.rint(ring)).all() for ring in rings)
-        if recipe.outlines == "pixel_centers" or (recipe.outlines == "auto" and are_centered and is_whole):
+        is_traced = recipe.outlines == "auto" and are_centered and has_whole_numbers(rings)
+        if recipe.outlines == "pixel_centers" or is_traced:
             rings = [edge for ring in rings for edge in from_pixel_centers(ring)]
         num_pixels = int(rasterize(rings, shape=size).inside.sum())
         if num_pixels == 0:

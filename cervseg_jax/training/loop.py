@@ -173,7 +173,7 @@ def _open_initial(experiment: Experiment, scale: Scale | None, best: Path, *, is
     config = experiment.config
     source, share, heads = config.train.init_from, config.train.init_share, config.model.heads
     needs_weights = bool(share) or not is_resumed
-    if source is None:
+    if source is None or not (needs_weights or is_primary()):  # tuned files are stored by process 0 alone
         return InitialWeights(experiment, None, {})
     try:
         with local_copy(source) as run:
